@@ -1,0 +1,10 @@
+//! A sharded, replicated, durable key-value server.
+//!
+//! The path of a write, in one direction: [`api`] decodes and limits; [`router`] finds the shard and the leader;
+//! [`group`] batches proposals into Raft entries; [`log`] makes them durable; [`state_machine`] decides what they
+//! do; [`state`] keeps it. [`transport`] carries frames between nodes, [`meta`] knows who they are.
+//!
+//! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
+
+pub mod group;
+pub mod router;

@@ -1,0 +1,3 @@
+//! The kvnode process.
+
+fn main() {}
