@@ -1,3 +1,7 @@
 //! A replica of a Raft group: its types, its proposals, its reads, its life.
 
+pub mod batch;
+pub mod log_time;
+pub mod proposer;
+pub mod read_gate;
 pub mod type_config;

@@ -1,0 +1,269 @@
+//! Turns the writes of a group into Raft entries, and answers who waits for them.
+//!
+//! A write is admitted (bounded in bytes, from here to its answer), queued, taken with everything else that queued
+//! up meanwhile, and handed to openraft as one entry. There is no timer: while entries are in flight, writes
+//! collect. Answers come back in openraft's apply loop, through the callback that went in with the entry.
+//!
+//! What it does not do: retry. A refusal says whether the write surely did not happen.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use kv_proto::{disk::v1::Operation, peer::v1::{Outcome, Refusal, ReplyContext, outcome}};
+use kv_topology::{NodeId, ShardId};
+use openraft::{Raft, errors::ClientWriteError, raft::ClientWriteResult, storage::RaftStateMachine};
+use openraft_rt::AsyncRuntime;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    batch::{self, Pending, Queue},
+    log_time::LogTime,
+    type_config::{Applied, Callback, Proposal, TypeConfig},
+};
+use crate::refusal;
+
+/// Bytes of writes of one group that may wait or be in flight.
+pub const ADMITTED_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// What an admitted write counts at least, bytes: its bookkeeping. Bounds their number to 65,536 a group.
+const ADMITTED_BYTES_MIN: usize = 512;
+/// Entries of one group between proposal and answer. Few, so that writes collect into full entries under load.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
+/// Advice to a refused caller, ms.
+const RETRY_AFTER_MS: u32 = 50;
+
+/// Where log time goes on from, in a new term.
+pub trait LogTimeSource: Send + Sync + 'static {
+    /// The log time that the group's state has reached, ms.
+    fn log_time_ms(&self) -> u64;
+}
+
+/// How a caller is answered; its share of the admitted bytes is free again afterwards.
+struct Reply {
+    answer: oneshot::Sender<Result<Vec<Outcome>, Refusal>>,
+    _admitted: OwnedSemaphorePermit,
+}
+
+impl Reply {
+    fn send(self, result: Result<Vec<Outcome>, Refusal>) {
+        // The caller may have gone away: nobody is left to tell.
+        self.answer.send(result).ok();
+    }
+}
+
+/// The handle: clone it freely.
+#[derive(Clone)]
+pub struct Proposer {
+    shard: ShardId,
+    queue: mpsc::UnboundedSender<Pending<Reply>>,
+    admission: Arc<Semaphore>,
+}
+
+impl Proposer {
+    /// The handle and the task that drives it; the task ends when all handles are gone.
+    pub fn new<RT, SM>(
+        shard: ShardId,
+        raft: Raft<TypeConfig<RT>, SM>,
+        log_time: Arc<dyn LogTimeSource>,
+    ) -> (Self, impl Future<Output = ()> + Send + 'static)
+    where
+        RT: AsyncRuntime,
+        SM: RaftStateMachine<TypeConfig<RT>>,
+    {
+        // Unbounded: the admission bounds what can be in it.
+        let (queue, incoming) = mpsc::unbounded_channel();
+        let admission = Arc::new(Semaphore::new(ADMITTED_BYTES_MAX));
+        let task = Task {
+            shard,
+            raft,
+            incoming,
+            log_time,
+            clock: None,
+            in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+        };
+        (Self { shard, queue, admission }, task.run())
+    }
+
+    /// Proposes operations; one outcome for each, in order. They are atomic only within each entry.
+    ///
+    /// # Errors
+    /// `NOT_APPLIED_…` and `RESOURCE_EXHAUSTED`: nothing happened. `OUTCOME_UNKNOWN`: some may have.
+    pub async fn propose(&self, operations: Vec<Operation>, deadline: Instant) -> Result<Vec<Outcome>, Refusal> {
+        let mut answers = VecDeque::new();
+        for run in batch::cut(operations) {
+            match self.enqueue(run, deadline) {
+                Ok(answer) => answers.push_back(answer),
+                // What was queued before goes on; its outcome is not reported, so it is unknown.
+                Err(refused) if answers.is_empty() => return Err(refused),
+                Err(refused) => return Err(refusal::outcome_unknown(refused.message)),
+            }
+        }
+        let mut outcomes = Vec::new();
+        let mut some_applied = false;
+        for answer in answers {
+            match self.answer(answer, deadline).await {
+                Ok(mut applied) => outcomes.append(&mut applied),
+                Err(refused) if some_applied => return Err(refusal::outcome_unknown(refused.message)),
+                Err(refused) => return Err(refused),
+            }
+            some_applied = true;
+        }
+        Ok(outcomes)
+    }
+
+    /// Bytes of writes that wait or are in flight.
+    pub fn admitted_bytes(&self) -> usize {
+        ADMITTED_BYTES_MAX - self.admission.available_permits()
+    }
+
+    fn enqueue(
+        &self,
+        operations: Vec<Operation>,
+        deadline: Instant,
+    ) -> Result<oneshot::Receiver<Result<Vec<Outcome>, Refusal>>, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let size: usize = operations.iter().map(prost::Message::encoded_len).sum();
+        let permits = u32::try_from(size.max(ADMITTED_BYTES_MIN)).unwrap_or(u32::MAX);
+        let admitted = Arc::clone(&self.admission).try_acquire_many_owned(permits).map_err(|_| {
+            let message = format!("shard {} has {ADMITTED_BYTES_MAX} B of writes waiting", self.shard);
+            refusal::exhausted(refusal::PROPOSAL_QUEUE_FULL, message, RETRY_AFTER_MS)
+        })?;
+        let pending = Pending::new(operations, deadline, Reply { answer, _admitted: admitted });
+        match self.queue.send(pending) {
+            Ok(()) => Ok(answered),
+            Err(_) => Err(refusal::not_applied(refusal::STOPPING, "the replica has stopped")),
+        }
+    }
+
+    async fn answer(
+        &self,
+        answer: oneshot::Receiver<Result<Vec<Outcome>, Refusal>>,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, Refusal> {
+        match timeout_at(deadline, answer).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(refusal::outcome_unknown("the replica stopped while the write was in flight")),
+            Err(_) => Err(refusal::outcome_unknown(format!(
+                "shard {} did not commit the write before the deadline",
+                self.shard
+            ))),
+        }
+    }
+}
+
+struct Task<RT, SM>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    shard: ShardId,
+    raft: Raft<TypeConfig<RT>, SM>,
+    incoming: mpsc::UnboundedReceiver<Pending<Reply>>,
+    log_time: Arc<dyn LogTimeSource>,
+    clock: Option<LogTime>,
+    in_flight: Arc<Semaphore>,
+}
+
+impl<RT, SM> Task<RT, SM>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    async fn run(mut self) {
+        let mut queue = Queue::default();
+        while let Some(first) = self.incoming.recv().await {
+            queue.push(first);
+            while !queue.is_empty() {
+                let Ok(slot) = Arc::clone(&self.in_flight).acquire_owned().await else { return };
+                while let Ok(next) = self.incoming.try_recv() {
+                    queue.push(next);
+                }
+                self.propose(&mut queue, slot).await;
+            }
+        }
+    }
+
+    /// Proposes one entry of what waits.
+    async fn propose(&mut self, queue: &mut Queue<Reply>, slot: OwnedSemaphorePermit) {
+        let now = Instant::now();
+        let expired = |reply: Reply| {
+            let message = "the deadline passed while the write waited to be proposed";
+            reply.send(Err(refusal::not_applied(refusal::EXPIRED, message)));
+        };
+        let Some(batch) = queue.take(now, expired) else { return };
+        let stamp = self.stamp(now);
+        let (encoded, callers) = batch.into_proposal(stamp);
+        let shard = self.shard;
+        let answer = Callback::new(move |result| {
+            drop(slot);
+            answer_callers::<TypeConfig<RT>>(shard, result, callers);
+        });
+        if let Err(fatal) = self.raft.client_write_ff(Proposal(encoded), Some(answer)).await {
+            tracing::warn!(shard = self.shard.get(), %fatal, "a proposal met a stopped replica");
+        }
+    }
+
+    fn stamp(&mut self, now: Instant) -> u64 {
+        use openraft_rt::watch::WatchReceiver;
+        let term = self.raft.server_metrics().borrow_watched().vote.leader_id.term;
+        let log_time = &self.log_time;
+        let clock = self.clock.take().filter(|clock| clock.term() == term);
+        self.clock.insert(clock.unwrap_or_else(|| LogTime::start(term, log_time.log_time_ms(), now))).at(now)
+    }
+}
+
+/// Gives each caller its share of the outcomes.
+fn answer_callers<C>(shard: ShardId, result: ClientWriteResult<C>, callers: Vec<(usize, Reply)>)
+where
+    C: openraft::RaftTypeConfig<R = Applied, Node = super::type_config::Member, LeaderId = LeaderId, NodeId = u64>,
+{
+    match result {
+        Ok(response) => {
+            let term = response.log_id.leader_id.term;
+            let mut outcomes = response.data.0.into_iter().map(|outcome| in_term(outcome, term));
+            for (count, reply) in callers {
+                let own: Vec<Outcome> = outcomes.by_ref().take(count).collect();
+                if own.len() == count {
+                    reply.send(Ok(own));
+                } else {
+                    reply.send(Err(refusal::internal("the state machine returned too few outcomes")));
+                }
+            }
+        }
+        Err(error) => {
+            let refused = refusal_of(shard, &error);
+            for (_, reply) in callers {
+                reply.send(Err(refused.clone()));
+            }
+        }
+    }
+}
+
+type LeaderId = openraft::impls::leader_id_adv::LeaderId<u64, u64>;
+
+fn in_term(mut outcome: Outcome, term: u64) -> Outcome {
+    outcome.context.get_or_insert_with(ReplyContext::default).term = term;
+    if outcome.result.is_none() {
+        outcome.result = Some(outcome::Result::Refusal(refusal::internal("an operation without an outcome")));
+    }
+    outcome
+}
+
+/// What an error of openraft means for the writes in the entry.
+fn refusal_of<C>(shard: ShardId, error: &ClientWriteError<C>) -> Refusal
+where
+    C: openraft::RaftTypeConfig<Node = super::type_config::Member>,
+{
+    match error {
+        ClientWriteError::ForwardToLeader(forward) => {
+            refusal::not_leader(shard, forward.leader_node.map(|member| NodeId(member.node)))
+        }
+        ClientWriteError::LogEntryDiscarded(_) => {
+            refusal::outcome_unknown("the leader changed while the write was in flight")
+        }
+        ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_) => {
+            refusal::internal(format!("unexpected answer to a write: {error}"))
+        }
+    }
+}
