@@ -28,6 +28,10 @@ pub const TOO_STALE: &str = "NOT_APPLIED_TOO_STALE";
 pub const PROPOSAL_QUEUE_FULL: &str = "PROPOSAL_QUEUE_FULL";
 /// The queue of waiting reads of the shard is full.
 pub const READ_QUEUE_FULL: &str = "READ_QUEUE_FULL";
+/// The group's membership is no longer the one that the change was made for, or another change is under way.
+pub const MEMBERSHIP_CHANGED: &str = "NOT_APPLIED_MEMBERSHIP_CHANGED";
+/// A leadership cannot be transferred to a replica that lags or is no voter.
+pub const TARGET_NOT_READY: &str = "NOT_APPLIED_TARGET_NOT_READY";
 /// Bytes on this node's disk are damaged; the replica is quarantined.
 pub const REPLICA_QUARANTINED: &str = "REPLICA_QUARANTINED";
 /// A bug or a failure that names no better reason.

@@ -4,7 +4,13 @@
 //! [`disk`] on disk. Byte fields are [`bytes::Bytes`], so that decoding a buffer does not copy values.
 
 // Their documentation is in the protos.
-#![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated code")]
+#![allow(
+    missing_docs,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    unused_qualifications,
+    reason = "generated code"
+)]
 
 /// `kv.v1` and `KvText`: the client API.
 pub mod kv {

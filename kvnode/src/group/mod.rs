@@ -2,6 +2,8 @@
 
 pub mod batch;
 pub mod log_time;
+//pub mod membership;
 pub mod proposer;
 pub mod read_gate;
+pub mod replica;
 pub mod type_config;

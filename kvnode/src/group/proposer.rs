@@ -8,7 +8,10 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
-use kv_proto::{disk::v1::Operation, peer::v1::{Outcome, Refusal, ReplyContext, outcome}};
+use kv_proto::{
+    disk::v1::Operation,
+    peer::v1::{Outcome, Refusal, ReplyContext, outcome},
+};
 use kv_topology::{NodeId, ShardId};
 use openraft::{Raft, errors::ClientWriteError, raft::ClientWriteResult, storage::RaftStateMachine};
 use openraft_rt::AsyncRuntime;
@@ -89,7 +92,11 @@ impl Proposer {
     ///
     /// # Errors
     /// `NOT_APPLIED_…` and `RESOURCE_EXHAUSTED`: nothing happened. `OUTCOME_UNKNOWN`: some may have.
-    pub async fn propose(&self, operations: Vec<Operation>, deadline: Instant) -> Result<Vec<Outcome>, Refusal> {
+    pub async fn propose(
+        &self,
+        operations: Vec<Operation>,
+        deadline: Instant,
+    ) -> Result<Vec<Outcome>, Refusal> {
         let mut answers = VecDeque::new();
         for run in batch::cut(operations) {
             match self.enqueue(run, deadline) {
@@ -216,7 +223,12 @@ where
 /// Gives each caller its share of the outcomes.
 fn answer_callers<C>(shard: ShardId, result: ClientWriteResult<C>, callers: Vec<(usize, Reply)>)
 where
-    C: openraft::RaftTypeConfig<R = Applied, Node = super::type_config::Member, LeaderId = LeaderId, NodeId = u64>,
+    C: openraft::RaftTypeConfig<
+            R = Applied,
+            Node = super::type_config::Member,
+            LeaderId = LeaderId,
+            NodeId = u64,
+        >,
 {
     match result {
         Ok(response) => {

@@ -168,7 +168,11 @@ where
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => {
                 let read = linearizer.read_log_id();
-                Ok(ReadPoint { index: read.index(), term: read.committed_leader_id().term, leader_here: true })
+                Ok(ReadPoint {
+                    index: read.index(),
+                    term: read.committed_leader_id().term,
+                    leader_here: true,
+                })
             }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
                 let Some(leader) = forward.leader_node.map(|member| NodeId(member.node)) else {

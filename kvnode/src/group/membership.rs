@@ -1,0 +1,171 @@
+//! Changes of a group's membership, as the meta leader's controller asks for them.
+//!
+//! Raft membership is the truth. Every step is idempotent and carries what it expects to find, so that the controller
+//! may die between any two of them and another one goes on. Who may ask for what is not decided here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kv_proto::{
+    disk::v1 as disk,
+    peer::v1::{GroupDescription, Progress, Refusal},
+};
+use kv_topology::{ReplicaId, ShardId};
+use openraft::{
+    ChangeMembers, Raft,
+    errors::{ClientWriteError, InitializeError, RaftError},
+    raft::Precondition,
+    storage::RaftStateMachine,
+};
+use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
+
+use super::{
+    read_gate::leader_of,
+    type_config::{Member, TypeConfig},
+};
+use crate::{
+    log::codec::{log_id_from_disk, log_id_to_disk, membership_to_disk},
+    refusal,
+};
+
+/// How far a transfer target may lag behind the leader's log, entries.
+pub const TRANSFER_LAG_ENTRIES_MAX: u64 = 1_000;
+
+/// The group's membership as one replica sees and changes it.
+pub struct Membership<'a, RT, SM>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    /// The shard, for messages.
+    pub shard: ShardId,
+    /// The replica's Raft.
+    pub raft: &'a Raft<TypeConfig<RT>, SM>,
+}
+
+impl<RT, SM> Membership<'_, RT, SM>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    /// Forms the group of these voters. Done already is done.
+    ///
+    /// # Errors
+    /// The replica has stopped, or the members are malformed.
+    pub async fn initialize(&self, members: &[disk::Member]) -> Result<(), Refusal> {
+        let voters: BTreeMap<u64, Member> =
+            members.iter().map(|member| (member.replica_id, Member { node: member.node_id })).collect();
+        match self.raft.initialize(voters).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(RaftError::APIError(error @ InitializeError::NotInMembers(_))) => {
+                Err(refusal::internal(format!("shard {} cannot be initialized: {error}", self.shard)))
+            }
+            Err(RaftError::Fatal(_)) => Err(stopped()),
+        }
+    }
+
+    /// Adds a learner, unless the membership names it already. Returns without waiting for it to catch up.
+    ///
+    /// # Errors
+    /// Not the leader, or another change is under way.
+    pub async fn add_learner(&self, member: disk::Member) -> Result<(), Refusal> {
+        let known = {
+            let metrics = self.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            metrics.membership_config.membership().get_node(&member.replica_id).is_some()
+        };
+        if known && self.raft.is_leader() {
+            return Ok(());
+        }
+        let node = Member { node: member.node_id };
+        self.written(self.raft.add_learner(member.replica_id, node, false).await.map(drop))
+    }
+
+    /// Makes exactly these replicas the voters; also finishes a joint configuration that was left behind.
+    ///
+    /// # Errors
+    /// Not the leader, another change is under way, or the membership is no longer the expected one.
+    pub async fn change_voters(
+        &self,
+        voters: BTreeSet<u64>,
+        expected: Option<&disk::LogId>,
+    ) -> Result<(), Refusal> {
+        let precondition =
+            Precondition::LastMembershipLogId { last_membership_log_id: expected.map(log_id_from_disk) };
+        let change = ChangeMembers::ReplaceAllVoters(voters);
+        self.written(self.raft.change_membership_if(change, true, [precondition]).await.map(drop))
+    }
+
+    /// Hands the leadership to `target`, after checking that it is a voter that has caught up.
+    ///
+    /// # Errors
+    /// Not the leader, or the target cannot take over now.
+    pub async fn transfer_leader(&self, target: ReplicaId) -> Result<(), Refusal> {
+        self.check_target(target)?;
+        self.raft.trigger().transfer_leader(target.get()).await.map_err(|_| stopped())
+    }
+
+    /// What the leader knows of the group.
+    ///
+    /// # Errors
+    /// Not the leader.
+    pub fn describe(&self) -> Result<GroupDescription, Refusal> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let Some(replication) = metrics.replication.as_ref().filter(|_| self.raft.is_leader()) else {
+            return Err(refusal::not_leader(self.shard, leader_of(self.raft)));
+        };
+        let stored = &metrics.membership_config;
+        let progress = replication.iter().map(|(replica, matching)| Progress {
+            replica_id: *replica,
+            matching_index: matching.as_ref().map_or(0, |id| id.index),
+        });
+        Ok(GroupDescription {
+            membership: Some(disk::StoredMembership {
+                log_id: stored.log_id().as_ref().map(log_id_to_disk),
+                membership: Some(membership_to_disk(stored.membership())),
+            }),
+            term: metrics.current_term,
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            progress: progress.collect(),
+            leader_replica_id: metrics.id,
+        })
+    }
+
+    fn check_target(&self, target: ReplicaId) -> Result<(), Refusal> {
+        let group = self.describe()?;
+        let metrics = self.raft.metrics();
+        let voter = metrics.borrow_watched().membership_config.voter_ids().any(|id| id == target.get());
+        let lag = group.progress.iter().find(|progress| progress.replica_id == target.get()).map(|progress| {
+            group.last_log_index.saturating_sub(progress.matching_index)
+        });
+        match lag {
+            Some(lag) if voter && lag <= TRANSFER_LAG_ENTRIES_MAX => Ok(()),
+            Some(lag) if voter => Err(unfit(format!("replica {target} lags {lag} entries behind"))),
+            Some(_) | None => Err(unfit(format!("replica {target} is no voter of shard {}", self.shard))),
+        }
+    }
+
+    fn written(&self, result: Result<(), RaftError<TypeConfig<RT>, ClientWriteError<TypeConfig<RT>>>>) -> Result<(), Refusal> {
+        match result {
+            Ok(()) => Ok(()),
+            Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                Err(refusal::not_leader(self.shard, leader_of(self.raft)))
+            }
+            Err(RaftError::APIError(error @ ClientWriteError::LogEntryDiscarded(_))) => {
+                Err(refusal::outcome_unknown(error.to_string()))
+            }
+            Err(RaftError::APIError(
+                error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+            )) => Err(refusal::not_applied(refusal::MEMBERSHIP_CHANGED, error.to_string())),
+            Err(RaftError::Fatal(_)) => Err(stopped()),
+        }
+    }
+}
+
+fn unfit(message: String) -> Refusal {
+    refusal::not_applied(refusal::TARGET_NOT_READY, message)
+}
+
+fn stopped() -> Refusal {
+    refusal::not_applied(refusal::STOPPING, "the replica has stopped")
+}
