@@ -7,5 +7,6 @@
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
 pub mod group;
+pub mod log;
 pub mod refusal;
 pub mod router;

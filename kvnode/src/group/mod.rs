@@ -2,8 +2,10 @@
 
 pub mod batch;
 pub mod log_time;
-//pub mod membership;
+pub mod membership;
 pub mod proposer;
+pub mod raft_control;
 pub mod read_gate;
 pub mod replica;
+pub mod settings;
 pub mod type_config;

@@ -1,0 +1,77 @@
+//! How our groups are configured: openraft's settings, each with its reason.
+
+use std::time::Duration;
+
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+/// Most entries in one AppendEntries request; the log reader bounds its bytes.
+const PAYLOAD_ENTRIES_MAX: u64 = 1_024;
+/// Phases of silence and of heartbeats of a leader without a quorum: longer than its lease and an election.
+const QUORUM_LOSS_PROBE: Duration = Duration::from_secs(2);
+/// Time for a whole snapshot to be sent and installed; the transport bounds its idle time much lower.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Timing of Raft. Equal on all nodes of a cluster.
+#[derive(Clone, Copy, Debug)]
+pub struct Timing {
+    /// Between two heartbeats of a leader.
+    pub heartbeat: Duration,
+    /// The shortest silence after which a follower campaigns.
+    pub election_min: Duration,
+    /// The longest one.
+    pub election_max: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            heartbeat: Duration::from_millis(150),
+            election_min: Duration::from_millis(500),
+            election_max: Duration::from_millis(900),
+        }
+    }
+}
+
+/// The configuration of every group of a node.
+///
+/// # Errors
+/// When the timing contradicts itself.
+pub fn raft_config(timing: Timing) -> Result<Config, ConfigError> {
+    let probe = QUORUM_LOSS_PROBE.max(timing.election_max * 3);
+    let config = Config {
+        cluster_name: "kvcluster".to_owned(),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+        send_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+        max_payload_entries: PAYLOAD_ENTRIES_MAX,
+        // Ours: by bytes of log, in `compaction`.
+        snapshot_policy: SnapshotPolicy::Never,
+        // It counts entries; what the log keeps is decided in bytes, by what a snapshot reports.
+        max_in_snapshot_log_to_keep: 0,
+        quorum_loss_probe_interval: Some(ms(probe)),
+        // A node that comes back does not disturb a healthy leader.
+        enable_pre_vote: Some(true),
+        // A restarted leader would lead on without asking anybody.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    };
+    config.validate()
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_timing_is_valid() {
+        let config = raft_config(Timing::default()).unwrap();
+        assert_eq!(config.heartbeat_interval, 150);
+        assert_eq!(config.enable_pre_vote, Some(true));
+    }
+}
