@@ -8,5 +8,6 @@
 
 pub mod group;
 pub mod log;
+pub mod node;
 pub mod refusal;
 pub mod router;

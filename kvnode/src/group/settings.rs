@@ -44,7 +44,6 @@ pub fn raft_config(timing: Timing) -> Result<Config, ConfigError> {
         election_timeout_min: ms(timing.election_min),
         election_timeout_max: ms(timing.election_max),
         install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
-        send_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
         max_payload_entries: PAYLOAD_ENTRIES_MAX,
         // Ours: by bytes of log, in `compaction`.
         snapshot_policy: SnapshotPolicy::Never,

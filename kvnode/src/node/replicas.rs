@@ -1,0 +1,47 @@
+//! The replicas that run on this node.
+
+use std::{
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+};
+
+use kv_topology::{GroupId, ReplicaId, ShardId};
+
+use crate::{group::replica::Replica, router::Replicas};
+
+/// Running replicas by shard. A shard has at most one on a node, but for the moment between the loss of one and its
+/// replacement: the newer one is found.
+#[derive(Default)]
+pub struct LocalReplicas {
+    running: RwLock<BTreeMap<ShardId, Replica>>,
+}
+
+impl LocalReplicas {
+    /// Makes a started replica known.
+    pub fn insert(&self, replica: Replica) {
+        self.running.write().unwrap_or_else(PoisonError::into_inner).insert(replica.shard, replica);
+    }
+
+    /// Forgets a replica; it must be stopped by the caller.
+    pub fn remove(&self, replica: ReplicaId) -> Option<Replica> {
+        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
+        let shard = running.values().find(|running| running.id == replica)?.shard;
+        running.remove(&shard)
+    }
+
+    /// The replica of a group.
+    pub fn of_group(&self, group: GroupId) -> Option<Replica> {
+        self.all().into_iter().find(|replica| replica.group == group)
+    }
+
+    /// All of them, by shard.
+    pub fn all(&self) -> Vec<Replica> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+}
+
+impl Replicas for LocalReplicas {
+    fn replica(&self, shard: ShardId) -> Option<Replica> {
+        self.running.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+    }
+}

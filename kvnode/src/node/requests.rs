@@ -1,0 +1,130 @@
+//! What other nodes ask of this one: read indexes, forwarded writes and reads, and the controller's steps.
+//!
+//! Nothing is forwarded a second time: a node that was asked wrongly says who leads, and the asker decides.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::future::BoxFuture;
+use kv_proto::peer::v1::{
+    ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse, ReadRequest, Refusal,
+    WriteRequest, WriteResponse, control_request::Request, control_response::Response, frame::Body,
+};
+use kv_topology::{GroupId, ReplicaId, ShardId};
+use tokio::time::Instant;
+
+use super::replicas::LocalReplicas;
+use crate::{
+    group::replica::Replica,
+    refusal,
+    router::{Maps, Replicas},
+};
+
+/// Time for a step of the controller: longer than an election.
+const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Starts replicas that the meta group committed.
+pub trait Hosting: Send + Sync + 'static {
+    /// Writes the replica's descriptor durably and starts it. Done already is done.
+    fn create(&self, replica: CreateReplica) -> BoxFuture<'static, Result<(), Refusal>>;
+}
+
+/// Answers requests of other nodes.
+pub struct Requests {
+    replicas: Arc<LocalReplicas>,
+    hosting: Arc<dyn Hosting>,
+    maps: Arc<dyn Maps>,
+}
+
+impl Requests {
+    /// Answers for these replicas.
+    pub fn new(replicas: Arc<LocalReplicas>, hosting: Arc<dyn Hosting>, maps: Arc<dyn Maps>) -> Self {
+        Self { replicas, hosting, maps }
+    }
+
+    /// Answers one request. Raft frames and snapshots never come here.
+    pub async fn answer(&self, body: Body) -> Body {
+        let answered = match body {
+            Body::ReadIndexRequest(request) => self.read_index(ShardId(request.shard_id)).await,
+            Body::WriteRequest(request) => self.write(request).await,
+            Body::ReadRequest(request) => self.read(request).await,
+            Body::ControlRequest(request) => self.control(request).await,
+            _ => Err(refusal::internal("a frame that is no request")),
+        };
+        answered.unwrap_or_else(Body::Refusal)
+    }
+
+    async fn read_index(&self, shard: ShardId) -> Result<Body, Refusal> {
+        let point = self.replica(shard)?.gate.index(Instant::now() + CONTROL_TIMEOUT).await?;
+        Ok(Body::ReadIndexResponse(ReadIndexResponse { index: point.index, term: point.term }))
+    }
+
+    async fn write(&self, request: WriteRequest) -> Result<Body, Refusal> {
+        let replica = self.replica(ShardId(request.shard_id))?;
+        let outcomes = replica.write(request.operations, deadline(request.deadline_ms)).await?;
+        Ok(Body::WriteResponse(WriteResponse { outcomes }))
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<Body, Refusal> {
+        let replica = self.replica(ShardId(request.shard_id))?;
+        let response = replica.read(&request, deadline(request.deadline_ms)).await?;
+        Ok(Body::ReadResponse(response))
+    }
+
+    /// Carries out a step of the meta leader's controller; also called directly by a controller on this node.
+    ///
+    /// # Errors
+    /// What kept the step from being taken.
+    pub async fn control(&self, request: ControlRequest) -> Result<Body, Refusal> {
+        let Some(request) = request.request else { return Err(refusal::internal("an empty control request")) };
+        let response = match request {
+            Request::CreateReplica(create) => done(self.hosting.create(create).await?),
+            Request::InitializeGroup(group) => done(self.initialize(group).await?),
+            Request::AddLearner(add) => {
+                let member = add.member.unwrap_or_default();
+                done(self.of_group(add.group_id)?.control.add_learner(member).await?)
+            }
+            Request::ChangeVoters(change) => {
+                let voters: BTreeSet<u64> = change.voter_replica_ids.into_iter().collect();
+                let control = self.of_group(change.group_id)?.control;
+                done(control.change_voters(voters, change.expected_membership).await?)
+            }
+            Request::TransferLeader(transfer) => {
+                let control = self.of_group(transfer.group_id)?.control;
+                done(control.transfer_leader(ReplicaId(transfer.to_replica)).await?)
+            }
+            Request::DescribeGroup(group) => {
+                Response::Group(self.of_group(group.group_id)?.control.describe()?)
+            }
+            Request::FetchMap(fetch) => {
+                let meta = self.maps.meta();
+                if meta.epoch > fetch.newer_than_epoch { Response::Map((*meta).clone()) } else { done(()) }
+            }
+        };
+        Ok(Body::ControlResponse(ControlResponse { response: Some(response) }))
+    }
+
+    async fn initialize(&self, group: InitializeGroup) -> Result<(), Refusal> {
+        self.of_group(group.group_id)?.control.initialize(group.members).await
+    }
+
+    fn replica(&self, shard: ShardId) -> Result<Replica, Refusal> {
+        self.replicas.replica(shard).ok_or_else(|| no_replica(&format!("shard {shard}")))
+    }
+
+    fn of_group(&self, group: u64) -> Result<Replica, Refusal> {
+        let group = GroupId(group);
+        self.replicas.of_group(group).ok_or_else(|| no_replica(&format!("group {group}")))
+    }
+}
+
+fn done((): ()) -> Response {
+    Response::Done(Done {})
+}
+
+fn no_replica(of: &str) -> Refusal {
+    refusal::not_applied(refusal::NO_REPLICA, format!("this node has no replica of {of}"))
+}
+
+fn deadline(left_ms: u32) -> Instant {
+    Instant::now() + Duration::from_millis(u64::from(left_ms))
+}
