@@ -25,7 +25,7 @@ const CONTROL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Starts replicas that the meta group committed.
 pub trait Hosting: Send + Sync + 'static {
     /// Writes the replica's descriptor durably and starts it. Done already is done.
-    fn create(&self, replica: CreateReplica) -> BoxFuture<'static, Result<(), Refusal>>;
+    fn create(self: Arc<Self>, replica: CreateReplica) -> BoxFuture<'static, Result<(), Refusal>>;
 }
 
 /// Answers requests of other nodes.
@@ -77,7 +77,7 @@ impl Requests {
     pub async fn control(&self, request: ControlRequest) -> Result<Body, Refusal> {
         let Some(request) = request.request else { return Err(refusal::internal("an empty control request")) };
         let response = match request {
-            Request::CreateReplica(create) => done(self.hosting.create(create).await?),
+            Request::CreateReplica(create) => done(self.hosting.clone().create(create).await?),
             Request::InitializeGroup(group) => done(self.initialize(group).await?),
             Request::AddLearner(add) => {
                 let member = add.member.unwrap_or_default();

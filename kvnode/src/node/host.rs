@@ -1,0 +1,213 @@
+//! Starts and stops the replicas of this node.
+//!
+//! A replica exists only because the meta group committed it and its node was told so: its descriptor is written with
+//! sync before the replica starts, and only a descriptor makes it start again. Never does a Raft frame create one.
+
+use std::{marker::PhantomData, sync::Arc};
+
+use futures::{FutureExt, future::BoxFuture};
+use kv_proto::{
+    disk::v1::{MetaRecord, ReplicaDescriptor},
+    peer::v1::{CreateReplica, Refusal},
+};
+use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
+use openraft::{Config, Raft};
+use openraft_rt::AsyncRuntime;
+use tokio::sync::Mutex;
+
+use super::{
+    replicas::LocalReplicas,
+    requests::Hosting,
+    snapshots::{Incoming, Outgoing},
+};
+use crate::{
+    group::{
+        proposer::Proposer,
+        raft_control::{Heard, RaftControl},
+        read_gate::{AskLeader, ReadGate},
+        replica::Replica,
+    },
+    log::{hub::LogHub, store::LogStore},
+    refusal,
+    runtime::Spawner,
+    state::hub::{MachineOptions, StateHub},
+    state_machine::{raft::StateMachine, worker::MetaObserver},
+    transport::{NetworkFactory, Transport},
+};
+
+/// The state machine of our replicas.
+pub type Machine<RT> = StateMachine<LogStore<RT>>;
+
+/// Why a replica did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    /// Its log cannot be read.
+    #[error("opening the log of {replica}: {source}")]
+    Log {
+        /// The replica.
+        replica: ReplicaId,
+        /// What failed.
+        source: crate::log::LogError,
+    },
+    /// Its state cannot be read.
+    #[error("opening the state of {replica}: {source}")]
+    State {
+        /// The replica.
+        replica: ReplicaId,
+        /// What failed.
+        source: crate::state::StateError,
+    },
+    /// openraft refused to start from what is on disk.
+    #[error("starting {replica}: {reason}")]
+    Raft {
+        /// The replica.
+        replica: ReplicaId,
+        /// What openraft says.
+        reason: String,
+    },
+}
+
+/// What replicas are made of.
+pub struct Parts {
+    /// This node.
+    pub node: NodeId,
+    /// The log of all replicas.
+    pub log: Arc<LogHub>,
+    /// The state of all replicas.
+    pub state: Arc<StateHub>,
+    /// To other nodes.
+    pub transport: Transport,
+    /// Asks leaders for read indexes.
+    pub leader: Arc<dyn AskLeader>,
+    /// Owns the replicas' tasks.
+    pub spawner: Spawner,
+    /// Settings of every group.
+    pub config: Arc<Config>,
+    /// Log that a replica keeps behind its snapshot, bytes.
+    pub log_retention_bytes: u64,
+    /// Told the meta group's state, when this node has a replica of it.
+    pub meta_observer: Arc<dyn Fn(Arc<MetaRecord>) + Send + Sync>,
+}
+
+/// The replicas of this node and how they come to be.
+pub struct Host<RT> {
+    parts: Parts,
+    replicas: Arc<LocalReplicas>,
+    /// One replica starts at a time, so that a repeated request finds the first one's replica.
+    starting: Mutex<()>,
+    runtime: PhantomData<fn() -> RT>,
+}
+
+impl<RT: AsyncRuntime> Host<RT> {
+    /// A host whose replicas are found in `replicas`.
+    pub fn new(parts: Parts, replicas: Arc<LocalReplicas>) -> Arc<Self> {
+        Arc::new(Self { parts, replicas, starting: Mutex::new(()), runtime: PhantomData })
+    }
+
+    /// Starts every replica that has a descriptor and is not quarantined.
+    ///
+    /// # Errors
+    /// The first replica that does not start.
+    pub async fn start_all(&self) -> Result<(), HostError> {
+        for descriptor in self.parts.log.descriptors() {
+            if descriptor.quarantine_reason.is_empty() {
+                self.start(&descriptor).await?;
+            } else {
+                let (replica, reason) = (descriptor.replica_id, descriptor.quarantine_reason);
+                tracing::error!(replica, shard = descriptor.shard_id, reason, "replica is quarantined");
+            }
+        }
+        Ok(())
+    }
+
+    async fn start(&self, descriptor: &ReplicaDescriptor) -> Result<(), HostError> {
+        let parts = &self.parts;
+        let replica = ReplicaId(descriptor.replica_id);
+        let (shard, group) = (ShardId(descriptor.shard_id), GroupId(descriptor.group_id));
+        let log =
+            parts.log.replica::<RT>(replica).map_err(|source| HostError::Log { replica, source })?;
+        let machine = self.machine(replica, shard, &log)?;
+        let state = parts.state.reader(replica).map(Arc::new);
+        let state = state.ok_or_else(|| raft_error(replica, "its state is gone"))?;
+        let outgoing = Arc::new(Outgoing { spawner: parts.spawner.clone() });
+        let network = NetworkFactory::new(parts.transport.clone(), group, replica, outgoing);
+        let raft = Raft::new(replica.get(), parts.config.clone(), network, log, machine)
+            .await
+            .map_err(|error| raft_error(replica, &error.to_string()))?;
+        let incoming = Arc::new(Incoming { state: parts.state.clone() });
+        parts.transport.register(group, replica, raft.clone(), incoming);
+        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone());
+        let (gate, reading) = ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone());
+        parts.spawner.spawn("proposer", proposing);
+        parts.spawner.spawn("read gate", reading);
+        let (node, heard) = (parts.node, self.heard());
+        let control = Arc::new(RaftControl { shard, group, node, raft, state: state.clone(), heard });
+        self.replicas.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
+        tracing::info!(shard = shard.get(), replica = replica.get(), group = group.get(), "replica started");
+        Ok(())
+    }
+
+    fn machine(
+        &self,
+        replica: ReplicaId,
+        shard: ShardId,
+        log: &LogStore<RT>,
+    ) -> Result<Machine<RT>, HostError> {
+        let (retained, bytes) = (log.clone(), self.parts.log_retention_bytes);
+        let observer: MetaObserver = self.parts.meta_observer.clone();
+        let options = MachineOptions {
+            durability: log.clone(),
+            retention: Arc::new(move || retained.cut_keeping(bytes)),
+            meta_observer: shard.is_meta().then_some(observer),
+        };
+        let machine = self.parts.state.machine(replica, shard, options);
+        machine.map_err(|source| HostError::State { replica, source })
+    }
+
+    fn heard(&self) -> Heard {
+        let transport = self.parts.transport.clone();
+        Arc::new(move |node| transport.heard_from(node))
+    }
+
+    async fn create_once(&self, create: CreateReplica) -> Result<(), Refusal> {
+        let _one_at_a_time = self.starting.lock().await;
+        let known = self.parts.log.descriptors();
+        if known.iter().any(|descriptor| descriptor.replica_id == create.replica_id) {
+            return Ok(());
+        }
+        let descriptor = ReplicaDescriptor {
+            replica_id: create.replica_id,
+            shard_id: create.shard_id,
+            group_id: create.group_id,
+            quarantine_reason: String::new(),
+        };
+        self.parts.log.put_descriptor(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))?;
+        self.start(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))
+    }
+
+    /// Gives all leaderships away, all groups at once.
+    pub async fn hand_over(&self) {
+        let handing = self.replicas.all().into_iter().map(|replica| replica.control.hand_over());
+        futures::future::join_all(handing).await;
+    }
+
+    /// Stops all replicas. Their durable state stays.
+    pub async fn stop_all(&self) {
+        let all = self.replicas.all();
+        for replica in &all {
+            self.replicas.remove(replica.id);
+            self.parts.transport.unregister(replica.id);
+        }
+        futures::future::join_all(all.iter().map(|replica| replica.control.stop())).await;
+    }
+}
+
+impl<RT: AsyncRuntime> Hosting for Host<RT> {
+    fn create(self: Arc<Self>, replica: CreateReplica) -> BoxFuture<'static, Result<(), Refusal>> {
+        async move { self.create_once(replica).await }.boxed()
+    }
+}
+
+fn raft_error(replica: ReplicaId, reason: &str) -> HostError {
+    HostError::Raft { replica, reason: reason.to_owned() }
+}
