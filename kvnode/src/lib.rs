@@ -8,6 +8,9 @@
 
 pub mod group;
 pub mod log;
+pub mod meta;
 pub mod node;
 pub mod refusal;
 pub mod router;
+pub mod state;
+pub mod state_machine;
