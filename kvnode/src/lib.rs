@@ -12,5 +12,7 @@ pub mod meta;
 pub mod node;
 pub mod refusal;
 pub mod router;
+pub mod runtime;
 pub mod state;
 pub mod state_machine;
+pub mod transport;
