@@ -6,5 +6,10 @@
 //!
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
+pub mod config;
+pub mod data_dir;
 pub mod group;
+pub mod http;
+pub mod metrics;
 pub mod router;
+pub mod telemetry;
