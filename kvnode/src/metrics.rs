@@ -4,7 +4,8 @@
 //! of the node; units are base units and end the name. Labels are few and bounded: a method, a status, a queue, a
 //! shard; never a key, an address or an id that grows.
 //!
-//! Handles are cheap to clone and to update; a part of the node is given its own group, such as [`RaftMetrics`].
+//! Handles are cheap to clone and to update; a part of the node is given its own group, such as [`RaftMetrics`]. A
+//! family looks its labels up under a lock: on a hot path, take the handle once with `get_or_create_owned`.
 
 use std::sync::atomic::AtomicU64;
 
@@ -458,12 +459,12 @@ mod tests {
         let metrics = Metrics::new();
         let Metrics { requests, raft, transport, queues, .. } = &metrics;
         let (method, status) = ("kv.v1.Kv/Put", "OK");
-        requests.handled.get_or_create(&RequestLabels { method, status });
-        requests.seconds.get_or_create(&MethodLabels { method });
-        raft.term.get_or_create(&ShardLabels { shard: 1 });
-        raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 });
+        drop(requests.handled.get_or_create(&RequestLabels { method, status }));
+        drop(requests.seconds.get_or_create(&MethodLabels { method }));
+        drop(raft.term.get_or_create(&ShardLabels { shard: 1 }));
+        drop(raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 }));
         for family in [&transport.sent_frames, &transport.sent_bytes, &transport.resets] {
-            family.get_or_create(&StreamLabels { stream: Stream::raft });
+            drop(family.get_or_create(&StreamLabels { stream: Stream::raft }));
         }
         queues.of(Queue::proposals, 1);
         metrics.encode()

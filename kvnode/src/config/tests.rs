@@ -2,18 +2,22 @@
 
 use std::{env, fs, path::Path, time::Duration};
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches, builder::Resettable};
 
 use super::{ByteCount, Config, Flags, Formation, Problems, validate};
 use crate::telemetry::LogFormat;
 
 const MACHINE_MEMORY: ByteCount = ByteCount::mebi(1024);
 
-/// The configuration of a command line; the variables of the environment that runs the tests are not looked at.
+/// The flags of a command line, whatever the environment that runs the tests holds.
+fn flags(line: &str) -> Flags {
+    let command = Flags::command().mut_args(|flag| flag.env(Resettable::Reset));
+    let matches = command.try_get_matches_from(std::iter::once("kvnode").chain(line.split_whitespace()));
+    Flags::from_arg_matches(&matches.expect("known flags")).expect("known flags")
+}
+
 fn config(line: &str) -> Result<Config, Problems> {
-    let words = line.split_whitespace();
-    let flags = Flags::try_parse_from(std::iter::once("kvnode").chain(words)).expect("known flags");
-    validate(&flags, MACHINE_MEMORY)
+    validate(&flags(line), MACHINE_MEMORY)
 }
 
 fn valid(line: &str) -> Config {
@@ -175,8 +179,7 @@ fn times_for_tests_are_taken() {
 
 #[test]
 fn an_empty_value_is_an_absent_one() {
-    let mut flags =
-        Flags::try_parse_from(["kvnode", "--node-name", "n1", "--data-dir", "d"]).expect("known flags");
+    let mut flags = flags("--node-name n1 --data-dir d");
     flags.port = Some(String::new());
     flags.join = vec![String::new()];
     flags.initial_nodes = vec![String::new()];
