@@ -6,13 +6,18 @@
 //!
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
+pub mod config;
+pub mod data_dir;
 pub mod group;
+pub mod http;
 pub mod log;
 pub mod meta;
+pub mod metrics;
 pub mod node;
 pub mod refusal;
 pub mod router;
 pub mod runtime;
 pub mod state;
 pub mod state_machine;
+pub mod telemetry;
 pub mod transport;

@@ -1,0 +1,27 @@
+# Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
+.DEFAULT_GOAL := help
+.PHONY: help run build test verify fix setup install
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+run: ## set up, build, and start a local cluster of three nodes; Ctrl-C stops it, the data stay in .data
+	@scripts/run
+
+build: ## set up and build kvnode and kvctl
+	@scripts/build
+
+test: ## set up, build, and run all tests
+	@scripts/test
+
+verify: ## what CI checks beside the tests: format, lints, compatibility, docs; writes nothing
+	@scripts/verify
+
+fix: ## format, apply lints, write down generated files
+	@scripts/fix
+
+setup: ## install what the build needs; asks before it uses sudo
+	@scripts/setup
+
+install: ## link kvctl and kvnode into ~/.cargo/bin
+	@scripts/install
