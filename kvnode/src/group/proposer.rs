@@ -23,6 +23,7 @@ use tokio::{
 use super::{
     batch::{self, Pending, Queue},
     log_time::LogTime,
+    replica::ReadState,
     type_config::{Applied, Callback, Proposal, TypeConfig},
 };
 use crate::refusal;
@@ -35,12 +36,6 @@ const ADMITTED_BYTES_MIN: usize = 512;
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
 /// Advice to a refused caller, ms.
 const RETRY_AFTER_MS: u32 = 50;
-
-/// Where log time goes on from, in a new term.
-pub trait LogTimeSource: Send + Sync + 'static {
-    /// The log time that the group's state has reached, ms.
-    fn log_time_ms(&self) -> u64;
-}
 
 /// How a caller is answered; its share of the admitted bytes is free again afterwards.
 struct Reply {
@@ -68,7 +63,7 @@ impl Proposer {
     pub fn new<RT, SM>(
         shard: ShardId,
         raft: Raft<TypeConfig<RT>, SM>,
-        log_time: Arc<dyn LogTimeSource>,
+        state: Arc<dyn ReadState>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
         RT: AsyncRuntime,
@@ -81,7 +76,7 @@ impl Proposer {
             shard,
             raft,
             incoming,
-            log_time,
+            state,
             clock: None,
             in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
         };
@@ -167,7 +162,7 @@ where
     shard: ShardId,
     raft: Raft<TypeConfig<RT>, SM>,
     incoming: mpsc::UnboundedReceiver<Pending<Reply>>,
-    log_time: Arc<dyn LogTimeSource>,
+    state: Arc<dyn ReadState>,
     clock: Option<LogTime>,
     in_flight: Arc<Semaphore>,
 }
@@ -214,9 +209,9 @@ where
     fn stamp(&mut self, now: Instant) -> u64 {
         use openraft_rt::watch::WatchReceiver;
         let term = self.raft.server_metrics().borrow_watched().vote.leader_id.term;
-        let log_time = &self.log_time;
+        let state = &self.state;
         let clock = self.clock.take().filter(|clock| clock.term() == term);
-        self.clock.insert(clock.unwrap_or_else(|| LogTime::start(term, log_time.log_time_ms(), now))).at(now)
+        self.clock.insert(clock.unwrap_or_else(|| LogTime::start(term, state.log_time_ms(), now))).at(now)
     }
 }
 

@@ -20,7 +20,10 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::type_config::{Member, TypeConfig};
+use super::{
+    replica::ReadState,
+    type_config::{Member, TypeConfig},
+};
 use crate::refusal;
 
 /// Reads of one group that may wait for a round.
@@ -71,6 +74,7 @@ impl ReadGate {
     pub fn new<RT, SM>(
         shard: ShardId,
         raft: Raft<TypeConfig<RT>, SM>,
+        state: Arc<dyn ReadState>,
         leader: Arc<dyn AskLeader>,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
@@ -78,7 +82,7 @@ impl ReadGate {
         SM: RaftStateMachine<TypeConfig<RT>>,
     {
         let (queue, waiting) = mpsc::channel(READS_WAITING_MAX);
-        (Self { shard, queue }, Task { shard, raft, leader, waiting }.run())
+        (Self { shard, queue }, Task { shard, raft, state, leader, waiting }.run())
     }
 
     /// Waits until a linearizable read of this replica's state may go on.
@@ -132,6 +136,7 @@ where
 {
     shard: ShardId,
     raft: Raft<TypeConfig<RT>, SM>,
+    state: Arc<dyn ReadState>,
     leader: Arc<dyn AskLeader>,
     waiting: mpsc::Receiver<Waiter>,
 }
@@ -187,14 +192,9 @@ where
     }
 
     async fn applied(&self, point: ReadPoint) -> Result<ReadPoint, Refusal> {
-        let reached = self.raft.metrics().borrow_watched().last_applied.as_ref().map(|id| id.index);
-        if reached >= Some(point.index) {
-            return Ok(point);
-        }
-        let wait = self.raft.wait(Some(ROUND_TIMEOUT));
-        match timeout(ROUND_TIMEOUT, wait.applied_index_at_least(Some(point.index), "read index")).await {
-            Ok(Ok(_)) => Ok(point),
-            Ok(Err(_)) | Err(_) => Err(refusal::not_applied(
+        match timeout(ROUND_TIMEOUT, self.state.wait_applied(point.index)).await {
+            Ok(()) => Ok(point),
+            Err(_) => Err(refusal::not_applied(
                 refusal::TOO_STALE,
                 format!("this replica of shard {} lags behind index {}", self.shard, point.index),
             )),

@@ -11,7 +11,7 @@ use kv_proto::{
     disk::v1 as disk,
     kv::v1::{Consistency, ReadOptions, ServedBy},
     peer::v1::{
-        GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, read_response::Read,
+        GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext,
     },
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
@@ -27,14 +27,23 @@ const REVISION_POLL: Duration = Duration::from_millis(5);
 
 /// The state of one replica, for reads. Pins nothing between two calls.
 pub trait ReadState: Send + Sync + 'static {
-    /// Answers the read from the state as it is now.
+    /// Answers the read from the state as it is now; the context of the answer has its revision.
     ///
     /// # Errors
     /// Damaged bytes, a slot that is not owned, a replaced value.
-    fn read(&self, request: &ReadRequest) -> Result<Read, Refusal>;
+    fn read(&self, request: &ReadRequest) -> Result<ReadResponse, Refusal>;
 
     /// Revision of the shard's data.
     fn revision(&self) -> u64;
+
+    /// The log time that the state has reached, ms.
+    fn log_time_ms(&self) -> u64;
+
+    /// Whether the group knows its slots: the first thing that a new data group is told.
+    fn owns_slots(&self) -> bool;
+
+    /// Waits until the entry at `index` is visible; for ever, if it never is.
+    fn wait_applied(&self, index: u64) -> BoxFuture<'static, ()>;
 }
 
 /// What the rest of the node asks of a replica's Raft.
@@ -130,16 +139,13 @@ impl Replica {
                 (self.control.term(), self.control.leader() == Some(self.node))
             }
         };
-        let read = self.state.read(request)?;
-        let context = ReplyContext {
-            node_id: self.node.get(),
-            shard_id: self.shard.get(),
-            revision: self.state.revision(),
-            term,
-            map_epoch: 0,
-            served_by: if leader_here { ServedBy::Leader } else { ServedBy::Follower }.into(),
-        };
-        Ok(ReadResponse { context: Some(context), read: Some(read) })
+        let mut response = self.state.read(request)?;
+        let context = response.context.get_or_insert_default();
+        context.node_id = self.node.get();
+        context.shard_id = self.shard.get();
+        context.term = term;
+        context.served_by = if leader_here { ServedBy::Leader } else { ServedBy::Follower }.into();
+        Ok(response)
     }
 
     fn check_staleness(&self, options: &ReadOptions) -> Result<(), Refusal> {

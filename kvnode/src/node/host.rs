@@ -27,7 +27,7 @@ use crate::{
         read_gate::{AskLeader, ReadGate},
         replica::Replica,
     },
-    log::{hub::LogHub, store::LogStore},
+    log::{codec::log_id_to_disk, hub::LogHub, store::LogStore, view::LogView},
     refusal,
     runtime::Spawner,
     state::hub::{MachineOptions, StateHub},
@@ -36,7 +36,7 @@ use crate::{
 };
 
 /// The state machine of our replicas.
-pub type Machine<RT> = StateMachine<LogStore<RT>>;
+pub type Machine = StateMachine<LogView>;
 
 /// Why a replica did not start.
 #[derive(Debug, thiserror::Error)]
@@ -72,7 +72,7 @@ pub struct Parts {
     /// This node.
     pub node: NodeId,
     /// The log of all replicas.
-    pub log: Arc<LogHub>,
+    pub log: LogHub,
     /// The state of all replicas.
     pub state: Arc<StateHub>,
     /// To other nodes.
@@ -152,12 +152,12 @@ impl<RT: AsyncRuntime> Host<RT> {
         replica: ReplicaId,
         shard: ShardId,
         log: &LogStore<RT>,
-    ) -> Result<Machine<RT>, HostError> {
-        let (retained, bytes) = (log.clone(), self.parts.log_retention_bytes);
+    ) -> Result<Machine, HostError> {
+        let (retained, bytes) = (log.view(), self.parts.log_retention_bytes);
         let observer: MetaObserver = self.parts.meta_observer.clone();
         let options = MachineOptions {
-            durability: log.clone(),
-            retention: Arc::new(move || retained.cut_keeping(bytes)),
+            durability: log.view(),
+            retention: Arc::new(move || retained.cut_keeping(bytes).as_ref().map(log_id_to_disk)),
             meta_observer: shard.is_meta().then_some(observer),
         };
         let machine = self.parts.state.machine(replica, shard, options);
@@ -181,7 +181,7 @@ impl<RT: AsyncRuntime> Host<RT> {
             group_id: create.group_id,
             quarantine_reason: String::new(),
         };
-        self.parts.log.put_descriptor(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))?;
+        self.parts.log.put_descriptor(descriptor.clone()).await.map_err(|error| refusal::internal(error.to_string()))?;
         self.start(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))
     }
 
