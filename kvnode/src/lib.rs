@@ -6,5 +6,6 @@
 //!
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
+pub mod api;
 pub mod group;
 pub mod router;
