@@ -6,6 +6,7 @@
 //!
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
+pub mod api;
 pub mod config;
 pub mod data_dir;
 pub mod group;

@@ -1,0 +1,159 @@
+//! What every call passes before its service sees it: the authorisation hook, the limits, the trace.
+//!
+//! Health checks pass the limits: an overloaded node is not a dead one.
+
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response};
+use tonic::{Status, body::Body, service::Routes};
+use tower_service::Service;
+use tracing::Instrument;
+
+use super::{
+    body::{ReplyBody, RequestBody},
+    error,
+    quota::{ConnectionQuota, InFlight, Share},
+};
+use kv_topology::ClusterMap;
+
+/// Who calls what.
+#[derive(Clone, Copy, Debug)]
+pub struct Call<'a> {
+    /// `/package.Service/Method`
+    pub method: &'a str,
+    /// What came with it.
+    pub headers: &'a HeaderMap,
+    /// Of the client.
+    pub remote: Option<SocketAddr>,
+}
+
+/// Decides whether a call may go on; its status is the answer to one that may not.
+pub type Authorize = Arc<dyn Fn(Call<'_>) -> Result<(), Status> + Send + Sync>;
+
+/// Lets everything pass.
+pub fn allow_all() -> Authorize {
+    Arc::new(|_| Ok(()))
+}
+
+const HEALTH: &str = "/grpc.health.v1.Health/";
+const UPLOAD: &str = "/kv.v1.Kv/Upload";
+const REFLECTION: &str = "/grpc.reflection.";
+
+/// The services behind their limits.
+#[derive(Clone)]
+pub struct Admission {
+    routes: Routes,
+    authorize: Authorize,
+    request_idle_max: Duration,
+}
+
+impl Admission {
+    /// Puts the limits before `routes`.
+    pub fn new(routes: Routes, authorize: Authorize, request_idle_max: Duration) -> Self {
+        Self { routes: routes.prepare(), authorize, request_idle_max }
+    }
+
+    fn admit(&self, request: &Request<Body>) -> Result<Option<Arc<InFlight>>, Status> {
+        let method = request.uri().path();
+        let connection = request.extensions().get::<Arc<ConnectionQuota>>();
+        let remote = connection.and_then(|connection| connection.remote);
+        (self.authorize)(Call { method, headers: request.headers(), remote })?;
+        match connection {
+            Some(connection) if !method.starts_with(HEALTH) => {
+                let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
+                connection.request().map(Some).map_err(refused)
+            }
+            _ => Ok(None),
+        }
+    }
+
+    fn count(&self, request: Request<Body>, in_flight: &Arc<InFlight>) -> Request<Body> {
+        let method = request.uri().path();
+        let counted = method != UPLOAD;
+        // A reflection stream may well stay open between two questions.
+        if method.starts_with(REFLECTION) {
+            return request;
+        }
+        request
+            .map(|body| Body::new(RequestBody::new(body, in_flight.clone(), counted, self.request_idle_max)))
+    }
+}
+
+impl Service<Request<Body>> for Admission {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        // Routes are always ready; limits answer instead of waiting.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let in_flight = match self.admit(&request) {
+            Ok(in_flight) => in_flight,
+            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
+        };
+        let span = tracing::debug_span!(
+            "call",
+            method = request.uri().path(),
+            trace_id = trace_id(request.headers()).unwrap_or_default(),
+        );
+        let Some(in_flight) = in_flight else {
+            return Box::pin(self.routes.call(request).instrument(span));
+        };
+        let reply = self.routes.call(self.count(request, &in_flight));
+        let counted = async move {
+            let mut reply = reply.await?;
+            let share = reply.extensions_mut().remove::<Share>();
+            Ok(reply.map(|body| Body::new(ReplyBody::new(body, in_flight, share))))
+        };
+        Box::pin(counted.instrument(span))
+    }
+}
+
+/// The trace id of a W3C `traceparent`, version 00.
+fn trace_id(headers: &HeaderMap) -> Option<&str> {
+    let text = headers.get("traceparent")?.to_str().ok()?;
+    let mut fields = text.split('-');
+    let (version, trace_id, parent_id) = (fields.next()?, fields.next()?, fields.next()?);
+    let is_hex = |text: &str, length| {
+        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_zero = |text: &str| text.bytes().all(|byte| byte == b'0');
+    let known = version == "00" && is_hex(trace_id, 32) && is_hex(parent_id, 16);
+    (known && !is_zero(trace_id) && !is_zero(parent_id)).then_some(trace_id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_id_is_taken_from_a_well_formed_traceparent_only() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("traceparent", text.parse().expect("a header"));
+            trace_id(&headers).map(str::to_owned)
+        };
+        let id = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(of(&format!("00-{id}-00f067aa0ba902b7-01")).as_deref(), Some(id));
+        for text in [
+            "",
+            "00",
+            "00-4bf9-00f067aa0ba902b7-01",
+            "zz",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        ] {
+            assert_eq!(of(text), None, "{text}");
+        }
+        assert_eq!(trace_id(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! The bodies of requests and replies, counted.
+//!
+//! A request's bytes count until its reply is sent; a body that stops coming ends with an error. Each piece of a
+//! reply counts until HTTP/2 drops it, which it does when the last byte was written.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+use tonic::Status;
+
+use super::{
+    error,
+    quota::{ConnectionQuota, InFlight, Share},
+};
+
+/// The body of a request.
+pub struct RequestBody {
+    inner: tonic::body::Body,
+    in_flight: Arc<InFlight>,
+    /// Streamed requests are read piece by piece: their handlers bound what they hold.
+    counted: bool,
+    idle_max: Duration,
+    /// Runs while bytes are waited for.
+    idle: Option<Pin<Box<Sleep>>>,
+}
+
+impl RequestBody {
+    /// Wraps `inner`.
+    pub fn new(
+        inner: tonic::body::Body,
+        in_flight: Arc<InFlight>,
+        counted: bool,
+        idle_max: Duration,
+    ) -> Self {
+        Self { inner, in_flight, counted, idle_max, idle: None }
+    }
+
+    fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Status> {
+        let idle_max = self.idle_max;
+        let idle =
+            self.idle.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + idle_max)));
+        ready!(idle.as_mut().poll(context));
+        Poll::Ready(Status::deadline_exceeded("the request stopped coming"))
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
+            return self.poll_idle(context).map(|status| Some(Err(status)));
+        };
+        self.idle = None;
+        if let (true, Some(Ok(frame))) = (self.counted, &frame)
+            && let Some(data) = frame.data_ref()
+            && let Err(refused) = self.in_flight.received(data.len())
+        {
+            return Poll::Ready(Some(Err(error::describe(&refused, &Default::default()).status())));
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+/// The body of a reply.
+pub struct ReplyBody {
+    inner: tonic::body::Body,
+    in_flight: Arc<InFlight>,
+    share: Option<Share>,
+}
+
+impl ReplyBody {
+    /// Wraps `inner`; `share` is given back after its last piece.
+    pub fn new(inner: tonic::body::Body, in_flight: Arc<InFlight>, share: Option<Share>) -> Self {
+        Self { inner, in_flight, share }
+    }
+}
+
+/// A piece of a reply that HTTP/2 has not sent yet.
+struct Unsent {
+    data: Bytes,
+    connection: Arc<ConnectionQuota>,
+    _share: Option<Share>,
+}
+
+impl AsRef<[u8]> for Unsent {
+    fn as_ref(&self) -> &[u8] {
+        &self.data
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.connection.sent(self.data.len());
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        Poll::Ready(frame.map(|frame| {
+            frame.map(|frame| {
+                frame.map_data(|data| {
+                    let connection = self.in_flight.connection.clone();
+                    connection.queued(data.len());
+                    Bytes::from_owner(Unsent { data, connection, _share: self.share.clone() })
+                })
+            })
+        }))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,212 @@
+//! The service `kv.v1.Kv`: from gRPC to the families of calls, and back.
+//!
+//! Nothing is decided here but who needs a share of what: replies that may be large, and streams.
+
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt, stream::BoxStream};
+use kv_proto::kv::v1::{
+    BatchGetRequest, BatchGetResponse, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
+    DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
+    GetResponse, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnRequest, TxnResponse, UploadRequest,
+    UploadResponse, kv_server::Kv, write_operation,
+};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{
+    context::Context,
+    deadline::Deadline,
+    delete_range::delete_range,
+    download::download,
+    error::Refused,
+    quota::{ConnectionQuota, Share},
+    scan::scan,
+    upload::upload,
+};
+use crate::router::store::Store;
+
+/// A streamed reply.
+pub type Replies<T> = BoxStream<'static, Result<T, Status>>;
+
+/// What a request brings beside its message.
+pub struct Caller {
+    /// Its time.
+    pub deadline: Deadline,
+    /// Its connection; `None` without a server around it.
+    connection: Option<Arc<ConnectionQuota>>,
+}
+
+impl Caller {
+    /// Of a request that has just come in.
+    pub fn of<T>(request: &Request<T>) -> Self {
+        let deadline = Deadline::of(request.metadata(), Instant::now());
+        Self { deadline, connection: request.extensions().get().cloned() }
+    }
+
+    /// When a unary call must be answered.
+    pub fn until(&self) -> Instant {
+        self.deadline.unary(Instant::now())
+    }
+
+    /// The share of a stream.
+    ///
+    /// # Errors
+    /// When too many are running.
+    pub fn stream_share(&self) -> Result<Option<Share>, Refused> {
+        self.connection.as_ref().map(|connection| connection.stream()).transpose()
+    }
+
+    /// The share of a large reply; waits for it.
+    ///
+    /// # Errors
+    /// When there was none in time.
+    async fn large_share(&self, is_large: bool) -> Result<Option<Share>, Refused> {
+        match &self.connection {
+            Some(connection) if is_large => connection.large_reply(self.until()).await.map(Some),
+            _ => Ok(None),
+        }
+    }
+}
+
+/// The service.
+pub struct KvService<S>(Arc<Context<S>>);
+
+impl<S: Store> KvService<S> {
+    /// Over `context`.
+    pub fn new(context: Arc<Context<S>>) -> Self {
+        Self(context)
+    }
+
+    fn answer<T>(&self, result: Result<T, Refused>) -> Result<Response<T>, Status> {
+        result.map(Response::new).map_err(|refused| self.0.status(&refused))
+    }
+
+    fn answer_with<T>(
+        &self,
+        result: Result<T, Refused>,
+        share: Option<Share>,
+    ) -> Result<Response<T>, Status> {
+        let mut response = self.answer(result)?;
+        // It counts until the last byte of the reply was sent.
+        share.and_then(|share| response.extensions_mut().insert(share));
+        Ok(response)
+    }
+}
+
+/// A stream whose refusals are statuses, and which holds `share` while it lives.
+pub fn replies<S: Store, T: Send + 'static>(
+    context: Arc<Context<S>>,
+    messages: impl Stream<Item = Result<T, Refused>> + Send + 'static,
+    share: Option<Share>,
+) -> Replies<T> {
+    messages
+        .map(move |message| {
+            let _held = &share;
+            message.map_err(|refused| context.status(&refused))
+        })
+        .boxed()
+}
+
+fn returns_values(request: &BulkWriteRequest) -> bool {
+    request.operations.iter().any(|operation| match &operation.operation {
+        Some(write_operation::Operation::Put(put)) => put.return_previous,
+        Some(write_operation::Operation::Delete(delete)) => delete.return_previous,
+        None => false,
+    })
+}
+
+#[tonic::async_trait]
+impl<S: Store> Kv for KvService<S> {
+    async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        let until = Caller::of(&request).until();
+        self.answer(self.0.put(request.into_inner(), until).await)
+    }
+
+    async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
+        let until = Caller::of(&request).until();
+        self.answer(self.0.get(request.into_inner(), until).await)
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
+        let until = Caller::of(&request).until();
+        self.answer(self.0.delete(request.into_inner(), until).await)
+    }
+
+    async fn batch_get(
+        &self,
+        request: Request<BatchGetRequest>,
+    ) -> Result<Response<BatchGetResponse>, Status> {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let share = caller.large_share(!request.metadata_only).await;
+        let share = share.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.batch_get(request, caller.until()).await, share)
+    }
+
+    async fn bulk_write(
+        &self,
+        request: Request<BulkWriteRequest>,
+    ) -> Result<Response<BulkWriteResponse>, Status> {
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let share = caller.large_share(returns_values(&request)).await;
+        let share = share.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.bulk_write(request, caller.until()).await, share)
+    }
+
+    async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        let caller = Caller::of(&request);
+        let share = caller.large_share(true).await.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.txn(request.into_inner(), caller.until()).await, share)
+    }
+
+    type ScanStream = Replies<ScanResponse>;
+
+    async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
+        let caller = Caller::of(&request);
+        let messages = caller.stream_share().and_then(|share| {
+            let messages = scan(self.0.clone(), request.into_inner(), caller.deadline)?;
+            Ok(replies(self.0.clone(), messages, share))
+        });
+        self.answer(messages)
+    }
+
+    type DeleteRangeStream = Replies<DeleteRangeResponse>;
+
+    async fn delete_range(
+        &self,
+        request: Request<DeleteRangeRequest>,
+    ) -> Result<Response<Self::DeleteRangeStream>, Status> {
+        let caller = Caller::of(&request);
+        let messages = caller.stream_share().and_then(|share| {
+            let messages = delete_range(self.0.clone(), request.into_inner(), caller.deadline)?;
+            Ok(replies(self.0.clone(), messages, share))
+        });
+        self.answer(messages)
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<UploadRequest>>,
+    ) -> Result<Response<UploadResponse>, Status> {
+        let caller = Caller::of(&request);
+        let share = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
+        // Boxed: the window of an upload makes for a large future.
+        let uploaded = Box::pin(upload(self.0.clone(), request.into_inner(), caller.deadline)).await;
+        drop(share);
+        self.answer(uploaded)
+    }
+
+    type DownloadStream = Replies<DownloadResponse>;
+
+    async fn download(
+        &self,
+        request: Request<DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let caller = Caller::of(&request);
+        let share = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
+        let messages = download(self.0.clone(), request.into_inner(), caller.deadline).await;
+        self.answer(messages.map(|messages| replies(self.0.clone(), messages, share)))
+    }
+}

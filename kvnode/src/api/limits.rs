@@ -1,0 +1,95 @@
+//! Every limit of the API: a number, its unit, its reason.
+
+use std::time::Duration;
+
+/// Longest key, bytes. Keys are in every index block and message, so they stay small.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Largest value of a unary write, bytes. What is larger is streamed with Upload.
+pub const INLINE_VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest gRPC message in both directions, bytes: the default of every gRPC library.
+pub const MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// What the keys and values of one reply may take, bytes: leaves room for headers below [`MESSAGE_BYTES_MAX`].
+pub const REPLY_BYTES_MAX: usize = MESSAGE_BYTES_MAX - 512 * 1024;
+/// Keys of a BatchGet, operations of a BulkWrite.
+pub const BATCH_OPERATIONS_MAX: usize = 1_000;
+/// Comparisons and operations of a Txn, both branches together.
+pub const TXN_OPERATIONS_MAX: usize = 128;
+/// Keys and values of a Txn together, bytes: it is one entry of the log.
+pub const TXN_BYTES_MAX: usize = 1024 * 1024;
+/// Keys that one entry of a DeleteRange deletes: bounds the time that applying it takes.
+pub const DELETE_RANGE_KEYS_MAX: u32 = 1_000;
+
+/// A piece of an uploaded value, bytes. Every chunk but the last has exactly this size; a format on disk.
+pub const CHUNK_BYTES: usize = 256 * 1024;
+/// Chunks of one upload that are written at the same time.
+pub const UPLOAD_WINDOW_CHUNKS: usize = 4;
+/// Largest uploaded value, bytes: chunk numbers are 32 bits wide, and this leaves them far from their end.
+pub const UPLOAD_BYTES_MAX: u64 = 1 << 40;
+/// Chunks of one read of a download.
+pub const DOWNLOAD_PAGE_CHUNKS: u32 = 2;
+/// Reads of one download that are under way at the same time.
+pub const DOWNLOAD_PAGES_AT_ONCE: usize = 2;
+
+/// A message of a scan is sent when it holds this many bytes; it may be one value larger.
+pub const SCAN_MESSAGE_BYTES: usize = 512 * 1024;
+/// What a scan holds of all shards together, bytes; each shard's page takes its share.
+pub const SCAN_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
+/// Bounds of a shard's share, bytes; a page holds at least one key, whatever its size.
+pub const SCAN_PAGE_BYTES: std::ops::RangeInclusive<u64> = 16 * 1024..=256 * 1024;
+/// Keys of one page of one shard.
+pub const SCAN_PAGE_KEYS_MAX: u64 = 4_096;
+/// Pages of one scan that are read at the same time.
+pub const SCAN_PAGES_AT_ONCE: usize = 16;
+/// Longest page token, bytes.
+pub const PAGE_TOKEN_BYTES_MAX: usize = KEY_BYTES_MAX + 64;
+
+/// Time for an operation whose caller gives no deadline; also for each step of a stream.
+pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// Longest deadline that is passed on: nothing waits in a queue of ours for longer.
+pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
+/// A request whose next bytes do not come for this long is given up.
+pub const REQUEST_IDLE_MAX: Duration = Duration::from_secs(30);
+/// How long the rest of the cluster has to answer a question for its status.
+pub const STATUS_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Connections of clients at a node.
+pub const CONNECTIONS_MAX: usize = 4_096;
+/// Requests of one connection at the same time. HTTP/2 makes the client wait with more.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Requests of all connections at the same time.
+pub const REQUESTS_IN_FLIGHT_MAX: usize = 4_096;
+/// Bytes of requests that were received and not yet answered, of all connections.
+pub const REQUEST_BYTES_IN_FLIGHT_MAX: usize = 256 * 1024 * 1024;
+/// The same of one connection: a single client leaves room for others.
+pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 64 * 1024 * 1024;
+/// Replies of up to [`MESSAGE_BYTES_MAX`] that are being made or not yet sent, of all connections.
+pub const LARGE_REPLIES_MAX: usize = 32;
+/// The same of one connection.
+pub const LARGE_REPLIES_PER_CONNECTION_MAX: usize = 8;
+/// Scans and downloads that are under way, of all connections.
+pub const STREAMED_REPLIES_MAX: usize = 256;
+/// The same of one connection.
+pub const STREAMED_REPLIES_PER_CONNECTION_MAX: usize = 64;
+
+/// A connection that has not sent the HTTP/2 preface by then is closed.
+pub const PREFACE_DEADLINE: Duration = Duration::from_secs(10);
+/// A connection whose client takes none of the bytes that wait for it for this long is closed.
+pub const SEND_STALL_MAX: Duration = Duration::from_secs(60);
+/// A connection is asked to reconnect (GOAWAY) at this age, so that a ClusterIP spreads clients again.
+pub const CONNECTION_AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// Between PINGs on a connection, and the time for the answer.
+pub const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+/// How long after the GOAWAY a stopping node waits for running requests.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+/// Between NOT_SERVING and the GOAWAY: those who watch the health have time to look elsewhere.
+pub const STOP_NOTICE: Duration = Duration::from_millis(200);
+/// Between two looks of a connection at its time limits.
+pub const CONNECTION_TICK: Duration = Duration::from_millis(500);
+/// HTTP/2 window of a stream and of a connection, bytes: what a client may send before a handler reads it.
+pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
+/// See [`STREAM_WINDOW_BYTES`].
+pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// Headers of a request, bytes.
+pub const HEADER_BYTES_MAX: u32 = 16 * 1024;
+/// Advice to a caller that met a limit or a shard without a leader.
+pub const RETRY_AFTER: Duration = Duration::from_millis(100);
