@@ -135,7 +135,7 @@ impl Replica {
             }
             Consistency::Stale => {
                 self.check_staleness(&options)?;
-                self.reach_revision(options.min_revision, deadline).await?;
+                self.reach_revision(request, options.min_revision, deadline).await?;
                 (self.control.term(), self.control.leader() == Some(self.node))
             }
         };
@@ -164,16 +164,27 @@ impl Replica {
         }
     }
 
-    async fn reach_revision(&self, revision: u64, deadline: Instant) -> Result<(), Refusal> {
-        while self.state.revision() < revision {
+    /// Asks the state again until its answer reflects the revision: what is applied is visible a moment later.
+    async fn reach_revision(
+        &self,
+        request: &ReadRequest,
+        revision: u64,
+        deadline: Instant,
+    ) -> Result<(), Refusal> {
+        if revision == 0 {
+            return Ok(());
+        }
+        loop {
+            let reached = self.state.read(request)?.context.map_or(0, |context| context.revision);
+            if reached >= revision {
+                return Ok(());
+            }
             let now = Instant::now();
             if now >= deadline {
-                let reached = self.state.revision();
                 return Err(too_stale(format!("shard {} is at revision {reached} here", self.shard)));
             }
             sleep_until(deadline.min(now + REVISION_POLL)).await;
         }
-        Ok(())
     }
 }
 

@@ -41,6 +41,9 @@ pub type Machine = StateMachine<LogView>;
 /// Why a replica did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
+    /// The timing of Raft contradicts itself.
+    #[error("timing of Raft: {0}")]
+    Settings(String),
     /// Its log cannot be read.
     #[error("opening the log of {replica}: {source}")]
     Log {

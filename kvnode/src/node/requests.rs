@@ -5,9 +5,13 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use kv_proto::peer::v1::{
-    ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse, ReadRequest, Refusal,
-    WriteRequest, WriteResponse, control_request::Request, control_response::Response, frame::Body,
+use kv_proto::{
+    disk::v1::{Operation, OwnSlots, operation},
+    peer::v1::{
+        ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse, ReadRequest,
+        Refusal, WriteRequest, WriteResponse, control_request::Request, control_response::Response, frame::Body,
+        outcome,
+    },
 };
 use kv_topology::{GroupId, ReplicaId, ShardId};
 use tokio::time::Instant;
@@ -16,7 +20,7 @@ use super::replicas::LocalReplicas;
 use crate::{
     group::replica::Replica,
     refusal,
-    router::{Maps, Replicas},
+    router::{Maps, Replicas, Router, store::Store},
 };
 
 /// Time for a step of the controller: longer than an election.
@@ -33,12 +37,18 @@ pub struct Requests {
     replicas: Arc<LocalReplicas>,
     hosting: Arc<dyn Hosting>,
     maps: Arc<dyn Maps>,
+    router: Arc<Router>,
 }
 
 impl Requests {
     /// Answers for these replicas.
-    pub fn new(replicas: Arc<LocalReplicas>, hosting: Arc<dyn Hosting>, maps: Arc<dyn Maps>) -> Self {
-        Self { replicas, hosting, maps }
+    pub fn new(
+        replicas: Arc<LocalReplicas>,
+        hosting: Arc<dyn Hosting>,
+        maps: Arc<dyn Maps>,
+        router: Arc<Router>,
+    ) -> Self {
+        Self { replicas, hosting, maps, router }
     }
 
     /// Answers one request. Raft frames and snapshots never come here.
@@ -47,7 +57,7 @@ impl Requests {
             Body::ReadIndexRequest(request) => self.read_index(ShardId(request.shard_id)).await,
             Body::WriteRequest(request) => self.write(request).await,
             Body::ReadRequest(request) => self.read(request).await,
-            Body::ControlRequest(request) => self.control(request).await,
+            Body::ControlRequest(request) => self.control(request).await.map(Body::ControlResponse),
             _ => Err(refusal::internal("a frame that is no request")),
         };
         answered.unwrap_or_else(Body::Refusal)
@@ -74,7 +84,7 @@ impl Requests {
     ///
     /// # Errors
     /// What kept the step from being taken.
-    pub async fn control(&self, request: ControlRequest) -> Result<Body, Refusal> {
+    pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, Refusal> {
         let Some(request) = request.request else { return Err(refusal::internal("an empty control request")) };
         let response = match request {
             Request::CreateReplica(create) => done(self.hosting.clone().create(create).await?),
@@ -100,11 +110,24 @@ impl Requests {
                 if meta.epoch > fetch.newer_than_epoch { Response::Map((*meta).clone()) } else { done(()) }
             }
         };
-        Ok(Body::ControlResponse(ControlResponse { response: Some(response) }))
+        Ok(ControlResponse { response: Some(response) })
     }
 
+    /// Forms the group, and tells it its slots: it is usable when it knows them. Both are done once only.
     async fn initialize(&self, group: InitializeGroup) -> Result<(), Refusal> {
-        self.of_group(group.group_id)?.control.initialize(group.members).await
+        let replica = self.of_group(group.group_id)?;
+        replica.control.initialize(group.members).await?;
+        if replica.shard.is_meta() || replica.state.owns_slots() {
+            return Ok(());
+        }
+        let own = OwnSlots { shard_id: group.shard_id, slots: group.slots };
+        let operation = Operation { keyspace_id: 0, kind: Some(operation::Kind::OwnSlots(own)) };
+        let deadline = Instant::now() + CONTROL_TIMEOUT;
+        let outcomes = self.router.write(replica.shard, vec![operation], deadline).await?;
+        match outcomes.into_iter().next().and_then(|outcome| outcome.result) {
+            Some(outcome::Result::Refusal(refused)) => Err(refused),
+            _ => Ok(()),
+        }
     }
 
     fn replica(&self, shard: ShardId) -> Result<Replica, Refusal> {

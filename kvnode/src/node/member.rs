@@ -1,0 +1,201 @@
+//! The part of a node that runs once the node belongs to a cluster: replicas, router, controller, their tasks.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
+
+use kv_proto::{
+    disk::v1::{MetaRecord, NodeRecord},
+    peer::v1::{Frame, frame::Body},
+};
+use kv_topology::NodeId;
+use openraft_rt_tokio::TokioRuntime;
+use tokio::net::TcpListener;
+
+use super::{
+    compaction,
+    hands::NodeHands,
+    host::{Host, HostError, Parts},
+    map_feed::MapFeed,
+    peers::OverTransport,
+    registration,
+    replicas::LocalReplicas,
+    requests::Requests,
+    seams::Logs,
+    stores::Stores,
+};
+use crate::{
+    config::{Config, Formation},
+    group::settings::{Timing, raft_config},
+    meta::controller::{Controller, Pace},
+    router::Router,
+    runtime::Spawner,
+    transport::{
+        Dependencies, Handler, Identity, Limits, Randomness, Transport,
+        dial::{GrpcConduit, Resolve},
+        listen,
+    },
+};
+
+/// What a member is made of.
+pub struct Ingredients {
+    /// Cluster and node id.
+    pub identity: Identity,
+    /// This node as the registry shall know it.
+    pub own: NodeRecord,
+    /// What the node was told.
+    pub config: Arc<Config>,
+    /// Log and state.
+    pub stores: Arc<Stores>,
+    /// What is known of the cluster.
+    pub maps: Arc<MapFeed>,
+    /// Owns all tasks.
+    pub spawner: Spawner,
+    /// For sessions and jitter.
+    pub randomness: Randomness,
+    /// Where other nodes dial; bound already.
+    pub peer_listener: TcpListener,
+}
+
+/// The running part.
+pub struct Member {
+    /// Cluster and node id.
+    pub identity: Identity,
+    /// The replicas that run here.
+    pub replicas: Arc<LocalReplicas>,
+    /// Starts and stops them.
+    pub host: Arc<Host<TokioRuntime>>,
+    /// Routes requests.
+    pub router: Arc<Router>,
+    /// To other nodes.
+    pub transport: Transport,
+}
+
+impl Member {
+    /// Starts everything, the replicas on this disk included.
+    ///
+    /// # Errors
+    /// A replica does not start.
+    pub async fn start(with: Ingredients) -> Result<Self, HostError> {
+        let Ingredients { identity, own, config, stores, maps, spawner, randomness, peer_listener } = with;
+        let me = identity.node;
+        let answers = Arc::new(Answers::default());
+        let limits = Limits::default();
+        let resolver = Arc::new(Resolver { maps: maps.clone(), overrides: overrides(&config) });
+        let transport = Transport::start(Dependencies {
+            identity: Some(identity.clone()),
+            conduit: GrpcConduit::new(resolver, limits.clone()),
+            handler: answers.clone(),
+            spawner: spawner.clone(),
+            randomness,
+            limits: limits.clone(),
+        });
+        let replicas = Arc::new(LocalReplicas::default());
+        let peers = OverTransport(transport.clone());
+        let host = Host::new(parts(me, &config, &stores, &maps, &spawner, &transport)?, replicas.clone());
+        let router = Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone());
+        let router = Arc::new(router);
+        let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
+        let requests = Arc::new(requests);
+        answers.open(requests.clone());
+        host.start_all().await?;
+        stores.guard(&replicas, &transport, &spawner);
+        spawn_listener(&spawner, peer_listener, &transport, limits);
+        let hands = NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone());
+        let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
+        spawner.spawn("controller", controller.run());
+        spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
+        let retained = config.compaction.log_retention.0;
+        let sizes = Arc::new(Logs(stores.log.clone()));
+        spawner.spawn("compaction", compaction::run(replicas.clone(), sizes, retained));
+        spawner.spawn("registration", registration::run(own, maps, router.clone()));
+        Ok(Self { identity, replicas, host, router, transport })
+    }
+}
+
+fn parts(
+    node: NodeId,
+    config: &Config,
+    stores: &Stores,
+    maps: &Arc<MapFeed>,
+    spawner: &Spawner,
+    transport: &Transport,
+) -> Result<Parts, HostError> {
+    let timing = Timing {
+        heartbeat: config.raft.heartbeat,
+        election_min: config.raft.election_min,
+        election_max: config.raft.election_max,
+    };
+    let settings = raft_config(timing).map_err(|error| HostError::Settings(error.to_string()))?;
+    let told = maps.clone();
+    Ok(Parts {
+        node,
+        log: stores.log.clone(),
+        state: stores.state.clone(),
+        transport: transport.clone(),
+        leader: Arc::new(OverTransport(transport.clone())),
+        spawner: spawner.clone(),
+        config: Arc::new(settings),
+        log_retention_bytes: config.compaction.log_retention.0,
+        meta_observer: Arc::new(move |record: Arc<MetaRecord>| told.offer((*record).clone())),
+    })
+}
+
+fn spawn_listener(spawner: &Spawner, listener: TcpListener, transport: &Transport, limits: Limits) {
+    let acceptor = transport.acceptor();
+    spawner.spawn("peer listener", async move {
+        if let Err(error) = listen::serve(listener, acceptor, limits).await {
+            tracing::error!(%error, "the peer port has failed");
+        }
+    });
+}
+
+/// How many nodes the data groups wait for.
+fn expected_nodes(config: &Config) -> usize {
+    match &config.formation {
+        Formation::InitialNodes(nodes) => nodes.len(),
+        Formation::Wait | Formation::Bootstrap { .. } | Formation::Join(_) => 1,
+    }
+}
+
+/// By node name: where this node dials it.
+fn overrides(config: &Config) -> BTreeMap<String, String> {
+    let pairs = config.peer_address_overrides.iter();
+    pairs.map(|(name, address)| (name.to_string(), address.to_string())).collect()
+}
+
+/// Finds peers in the registry, each time anew: pods change their address.
+struct Resolver {
+    maps: Arc<MapFeed>,
+    overrides: BTreeMap<String, String>,
+}
+
+impl Resolve for Resolver {
+    fn peer_address(&self, node: NodeId) -> Option<String> {
+        let view = self.maps.registry.view();
+        let entry = view.map.nodes.get(&node)?;
+        Some(self.overrides.get(&entry.name).unwrap_or(&entry.peer_address).clone())
+    }
+}
+
+/// The transport's handler, which is there before what it asks.
+#[derive(Default)]
+struct Answers(OnceLock<Arc<Requests>>);
+
+impl Answers {
+    fn open(&self, requests: Arc<Requests>) {
+        // Opened once, by the only one who has it.
+        self.0.set(requests).ok();
+    }
+}
+
+impl Handler for Arc<Answers> {
+    async fn handle(&self, _: NodeId, frame: Frame) -> Body {
+        match (self.0.get(), frame.body) {
+            (Some(requests), Some(body)) => requests.answer(body).await,
+            (None, _) => Body::Refusal(crate::refusal::not_applied(crate::refusal::STARTING, "starting")),
+            (_, None) => Body::Refusal(crate::refusal::internal("an empty frame")),
+        }
+    }
+}
