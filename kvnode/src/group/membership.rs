@@ -128,6 +128,7 @@ where
             last_log_index: metrics.last_log_index.unwrap_or(0),
             progress: progress.collect(),
             leader_replica_id: metrics.id,
+            committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
         })
     }
 

@@ -1,12 +1,19 @@
 //! A node: a value that is started from its configuration and its disk, and stopped by dropping its tasks.
+//!
+//! Its life: the data folder is locked and both databases are opened; the ports of clients and of metrics answer, so
+//! that others can ask what this node is; [`formation`] finds out where it belongs; as a [`member`] it starts the
+//! replicas on its disk and takes part. A stop hands the leaderships over first.
 
+mod admin;
 pub mod compaction;
+pub mod core;
 pub mod formation;
 pub mod hands;
 pub mod host;
 pub mod map_feed;
 pub mod member;
 pub mod peers;
+pub mod readiness;
 pub mod registration;
 pub mod replicas;
 pub mod requests;
@@ -14,3 +21,226 @@ mod seams;
 pub mod snapshots;
 pub mod store;
 pub mod stores;
+
+use std::{
+    sync::{Arc, Mutex, OnceLock},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use kv_proto::{admin::v1::Phase, disk::v1::ClusterCache};
+use kv_topology::NodeId;
+use rand::rngs::StdRng;
+use tokio::{
+    sync::{Notify, oneshot},
+    time::{Instant, interval, timeout},
+};
+
+use crate::{
+    api::{context::Context, health::Health, server},
+    config::{Config, Listeners},
+    data_dir::DataDir,
+    http::{self, Observed, Verdict},
+    meta::{registry::Registry, startup},
+    metrics::Metrics,
+    router::Maps,
+    runtime::{Spawner, Tasks},
+    transport::{Identity, Randomness},
+};
+use self::{core::Core, formation::Formed, map_feed::MapFeed, store::NodeStore, stores::Stores};
+
+pub use stores::Fatal;
+
+/// How often health is brought in line with readiness.
+const HEALTH_EVERY: Duration = Duration::from_millis(200);
+/// For handing all leaderships over before a stop.
+const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// For running requests after GOAWAY.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A running node. Dropping it ends its tasks; [`Node::stop`] ends it gracefully.
+pub struct Node {
+    core: Arc<Core>,
+    tasks: Tasks,
+    stop_serving: Option<oneshot::Sender<()>>,
+    served: oneshot::Receiver<()>,
+}
+
+impl Node {
+    /// Starts a node. It returns as soon as the node answers on its ports; what it is then, its status says.
+    ///
+    /// # Errors
+    /// When a port is taken, or the data folder cannot be used.
+    pub async fn start(config: Config, mut rng: StdRng, fatal: Fatal) -> anyhow::Result<Self> {
+        let tasks = Tasks::new("node");
+        let spawner = tasks.spawner();
+        let listeners = Listeners::bind(&config.listen).await?;
+        let dir = DataDir::open(&config.data_dir, &config.node_name, &mut rng)?;
+        let stores = Stores::open(&dir, &config, &spawner, fatal).await?;
+        let registry = registry(&stores, &spawner).context("the kept map")?;
+        let maps = Arc::new(MapFeed::new(registry.clone()));
+        let core = Arc::new(Core {
+            store: Arc::new(NodeStore::new(registry)),
+            config: Arc::new(config),
+            dir: Mutex::new(dir),
+            stores: Arc::new(stores),
+            maps,
+            spawner: spawner.clone(),
+            randomness: Randomness::new(rng),
+            metrics: Metrics::new(),
+            peer_listener: Mutex::new(Some(listeners.peer)),
+            member: OnceLock::new(),
+            joined: Notify::new(),
+            phase: Mutex::new((Phase::Starting, String::new())),
+            readiness: Mutex::default(),
+            forming: tokio::sync::Mutex::new(()),
+            started: Instant::now(),
+        });
+        spawner.spawn("http", http::serve(listeners.http, core.clone()));
+        let (stop_serving, served) = serve_clients(&core, listeners.client).await;
+        let forming = core.clone();
+        spawner.spawn("formation", async move { form(&forming).await });
+        Ok(Self { core, tasks, stop_serving: Some(stop_serving), served })
+    }
+
+    /// Stops gracefully: hands leaderships over, lets running requests finish, flushes.
+    pub async fn stop(mut self) {
+        self.core.enter(Phase::Stopping, "the node is stopping");
+        if let Some(member) = self.core.member.get() {
+            // Bounded: when everybody leaves there is nobody to take over.
+            timeout(HAND_OVER_TIMEOUT, member.host.hand_over()).await.ok();
+        }
+        if let Some(stop) = self.stop_serving.take() {
+            stop.send(()).ok();
+        }
+        timeout(DRAIN_TIMEOUT, &mut self.served).await.ok();
+        if let Some(member) = self.core.member.get() {
+            member.host.stop_all().await;
+            member.transport.stop();
+        }
+        if let Err(error) = self.core.stores.close().await {
+            tracing::warn!(%error, "the last flush failed; the log has what it lacks");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// What was known at the last run, kept again whenever it changes.
+fn registry(stores: &Stores, spawner: &Spawner) -> anyhow::Result<Arc<Registry>> {
+    let (log, spawner) = (stores.log.clone(), spawner.clone());
+    let keep = move |record: Arc<kv_proto::disk::v1::MetaRecord>| {
+        let log = log.clone();
+        spawner.spawn("keep the map", async move {
+            let cache = ClusterCache { meta: Some((*record).clone()) };
+            if let Err(error) = log.put_cluster_cache(cache).await {
+                tracing::error!(%error, "the map could not be kept");
+            }
+        });
+    };
+    Ok(Arc::new(Registry::new(stores.kept_map(), Box::new(keep))?))
+}
+
+/// Answers clients. The first end asks for the end of it, the second one tells it.
+async fn serve_clients(
+    core: &Arc<Core>,
+    listener: tokio::net::TcpListener,
+) -> (oneshot::Sender<()>, oneshot::Receiver<()>) {
+    let (stop, stopping) = oneshot::channel();
+    let (serving, served) = oneshot::channel();
+    let health = Health::starting().await;
+    let (spawner, randomness) = (core.spawner.clone(), core.randomness.clone());
+    let context = Context::new(
+        core.store.clone(),
+        Arc::new(move |name, task| spawner.spawn(name, task)),
+        Box::new(move || upload_id(&randomness)),
+    );
+    let (node, told) = (core.clone(), health.clone());
+    core.spawner.spawn("clients", async move {
+        let stopping = async {
+            stopping.await.ok();
+        };
+        let ended = server::serve(listener, context, node, told, server::Options::default(), stopping).await;
+        if let Err(error) = ended {
+            tracing::error!(%error, "the client port has failed");
+        }
+        serving.send(()).ok();
+    });
+    core.spawner.spawn("health", keep_health(core.clone(), health));
+    (stop, served)
+}
+
+fn upload_id(randomness: &Randomness) -> [u8; 16] {
+    let (high, low) = (randomness.next(), randomness.next());
+    (u128::from(high) << 64 | u128::from(low)).to_be_bytes()
+}
+
+async fn keep_health(core: Arc<Core>, health: Health) {
+    let mut ticks = interval(HEALTH_EVERY);
+    let mut told = None;
+    loop {
+        ticks.tick().await;
+        let now = (core.live() == Verdict::Ok, core.ready() == Verdict::Ok);
+        if core.phase().0 != Phase::Stopping && told != Some(now) {
+            health.set(now.0, now.1).await;
+            told = Some(now);
+        }
+    }
+}
+
+/// Finds out where the node belongs, and makes it belong there.
+async fn form(core: &Core) {
+    let own = core.own_info();
+    let identity = match core.identity() {
+        Some(identity) => startup::Identity::Member { cluster_id: identity.cluster_id },
+        None => {
+            core.enter(Phase::Empty, "");
+            startup::Identity::Empty
+        }
+    };
+    let told = |awaited: &startup::Awaited| {
+        tracing::info!(%awaited, "not in a cluster yet");
+        core.enter(Phase::Empty, awaited.to_string());
+    };
+    let intent = formation::intent(&core.config);
+    let formed = tokio::select! {
+        biased;
+        () = core.joined.notified() => return,
+        formed = formation::form(&intent, &identity, &own, told) => formed,
+    };
+    let _one_at_a_time = core.forming.lock().await;
+    match act(core, formed).await {
+        Ok(()) => {
+            core.enter(Phase::Running, "");
+            tracing::info!(epoch = core.maps.map().epoch, "running");
+        }
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "the node cannot serve");
+            core.enter(Phase::Failed, format!("{error:#}"));
+        }
+    }
+}
+
+async fn act(core: &Core, formed: Formed) -> anyhow::Result<()> {
+    match formed {
+        Formed::Bootstrap if core.identity().is_none() => {
+            tracing::info!("founding a cluster");
+            let (shards, factor) = (core.config.shards, core.config.replication_factor);
+            // Founded by its flags: nobody retries it with a token.
+            core.found("", shards, factor).await
+        }
+        Formed::Joined(joined) if core.identity().is_none() => {
+            tracing::info!(cluster = joined.cluster_id, node = joined.node_id, "joining");
+            core.maps.offer(formation::first_record(&joined.map.clone().unwrap_or_default()));
+            let identity = Identity { cluster_id: joined.cluster_id.clone(), node: NodeId(joined.node_id) };
+            core.become_member(identity).await
+        }
+        Formed::Bootstrap | Formed::Joined(_) | Formed::Resume => {
+            if let Some(identity) = core.identity().filter(|_| core.member.get().is_none()) {
+                core.become_member(identity).await?;
+            }
+            core.finish_founding().await
+        }
+        Formed::Refused(reason) => anyhow::bail!(reason),
+    }
+}
+
