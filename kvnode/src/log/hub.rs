@@ -1,0 +1,254 @@
+//! The log of a node: one device, one committer, the logs of all replicas that the node hosts.
+//!
+//! It also keeps which replicas those are (a descriptor each, written with a sync before the replica starts) and the
+//! node's cached view of the cluster. Both are small, read at every start, and belong where syncs are cheap.
+
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    sync::{Arc, Mutex},
+    thread::JoinHandle,
+};
+
+use futures::future::BoxFuture;
+use kv_proto::disk::v1::{ClusterCache, ReplicaDescriptor};
+use kv_topology::ReplicaId;
+use tokio::sync::{Semaphore, oneshot};
+
+use crate::log::{
+    budget::{QUEUE_BYTES, TAIL_BYTES, TailBudget},
+    codec::{self, CodecError},
+    committer::{self, Commits, Fatal, SyncDelay},
+    device::{LogDevice, Write},
+    error::LogError,
+    keys::{self, NODE_RECORDS, Place},
+    lock,
+    queue::{Completion, Operation, Purpose},
+    replica::{Replica, Shared},
+    simulated::PlantedBug,
+    store::LogStore,
+};
+
+/// Runs the committer's task, in simulation.
+pub type Spawn = Box<dyn FnOnce(BoxFuture<'static, ()>) + Send>;
+
+/// What drives the committer.
+pub enum Driver {
+    /// A thread of its own: production.
+    Thread,
+    /// A task: simulation.
+    Task {
+        /// Runs the task in the node's life.
+        spawn: Spawn,
+        /// How long each sync takes.
+        delay: SyncDelay,
+        /// What is broken on purpose.
+        bug: PlantedBug,
+    },
+}
+
+/// The log of a node. Clones are the same log; the last one that goes ends the committer.
+#[derive(Clone)]
+pub struct LogHub {
+    node: Arc<Node>,
+}
+
+struct Node {
+    shared: Arc<Shared>,
+    replicas: Mutex<BTreeMap<ReplicaId, Arc<Replica>>>,
+    records: Mutex<Records>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the device has beside the logs.
+#[derive(Default)]
+struct Records {
+    descriptors: BTreeMap<ReplicaId, ReplicaDescriptor>,
+    cluster: Option<ClusterCache>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.shared.commits.close();
+    }
+}
+
+impl LogHub {
+    /// Reads the node's records and starts the committer. `fatal` hears when the device fails; it must end the
+    /// process.
+    ///
+    /// # Errors
+    /// When the records cannot be read, or there is no thread.
+    pub fn open(device: Arc<dyn LogDevice>, driver: Driver, fatal: Fatal) -> Result<Self, LogError> {
+        Self::with_tail_budget(device, driver, fatal, TAIL_BYTES)
+    }
+
+    /// The same with another budget for the decoded tails, in bytes.
+    ///
+    /// # Errors
+    /// As [`LogHub::open`].
+    pub fn with_tail_budget(
+        device: Arc<dyn LogDevice>,
+        driver: Driver,
+        fatal: Fatal,
+        tail_bytes: usize,
+    ) -> Result<Self, LogError> {
+        let records = Records::load(&*device)?;
+        let bug = match &driver {
+            Driver::Thread => PlantedBug::None,
+            Driver::Task { bug, .. } => *bug,
+        };
+        let commits = Arc::new(Commits::new(bug));
+        let shared = Arc::new(Shared {
+            device: device.clone(),
+            commits: commits.clone(),
+            budget: TailBudget::new(tail_bytes),
+            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+        });
+        let thread = match driver {
+            Driver::Thread => {
+                let thread = committer::spawn_thread(commits, device, fatal);
+                Some(thread.map_err(|error| LogError::Thread(error.to_string()))?)
+            }
+            Driver::Task { spawn, delay, .. } => {
+                spawn(Box::pin(committer::run_task(commits, device, delay, fatal)));
+                None
+            }
+        };
+        let node = Node {
+            shared,
+            replicas: Mutex::default(),
+            records: Mutex::new(records),
+            thread: Mutex::new(thread),
+        };
+        Ok(Self { node: Arc::new(node) })
+    }
+
+    /// The log of a replica, opened if it is not. Opening reads the whole log, and blocks.
+    ///
+    /// # Errors
+    /// When the replica's records cannot be read or contradict each other.
+    pub fn replica<RT>(&self, id: ReplicaId) -> Result<LogStore<RT>, LogError> {
+        let mut replicas = lock(&self.node.replicas);
+        let replica = match replicas.get(&id) {
+            Some(replica) => replica.clone(),
+            None => {
+                let replica = Replica::open(id, self.node.shared.clone())?;
+                replicas.insert(id, replica.clone());
+                replica
+            }
+        };
+        Ok(LogStore::new(replica))
+    }
+
+    /// The replicas that this node was told to host, by id.
+    pub fn descriptors(&self) -> Vec<ReplicaDescriptor> {
+        lock(&self.node.records).descriptors.values().cloned().collect()
+    }
+
+    /// Keeps a replica's descriptor; returns when it is on disk.
+    ///
+    /// # Errors
+    /// When the log is closed or the device has failed.
+    pub async fn put_descriptor(&self, descriptor: ReplicaDescriptor) -> Result<(), LogError> {
+        let id = ReplicaId(descriptor.replica_id);
+        let key = keys::encode(id, Place::Descriptor);
+        self.write_synced(id, Write::Put(key, codec::to_bytes(&descriptor))).await?;
+        lock(&self.node.records).descriptors.insert(id, descriptor);
+        Ok(())
+    }
+
+    /// Removes a replica's log, vote and descriptor; returns when that is on disk. Its Raft instance must be gone.
+    ///
+    /// # Errors
+    /// When the log is closed or the device has failed.
+    pub async fn remove_replica(&self, id: ReplicaId) -> Result<(), LogError> {
+        let open = lock(&self.node.replicas).get(&id).cloned();
+        match open {
+            Some(replica) => replica.remove().await?,
+            None => self.write_synced(id, Write::DeleteRange(keys::all_of(id))).await?,
+        }
+        lock(&self.node.replicas).remove(&id);
+        lock(&self.node.records).descriptors.remove(&id);
+        Ok(())
+    }
+
+    /// The registry and map that were kept last.
+    pub fn cluster_cache(&self) -> Option<ClusterCache> {
+        lock(&self.node.records).cluster.clone()
+    }
+
+    /// Keeps the registry and map; returns when they are on disk.
+    ///
+    /// # Errors
+    /// When the log is closed or the device has failed.
+    pub async fn put_cluster_cache(&self, cluster: ClusterCache) -> Result<(), LogError> {
+        let key = keys::encode(NODE_RECORDS, Place::ClusterCache);
+        self.write_synced(NODE_RECORDS, Write::Put(key, codec::to_bytes(&cluster))).await?;
+        lock(&self.node.records).cluster = Some(cluster);
+        Ok(())
+    }
+
+    /// Memory of all decoded tails, in bytes.
+    pub fn tail_bytes(&self) -> usize {
+        self.node.shared.budget.used()
+    }
+
+    /// Writes what is queued, with the committed log ids, and ends the committer. Blocks until that is on disk when
+    /// the driver is a thread; a task ends by itself.
+    pub fn close(&self) {
+        for replica in lock(&self.node.replicas).values() {
+            // A log that has stopped has nothing to write.
+            let _ = replica.flush_committed();
+        }
+        self.node.shared.commits.close();
+        if let Some(thread) = lock(&self.node.thread).take() {
+            // It aborts the process rather than panic.
+            let _ = thread.join();
+        }
+    }
+
+    async fn write_synced(&self, replica: ReplicaId, write: Write) -> Result<(), LogError> {
+        let (sender, done) = oneshot::channel();
+        let notify: crate::log::queue::Notify = Box::new(move |result| drop(sender.send(result)));
+        let completion = Completion { notify: Some(notify), ..Completion::default() };
+        let operation = Operation { replica, purpose: Purpose::Other, writes: vec![write], completion };
+        self.node.shared.commits.submit(operation)?;
+        Ok(done.await.map_err(|_| LogError::Stopped)??)
+    }
+}
+
+impl Records {
+    /// Reads one record of each replica and skips the rest of it.
+    fn load(device: &dyn LogDevice) -> Result<Self, LogError> {
+        let mut records = Self::default();
+        let mut from = keys::all_of(NODE_RECORDS).start;
+        loop {
+            let mut found = None;
+            device.visit(&from, &[0xff; 9], &mut |key, value| {
+                found = Some((keys::decode(key), bytes::Bytes::copy_from_slice(value)));
+                ControlFlow::Break(())
+            })?;
+            let Some((key, value)) = found else { return Ok(records) };
+            let (replica, place) = key.map_err(crate::log::device::DeviceError::from)?;
+            records.take(replica, place, value).map_err(|source| LogError::Record {
+                replica,
+                record: format!("{place:?}"),
+                source,
+            })?;
+            from = keys::end(replica);
+        }
+    }
+
+    fn take(&mut self, replica: ReplicaId, place: Place, value: bytes::Bytes) -> Result<(), CodecError> {
+        match place {
+            Place::Descriptor => {
+                self.descriptors.insert(replica, codec::from_bytes("ReplicaDescriptor", value)?);
+            }
+            Place::ClusterCache => self.cluster = Some(codec::from_bytes("ClusterCache", value)?),
+            // A replica without a descriptor: nobody asked for it, and nobody will.
+            Place::Vote | Place::Purged | Place::Committed | Place::Entry(_) => {}
+        }
+        Ok(())
+    }
+}
