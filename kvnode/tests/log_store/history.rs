@@ -25,14 +25,10 @@ impl Image {
         self.entries.retain(|entry| entry.log_id.index > upto.index);
     }
 
-    /// Everything but the committed id, which is promised less.
-    fn same_log(&self, other: &Self) -> bool {
-        self.vote == other.vote && self.purged == other.purged && self.entries == other.entries
-    }
-
     /// Whether this is `before` with some of the entries by which `after` is longer: an append is not atomic.
     fn lies_between(&self, before: &Self, after: &Self) -> bool {
-        self.vote == after.vote
+        [before.committed, after.committed].contains(&self.committed)
+            && self.vote == after.vote
             && self.purged == after.purged
             && before.entries.len() <= self.entries.len()
             && after.entries.starts_with(&self.entries)
@@ -45,12 +41,15 @@ impl Image {
 pub struct History {
     states: Vec<Image>,
     promised: usize,
+    /// Saved since the last operation; goes to the disk with the next.
+    committed: Option<LogId>,
 }
 
 impl History {
     /// A life begins with what was found.
     pub fn new(found: Image) -> Self {
-        Self { states: vec![found], promised: 0 }
+        let committed = found.committed;
+        Self { states: vec![found], promised: 0, committed }
     }
 
     /// The state as memory has it.
@@ -61,6 +60,7 @@ impl History {
     /// Notes an operation that is about to be made; returns its number.
     pub fn attempt(&mut self, change: impl FnOnce(&mut Image)) -> usize {
         let mut state = self.now().clone();
+        state.committed = self.committed;
         change(&mut state);
         self.states.push(state);
         self.states.len() - 1
@@ -68,7 +68,7 @@ impl History {
 
     /// The committed id goes with the next operation.
     pub fn commit(&mut self, committed: LogId) {
-        self.states.last_mut().expect("never empty").committed = Some(committed);
+        self.committed = Some(committed);
     }
 
     /// The operation that appended the entry that is now at this index; 0 if it was found.
@@ -88,9 +88,7 @@ impl History {
         for number in self.promised..self.states.len() {
             let state = &self.states[number];
             let after = self.states.get(number + 1);
-            // The committed id may be that of any moment up to the next operation.
-            let matches = state.same_log(found) || after.is_some_and(|after| found.lies_between(state, after));
-            if matches && self.states[..=number].iter().chain(after).any(|s| s.committed == found.committed) {
+            if state == found || after.is_some_and(|after| found.lies_between(state, after)) {
                 return Ok(());
             }
         }

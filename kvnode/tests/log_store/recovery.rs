@@ -80,6 +80,7 @@ impl Written {
         assert!(aside.join("db").exists() && self.path().join("db").exists());
         let hub = thread_hub(Arc::new(opened.device));
         assert!(hub.descriptors().is_empty(), "the new log is empty");
+        hub.close();
     }
 }
 
