@@ -387,14 +387,15 @@ impl State {
     fn load(id: ReplicaId, device: &dyn LogDevice) -> Result<Self, LogError> {
         let mut state = Self::default();
         let mut wrong = None;
-        device.scan(id, &mut |place, value| {
-            state.take_record(id, place, value).map_err(|error| {
-                let reason = error.to_string();
-                wrong = Some(error);
-                DeviceError::Damaged { reason }
+        device
+            .scan(id, &mut |place, value| {
+                state.take_record(id, place, value).map_err(|error| {
+                    let reason = error.to_string();
+                    wrong = Some(error);
+                    DeviceError::Damaged { reason }
+                })
             })
-        })
-        .map_err(|error| wrong.unwrap_or(LogError::Device(error)))?;
+            .map_err(|error| wrong.unwrap_or(LogError::Device(error)))?;
         Ok(state)
     }
 
@@ -408,7 +409,8 @@ impl State {
             Place::Purged => self.purged = Some(log_id(value).map_err(error)?),
             Place::Committed => self.committed = Some(log_id(value).map_err(error)?),
             Place::Entry(index) => {
-                check_next(id, index, self.next_index()).map_err(|_| LogError::Hole { replica: id, index })?;
+                check_next(id, index, self.next_index())
+                    .map_err(|_| LogError::Hole { replica: id, index })?;
                 let entry: disk::LogEntry = codec::from_bytes("LogEntry", value).map_err(error)?;
                 let entry = codec::decode_entry(entry).map_err(error)?;
                 check_next(id, entry.log_id.index, Some(index))?;
