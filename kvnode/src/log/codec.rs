@@ -95,10 +95,7 @@ pub fn vote_to_disk(vote: &Vote) -> disk::Vote {
 
 /// A vote from its message. Every value is valid.
 pub fn vote_from_disk(vote: &disk::Vote) -> Vote {
-    Vote {
-        leader_id: LeaderId { term: vote.term, node_id: vote.replica_id },
-        committed: vote.committed,
-    }
+    Vote { leader_id: LeaderId { term: vote.term, node_id: vote.replica_id }, committed: vote.committed }
 }
 
 /// A membership as a message: sets in the order of the joint configuration, ids ascending.
@@ -213,7 +210,10 @@ mod tests {
         assert_eq!(hex(&log_id_to_disk(&id(0, 0, 0))), "", "an empty record is the log id of all zeros");
         let vote = Vote { leader_id: LeaderId { term: 3, node_id: 11 }, committed: true };
         assert_eq!(hex(&vote_to_disk(&vote)), "0803100b1801");
-        assert_eq!(hex(&membership_to_disk(&joint())), "0a040a020b0c0a030a010c1204080b10011204080c10021204080d1003");
+        assert_eq!(
+            hex(&membership_to_disk(&joint())),
+            "0a040a020b0c0a030a010c1204080b10011204080c10021204080d1003"
+        );
         let stored = StoredMembership::new(Some(id(1, 11, 0)), joint());
         assert_eq!(
             hex(&stored_membership_to_disk(&stored)),
@@ -236,7 +236,9 @@ mod tests {
         let proposal = Bytes::from(vec![7; 1000]);
         let entry = Entry { log_id: id(1, 1, 1), payload: Payload::Normal(Proposal(proposal.clone())) };
         let message = encode_entry(&entry);
-        let Some(disk::log_entry::Payload::Proposal(encoded)) = &message.payload else { panic!("{message:?}") };
+        let Some(disk::log_entry::Payload::Proposal(encoded)) = &message.payload else {
+            panic!("{message:?}")
+        };
         assert_eq!(encoded.as_ptr(), proposal.as_ptr());
         let buffer = to_bytes(&message);
         let Payload::Normal(Proposal(decoded)) =
@@ -255,7 +257,8 @@ mod tests {
         let entry = disk::LogEntry { log_id: Some(log_id_to_disk(&id(1, 1, 9))), payload: None };
         assert_eq!(decode_entry(entry), Err(CodecError::UnknownEntry { index: 9 }));
         let set = |replica_ids: &[u64]| disk::VoterSet { replica_ids: replica_ids.to_vec() };
-        let members = |ids: &[u64]| ids.iter().map(|id| disk::Member { replica_id: *id, node_id: 1 }).collect();
+        let members =
+            |ids: &[u64]| ids.iter().map(|id| disk::Member { replica_id: *id, node_id: 1 }).collect();
         for (voters, members) in [
             (vec![set(&[])], members(&[1])),
             (vec![set(&[1, 2])], members(&[1])),
@@ -270,7 +273,8 @@ mod tests {
     fn memberships() -> impl Strategy<Value = Membership> {
         let sets = prop::collection::vec(prop::collection::btree_set(0u64..9, 1..5), 0..3);
         (sets, prop::collection::btree_map(any::<u64>(), any::<u64>(), 0..4)).prop_map(|(sets, others)| {
-            let mut members: BTreeMap<u64, Member> = others.into_iter().map(|(id, node)| (id, member(node))).collect();
+            let mut members: BTreeMap<u64, Member> =
+                others.into_iter().map(|(id, node)| (id, member(node))).collect();
             members.extend(sets.iter().flatten().map(|id| (*id, member(id + 100))));
             Membership::new(sets, members).expect("valid")
         })
@@ -279,7 +283,8 @@ mod tests {
     fn payloads() -> impl Strategy<Value = Payload> {
         prop_oneof![
             Just(Payload::Blank),
-            prop::collection::vec(any::<u8>(), 0..300).prop_map(|bytes| Payload::Normal(Proposal(bytes.into()))),
+            prop::collection::vec(any::<u8>(), 0..300)
+                .prop_map(|bytes| Payload::Normal(Proposal(bytes.into()))),
             memberships().prop_map(Payload::Membership),
         ]
     }

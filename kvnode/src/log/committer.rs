@@ -179,12 +179,7 @@ fn write_synced(device: &dyn LogDevice, commit: &Commit) -> Result<(), DeviceErr
 }
 
 /// The committer as a future, for simulation: each batch is written, then `delay` passes, then it is synced.
-pub async fn run_task(
-    commits: Arc<Commits>,
-    device: Arc<dyn LogDevice>,
-    mut delay: SyncDelay,
-    fatal: Fatal,
-) {
+pub async fn run_task(commits: Arc<Commits>, device: Arc<dyn LogDevice>, mut delay: SyncDelay, fatal: Fatal) {
     while let Some(commit) = commits.next().await {
         let written = device.write(&commit.writes, false);
         let (early, commit) = match commits.bug {

@@ -68,6 +68,9 @@ impl From<UnknownKey> for DeviceError {
 /// Sees a record's key and value, and says whether to go on.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
 
+/// Sees a replica's record; an error ends the scan.
+pub type RecordVisitor<'a> = dyn FnMut(Place, &[u8]) -> Result<(), DeviceError> + 'a;
+
 /// An ordered key-value device with atomic batches.
 pub trait LogDevice: Send + Sync + 'static {
     /// Writes one batch atomically. With `sync` it returns when this and all earlier batches are on disk; without,
@@ -122,7 +125,11 @@ pub trait LogDevice: Send + Sync + 'static {
                 Err(error) => unknown = Some(error),
             }
             bytes += value.len() as u64;
-            if unknown.is_some() || bytes >= max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if unknown.is_some() || bytes >= max_bytes {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })?;
         unknown.map_or(Ok(entries), |error| Err(error.into()))
     }
@@ -131,11 +138,7 @@ pub trait LogDevice: Send + Sync + 'static {
     ///
     /// # Errors
     /// When something of it cannot be read, or `visitor` finds something wrong.
-    fn scan(
-        &self,
-        replica: ReplicaId,
-        visitor: &mut dyn FnMut(Place, &[u8]) -> Result<(), DeviceError>,
-    ) -> Result<(), DeviceError> {
+    fn scan(&self, replica: ReplicaId, visitor: &mut RecordVisitor<'_>) -> Result<(), DeviceError> {
         let range = keys::all_of(replica);
         let mut outcome = Ok(());
         self.visit(&range.start, &range.end, &mut |key, value| {

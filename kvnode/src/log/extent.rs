@@ -65,7 +65,8 @@ impl Extent {
     pub fn last_of_each_leader(&self, range: &RangeInclusive<LogId>) -> Vec<LogId> {
         let (start, end) = (range.start().index, range.end().index);
         let ends = self.leaders.iter().skip(1).map(|(begin, _)| begin - 1).chain([end]);
-        let lasts = self.leaders.iter().zip(ends).filter(|((begin, _), last)| *begin <= end && *last >= start);
+        let lasts =
+            self.leaders.iter().zip(ends).filter(|((begin, _), last)| *begin <= end && *last >= start);
         lasts.map(|((_, leader), last)| LogId::new(*leader, last.min(end))).collect()
     }
 

@@ -21,6 +21,7 @@ pub mod extent;
 pub mod hub;
 pub mod keys;
 pub mod options;
+mod piece;
 pub mod progress;
 pub mod queue;
 mod reader;

@@ -3,7 +3,9 @@
 //! The load: one writer, batches that are synced, keys that ascend per replica, values that are read back hardly
 //! ever and deleted by range soon after.
 
-use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager};
+use rocksdb::{
+    BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
+};
 
 /// One memtable, in bytes. A log that is purged before its memtable is flushed costs no SST at all; larger ones make
 /// the replay after a crash longer (about 1 s for each 200 MiB).

@@ -8,22 +8,22 @@
 
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use bytes::Bytes;
 use kv_proto::disk::v1 as disk;
 use kv_topology::ReplicaId;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::log::{
     budget::{Holder, OPERATION_OVERHEAD_BYTES, QUEUE_BYTES, REPLICA_QUEUE_BYTES, TailBudget},
-    codec::{self, Entry, LogId, Payload, Vote},
+    codec::{self, Entry, LogId, Vote},
     committer::Commits,
     device::{DeviceError, LogDevice, Write},
     error::LogError,
     extent::Extent,
     keys::{self, Place},
     lock,
+    piece::{Encoded, split},
     progress::Progress,
-    queue::{Completion, Notify, Operation, PIECE_BYTES, Purpose, Watermark},
+    queue::{Completion, Notify, Operation, Purpose, Watermark},
     tail::{Leaving, Tail, Usage},
 };
 
@@ -144,7 +144,7 @@ impl Replica {
         entries: impl IntoIterator<Item = Entry>,
         notify: Notify,
     ) -> Result<(), LogError> {
-        let mut pieces = pieces(entries);
+        let mut pieces = split(entries);
         let last = pieces.pop().unwrap_or_default();
         for piece in pieces {
             self.append_piece(piece, None).await?;
@@ -387,14 +387,15 @@ impl State {
     fn load(id: ReplicaId, device: &dyn LogDevice) -> Result<Self, LogError> {
         let mut state = Self::default();
         let mut wrong = None;
-        device.scan(id, &mut |place, value| {
-            state.take_record(id, place, value).map_err(|error| {
-                let reason = error.to_string();
-                wrong = Some(error);
-                DeviceError::Damaged { reason }
+        device
+            .scan(id, &mut |place, value| {
+                state.take_record(id, place, value).map_err(|error| {
+                    let reason = error.to_string();
+                    wrong = Some(error);
+                    DeviceError::Damaged { reason }
+                })
             })
-        })
-        .map_err(|error| wrong.unwrap_or(LogError::Device(error)))?;
+            .map_err(|error| wrong.unwrap_or(LogError::Device(error)))?;
         Ok(state)
     }
 
@@ -408,7 +409,8 @@ impl State {
             Place::Purged => self.purged = Some(log_id(value).map_err(error)?),
             Place::Committed => self.committed = Some(log_id(value).map_err(error)?),
             Place::Entry(index) => {
-                check_next(id, index, self.next_index()).map_err(|_| LogError::Hole { replica: id, index })?;
+                check_next(id, index, self.next_index())
+                    .map_err(|_| LogError::Hole { replica: id, index })?;
                 let entry: disk::LogEntry = codec::from_bytes("LogEntry", value).map_err(error)?;
                 let entry = codec::decode_entry(entry).map_err(error)?;
                 check_next(id, entry.log_id.index, Some(index))?;
@@ -446,39 +448,4 @@ fn waiter() -> (Notify, oneshot::Receiver<Result<(), DeviceError>>) {
     let (sender, receiver) = oneshot::channel();
     // Who no longer waits does not want to know.
     (Box::new(move |result| drop(sender.send(result))), receiver)
-}
-
-/// An entry on its way: its message, encoded, and itself with a payload that is part of the same bytes.
-struct Encoded {
-    entry: Entry,
-    bytes: Bytes,
-}
-
-impl Encoded {
-    /// The proposal is the message's last field, so that the payload can be a slice of the encoded bytes: the tail
-    /// then keeps neither a second copy nor the network buffer in which the proposal came.
-    fn new(mut entry: Entry) -> Self {
-        let bytes = codec::to_bytes(&codec::encode_entry(&entry));
-        if let Payload::Normal(proposal) = &mut entry.payload {
-            let own = bytes.slice(bytes.len() - proposal.0.len()..);
-            debug_assert_eq!(own, proposal.0, "the proposal is the last field");
-            proposal.0 = own;
-        }
-        Self { entry, bytes }
-    }
-}
-
-/// Splits an append so that bulk can share batches with others.
-fn pieces(entries: impl IntoIterator<Item = Entry>) -> Vec<Vec<Encoded>> {
-    let (mut pieces, mut piece, mut bytes) = (Vec::new(), Vec::new(), 0);
-    for encoded in entries.into_iter().map(Encoded::new) {
-        if bytes > 0 && bytes + encoded.bytes.len() > PIECE_BYTES {
-            pieces.push(std::mem::take(&mut piece));
-            bytes = 0;
-        }
-        bytes += encoded.bytes.len();
-        piece.push(encoded);
-    }
-    pieces.push(piece);
-    pieces
 }

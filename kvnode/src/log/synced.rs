@@ -129,7 +129,11 @@ mod tests {
         assert_eq!(file.recorded(), 7);
         file.reached(12);
         file.record(now).expect("record");
-        assert_eq!(SyncedFile::open(&path).expect("open").recorded(), 12, "the torn slot was written, not the good one");
+        assert_eq!(
+            SyncedFile::open(&path).expect("open").recorded(),
+            12,
+            "the torn slot was written, not the good one"
+        );
     }
 
     #[test]

@@ -6,9 +6,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt};
 use kv_proto::disk::v1::{ClusterCache, MetaRecord, ReplicaDescriptor};
 use kv_topology::ReplicaId;
 use kvnode::log::{
-    Driver, LogError, LogHub, PlantedBug, SimulatedDisk,
-    budget::REPLICA_QUEUE_BYTES,
-    store::APPEND_BYTES,
+    Driver, LogError, LogHub, PlantedBug, SimulatedDisk, budget::REPLICA_QUEUE_BYTES, store::APPEND_BYTES,
 };
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -29,6 +27,7 @@ async fn entries_are_readable_before_they_are_durable() {
     let view = store.view();
     let flushed = append(&mut store, entries(1, 0..5, 10)).await;
     assert_eq!(read_all(&mut store).await, entries(1, 0..5, 10));
+    gate.wait_for_committer();
     assert!(!view.is_durable(0));
     let mut flushed = Box::pin(flushed);
     assert!((&mut flushed).now_or_never().is_none(), "reported before the device wrote");
@@ -68,8 +67,11 @@ async fn appends_and_votes_are_reported_in_order() {
             tokio::spawn(saved);
         }
     }
-    gate.set(true);
+    gate.wait_for_committer();
     drop(told);
+    tokio::task::yield_now().await;
+    assert!(order.try_recv().is_err(), "reported before the device wrote");
+    gate.set(true);
     let mut seen = Vec::new();
     while let Some(name) = tokio::time::timeout(LONG, order.recv()).await.expect("all reports") {
         seen.push(name);
@@ -88,6 +90,7 @@ async fn an_index_appended_again_is_durable_only_with_its_second_append() {
     gate.set(false);
     store.truncate_after(Some(log_id(1, 2))).await.unwrap();
     let flushed = append(&mut store, entries(2, 3..5, 10)).await;
+    gate.wait_for_committer();
     assert!(view.is_durable(2) && !view.is_durable(3) && !view.is_durable(4));
     assert_eq!(view.log_id(4), Some(log_id(2, 4)));
     gate.set(true);
@@ -104,7 +107,8 @@ async fn the_committed_id_waits_for_the_next_operation() {
     append_durably(&mut store, entries(1, 0..5, 10)).await;
     store.save_committed(Some(log_id(1, 3))).await.unwrap();
     assert_eq!(store.read_committed().await.unwrap(), Some(log_id(1, 3)));
-    let reopened = |disk: &SimulatedDisk| thread_hub(disk.open()).replica::<openraft_rt_tokio::TokioRuntime>(REPLICA);
+    let reopened =
+        |disk: &SimulatedDisk| thread_hub(disk.open()).replica::<openraft_rt_tokio::TokioRuntime>(REPLICA);
     assert_eq!(store.view().status().queued, 0, "nothing was queued for it");
     append_durably(&mut store, entries(1, 5..6, 10)).await;
     assert_eq!(reopened(&disk).unwrap().read_committed().await.unwrap(), Some(log_id(1, 3)));
@@ -168,7 +172,10 @@ async fn tails_keep_to_the_budget_and_bulk_leaves_first() {
     }
     let kept = small.view().status();
     assert!(kept.tail_bytes >= 400 * 1000, "small entries left before bulk: {kept:?}");
-    assert_eq!(read_all(&mut bulky).await, (0..40).flat_map(|i| entries(1, i..i + 1, 128 << 10)).collect::<Vec<_>>());
+    assert_eq!(
+        read_all(&mut bulky).await,
+        (0..40).flat_map(|i| entries(1, i..i + 1, 128 << 10)).collect::<Vec<_>>()
+    );
     for index in 400..3000 {
         append_durably(&mut small, entries(1, index..index + 1, 1000)).await;
     }
@@ -251,7 +258,8 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("raftlog");
     let (one, two) = (ReplicaId(1), ReplicaId(2));
-    let descriptor = |id: ReplicaId| ReplicaDescriptor { replica_id: id.get(), shard_id: 3, ..Default::default() };
+    let descriptor =
+        |id: ReplicaId| ReplicaDescriptor { replica_id: id.get(), shard_id: 3, ..Default::default() };
     let cluster = ClusterCache { meta: Some(MetaRecord { epoch: 9, ..Default::default() }) };
     {
         let hub = rocks_hub(&path);
@@ -304,7 +312,11 @@ struct Failing {
 }
 
 impl kvnode::log::LogDevice for Failing {
-    fn write(&self, batch: &[kvnode::log::device::Write], sync: bool) -> Result<(), kvnode::log::DeviceError> {
+    fn write(
+        &self,
+        batch: &[kvnode::log::device::Write],
+        sync: bool,
+    ) -> Result<(), kvnode::log::DeviceError> {
         use std::sync::atomic::Ordering::SeqCst;
         self.writes.fetch_add(1, SeqCst);
         if self.fail.load(SeqCst) {
@@ -336,7 +348,8 @@ async fn a_failed_sync_is_reported_once_and_never_tried_again() {
     let device =
         Arc::new(Failing { device: disk.open(), fail: AtomicBool::new(false), writes: AtomicUsize::new(0) });
     let (sender, fatal) = tokio::sync::oneshot::channel();
-    let hub = LogHub::open(device.clone(), Driver::Thread, Box::new(|error| drop(sender.send(error)))).unwrap();
+    let hub =
+        LogHub::open(device.clone(), Driver::Thread, Box::new(|error| drop(sender.send(error)))).unwrap();
     let mut store: Store = hub.replica(REPLICA).unwrap();
     append_durably(&mut store, entries(1, 0..5, 10)).await;
     let before = device.writes.load(SeqCst);

@@ -5,7 +5,6 @@ use std::{
     time::Duration,
 };
 
-use futures::future::join_all;
 use kv_topology::ReplicaId;
 use kvnode::log::{PlantedBug, SimulatedDisk};
 use openraft::{RaftLogReader, storage::RaftLogStorage};
@@ -178,7 +177,8 @@ fn hub_in(disk: &SimulatedDisk, bug: PlantedBug, tasks: &mut JoinSet<()>, seed: 
 }
 
 fn simulate(seed: u64, bug: PlantedBug) -> Result<(), String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
     runtime.block_on(lives(seed, bug))
 }
 
@@ -206,11 +206,10 @@ async fn a_device_of_an_earlier_life_can_no_longer_write() {
     let hub = task_hub(&disk, PlantedBug::None);
     let mut store: Store = hub.replica(REPLICA).unwrap();
     append_durably(&mut store, entries(1, 0..3, 10)).await;
-    let late: Vec<Flushed> = join_all((3..6).map(|index| {
-        let mut store = store.clone();
-        async move { append(&mut store, entries(1, index..index + 1, 10)).await }
-    }))
-    .await;
+    let mut late = Vec::new();
+    for index in 3..6 {
+        late.push(append(&mut store, entries(1, index..index + 1, 10)).await);
+    }
     disk.crash(&mut StdRng::seed_from_u64(1));
     let mut store: Store = task_hub(&disk, PlantedBug::None).replica(REPLICA).unwrap();
     for flushed in late {

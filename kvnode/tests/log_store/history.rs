@@ -73,7 +73,8 @@ impl History {
 
     /// The operation that appended the entry that is now at this index; 0 if it was found.
     pub fn last_that_wrote(&self, index: u64) -> usize {
-        let has = |state: &Image| state.entries.iter().find(|entry| entry.log_id.index == index).map(|e| e.log_id);
+        let has =
+            |state: &Image| state.entries.iter().find(|entry| entry.log_id.index == index).map(|e| e.log_id);
         let now = has(self.now());
         self.states.iter().rposition(|state| has(state) != now).map_or(0, |before| before + 1)
     }
@@ -102,7 +103,8 @@ impl History {
 }
 
 fn describe(image: &Image) -> String {
-    let id = |id: Option<LogId>| id.map_or("-".to_owned(), |id| format!("{}/{}", id.leader_id.term, id.index));
+    let id =
+        |id: Option<LogId>| id.map_or("-".to_owned(), |id| format!("{}/{}", id.leader_id.term, id.index));
     let last = image.entries.last().map(|entry| entry.log_id);
     let vote = image.vote.map_or(0, |vote| vote.leader_id.term);
     format!("[vote {vote} purged {} last {} committed {}]", id(image.purged), id(last), id(image.committed))

@@ -24,7 +24,9 @@ impl Written {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("raftlog");
         let hub = rocks_hub(&path);
-        hub.put_descriptor(ReplicaDescriptor { replica_id: REPLICA.get(), ..Default::default() }).await.unwrap();
+        hub.put_descriptor(ReplicaDescriptor { replica_id: REPLICA.get(), ..Default::default() })
+            .await
+            .unwrap();
         let mut store: Store = hub.replica(REPLICA).unwrap();
         store.save_vote(&vote(4)).await.unwrap();
         hub.close();
@@ -125,7 +127,10 @@ async fn a_second_damage_is_set_aside_beside_the_first() {
     drop((hub, store));
     fs::remove_dir_all(written.path().join("db")).unwrap();
     let folders: Vec<_> = damages(&written.path()).into_iter().map(|damage| damage.folder).collect();
-    assert_eq!(folders, ["raftlog.damaged-1", "raftlog.damaged-2"].map(|name| written.folder.path().join(name)));
+    assert_eq!(
+        folders,
+        ["raftlog.damaged-1", "raftlog.damaged-2"].map(|name| written.folder.path().join(name))
+    );
 }
 
 #[tokio::test]

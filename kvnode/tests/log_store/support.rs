@@ -66,11 +66,8 @@ pub fn task_hub(disk: &SimulatedDisk, bug: PlantedBug) -> LogHub {
         let time = Duration::from_millis(1 + (step >> 33) % 10);
         Box::pin(tokio::time::sleep(time)) as futures::future::BoxFuture<'static, ()>
     };
-    let driver = Driver::Task {
-        spawn: Box::new(|task| drop(tokio::spawn(task))),
-        delay: Box::new(delay),
-        bug,
-    };
+    let driver =
+        Driver::Task { spawn: Box::new(|task| drop(tokio::spawn(task))), delay: Box::new(delay), bug };
     LogHub::open(disk.open(), driver, no_fatal()).expect("hub")
 }
 
@@ -115,14 +112,36 @@ pub struct Gated {
 
 #[derive(Default)]
 pub struct Gate {
-    open: Mutex<bool>,
+    state: Mutex<GateState>,
     changed: Condvar,
+}
+
+#[derive(Default)]
+struct GateState {
+    open: bool,
+    waiting: bool,
 }
 
 impl Gate {
     pub fn set(&self, open: bool) {
-        *self.open.lock().unwrap() = open;
+        self.state.lock().unwrap().open = open;
         self.changed.notify_all();
+    }
+
+    /// Returns when the committer stands before the gate: what it reports too early, it has reported now.
+    pub fn wait_for_committer(&self) {
+        let state = self.state.lock().unwrap();
+        let deadline = Duration::from_secs(20);
+        let (state, _) = self.changed.wait_timeout_while(state, deadline, |state| !state.waiting).unwrap();
+        assert!(state.waiting, "no write within {deadline:?}");
+    }
+
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.waiting = true;
+        self.changed.notify_all();
+        let mut state = self.changed.wait_while(state, |state| !state.open).unwrap();
+        state.waiting = false;
     }
 }
 
@@ -135,7 +154,7 @@ impl Gated {
 
 impl LogDevice for Gated {
     fn write(&self, batch: &[Write], sync: bool) -> Result<(), DeviceError> {
-        drop(self.gate.changed.wait_while(self.gate.open.lock().unwrap(), |open| !*open).unwrap());
+        self.gate.pass();
         self.device.write(batch, sync)
     }
 
