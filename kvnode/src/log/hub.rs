@@ -27,6 +27,7 @@ use crate::log::{
     replica::{Replica, Shared},
     simulated::PlantedBug,
     store::LogStore,
+    view::LogView,
 };
 
 /// Runs the committer's task, in simulation.
@@ -139,6 +140,11 @@ impl LogHub {
             }
         };
         Ok(LogStore::new(replica))
+    }
+
+    /// What may be asked of an open replica's log; `None` when it was not opened.
+    pub fn view(&self, id: ReplicaId) -> Option<LogView> {
+        lock(&self.node.replicas).get(&id).cloned().map(LogView::new)
     }
 
     /// The replicas that this node was told to host, by id.
