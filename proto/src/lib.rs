@@ -4,7 +4,9 @@
 //! [`disk`] on disk. Byte fields are [`bytes::Bytes`], so that decoding a buffer does not copy values.
 
 // Their documentation is in the protos.
-#![allow(missing_docs, clippy::all, unused_qualifications, reason = "generated code")]
+#![allow(missing_docs, unused_qualifications, reason = "generated code")]
+// Groups, since generated code trips over lints of all of them.
+#![allow(clippy::all, clippy::pedantic, clippy::nursery, clippy::restriction, reason = "generated code")]
 
 /// `kv.v1` and `KvText`: the client API.
 pub mod kv {
