@@ -11,6 +11,9 @@
     unused_qualifications,
     reason = "generated code"
 )]
+#![allow(missing_docs, unused_qualifications, reason = "generated code")]
+// Groups, since generated code trips over lints of all of them.
+#![allow(clippy::all, clippy::pedantic, clippy::nursery, clippy::restriction, reason = "generated code")]
 
 /// `kv.v1` and `KvText`: the client API.
 pub mod kv {

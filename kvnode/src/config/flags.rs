@@ -15,7 +15,7 @@ Start a cluster of three on one machine (n2 and n3 likewise, with --port 50151 a
   kvnode --node-name n1 --port 50051 --data-dir ./n1 \\
     --initial-nodes n1=127.0.0.1:50051,n2=127.0.0.1:50151,n3=127.0.0.1:50251
 
-A node that is told nothing about a cluster waits for `kvctl node bootstrap` or an operator."
+A node that is told nothing about a cluster waits for a call of admin.v1.Admin/Bootstrap."
 )]
 pub struct Flags {
     /// Name of the node; begins with a letter, then letters, digits, '-', '_' and '.'
