@@ -170,7 +170,7 @@ impl fmt::Display for Operation {
                 write!(formatter, "put v{} if absent", value.0)?;
             }
             Call::Cas { expected, value } => {
-                write!(formatter, "put v{} if at revision {}", value.0, expected.0)?
+                write!(formatter, "put v{} if at revision {}", value.0, expected.0)?;
             }
         }
         match self.outcome {

@@ -155,6 +155,7 @@ impl<'s, 'h> Search<'s, 'h> {
         let mut candidates = Vec::new();
         for index in self.returned[self.first_left..].iter().copied() {
             let operation = self.operations[index];
+            // By invocation: nothing that follows can end before this one begins.
             if operation.invoked_at > least_end {
                 break;
             }
@@ -163,7 +164,6 @@ impl<'s, 'h> Search<'s, 'h> {
                 candidates.push(index);
             }
         }
-        candidates.retain(|index| self.operations[*index].invoked_at <= least_end);
         candidates.sort_by_key(|index| self.operations[*index].ended_at());
         candidates.extend(self.unknown_candidates(least_end));
         candidates

@@ -65,7 +65,7 @@ impl Script {
         self.operation(begin, Some(end), call, Some(Reply::NotSwapped(found.map(Revision))))
     }
 
-    fn is_legal(self) {
+    fn must_be_legal(self) {
         let report = check(&self.0, Limits::default()).unwrap_or_else(|violation| panic!("{violation}"));
         assert!(report.undecided_keys.is_empty());
     }
@@ -88,12 +88,12 @@ fn script() -> Script {
 
 #[test]
 fn sequential_history_is_legal() {
-    script().get(0, 1, None).put(2, 3, 1).get(4, 5, 1).put(6, 7, 2).get(8, 9, 2).is_legal();
+    script().get(0, 1, None).put(2, 3, 1).get(4, 5, 1).put(6, 7, 2).get(8, 9, 2).must_be_legal();
 }
 
 #[test]
 fn concurrent_reads_may_see_either_side_of_a_write() {
-    script().put(0, 1, 1).put(2, 9, 2).get(3, 8, 1).get(3, 8, 2).is_legal();
+    script().put(0, 1, 1).put(2, 9, 2).get(3, 8, 1).get(3, 8, 2).must_be_legal();
 }
 
 #[test]
@@ -139,9 +139,9 @@ fn read_before_its_write_began_is_a_violation() {
 
 #[test]
 fn unknown_write_may_take_effect_late_or_never() {
-    script().put(0, 1, 1).put_unknown(2, 2).get(3, 4, 1).get(100, 101, 2).is_legal();
-    script().put(0, 1, 1).put_unknown(2, 2).get(3, 4, 1).get(100, 101, 1).is_legal();
-    script().put(0, 1, 1).put_unknown(2, 2).put(3, 4, 3).get(5, 6, 2).is_legal();
+    script().put(0, 1, 1).put_unknown(2, 2).get(3, 4, 1).get(100, 101, 2).must_be_legal();
+    script().put(0, 1, 1).put_unknown(2, 2).get(3, 4, 1).get(100, 101, 1).must_be_legal();
+    script().put(0, 1, 1).put_unknown(2, 2).put(3, 4, 3).get(5, 6, 2).must_be_legal();
 }
 
 #[test]
@@ -158,7 +158,7 @@ fn unknown_write_takes_effect_at_most_once() {
 
 #[test]
 fn refused_write_must_stay_invisible() {
-    script().put_refused(0, 1).get(2, 3, None).is_legal();
+    script().put_refused(0, 1).get(2, 3, None).must_be_legal();
     script().put_refused(0, 1).get(2, 3, 1).breaks(ViolationKind::RefusedWriteVisible);
 }
 
@@ -174,7 +174,7 @@ fn value_written_twice_by_the_recorder_is_called_the_recorders_fault() {
 
 #[test]
 fn deletes_make_a_key_absent() {
-    script().put(0, 1, 1).delete(2, 3, true).get(4, 5, None).delete(6, 7, false).is_legal();
+    script().put(0, 1, 1).delete(2, 3, true).get(4, 5, None).delete(6, 7, false).must_be_legal();
     script().put(0, 1, 1).delete(2, 3, true).get(4, 5, 1).breaks(ViolationKind::NotLinearizable);
     script().put(0, 1, 1).delete(2, 3, false).breaks(ViolationKind::NotLinearizable);
     script().delete(2, 3, true).breaks(ViolationKind::NotLinearizable);
@@ -182,8 +182,8 @@ fn deletes_make_a_key_absent() {
 
 #[test]
 fn unknown_delete_may_take_effect_late_or_never() {
-    script().put(0, 1, 1).delete_unknown(2).get(3, 4, 1).get(9, 10, None).is_legal();
-    script().put(0, 1, 1).delete_unknown(2).get(3, 4, 1).get(9, 10, 1).is_legal();
+    script().put(0, 1, 1).delete_unknown(2).get(3, 4, 1).get(9, 10, None).must_be_legal();
+    script().put(0, 1, 1).delete_unknown(2).get(3, 4, 1).get(9, 10, 1).must_be_legal();
     script()
         .put(0, 1, 1)
         .delete_unknown(2)
@@ -194,14 +194,14 @@ fn unknown_delete_may_take_effect_late_or_never() {
 
 #[test]
 fn unknown_unseen_put_explains_a_delete_that_found_something() {
-    script().put_unknown(0, 1).delete(2, 3, true).is_legal();
+    script().put_unknown(0, 1).delete(2, 3, true).must_be_legal();
     script().put_unknown(0, 1).delete(2, 3, true).delete(4, 5, true).breaks(ViolationKind::NotLinearizable);
-    script().put_unknown(0, 1).put_unknown(0, 2).delete(2, 3, true).delete(4, 5, true).is_legal();
+    script().put_unknown(0, 1).put_unknown(0, 2).delete(2, 3, true).delete(4, 5, true).must_be_legal();
 }
 
 #[test]
 fn two_swaps_from_one_revision_are_a_violation() {
-    script().put_at(0, 1, 1, 5).cas(2, 9, 5, 2, 6).cas_missed(2, 9, 5, 3, Some(6)).is_legal();
+    script().put_at(0, 1, 1, 5).cas(2, 9, 5, 2, 6).cas_missed(2, 9, 5, 3, Some(6)).must_be_legal();
     script().put_at(0, 1, 1, 5).cas(2, 9, 5, 2, 6).cas(2, 9, 5, 3, 7).breaks(ViolationKind::NotLinearizable);
 }
 
@@ -212,7 +212,7 @@ fn swap_that_misses_though_its_condition_held_is_a_violation() {
 
 #[test]
 fn creation_if_absent_succeeds_once() {
-    script().cas(0, 9, 0, 1, 5).cas_missed(0, 9, 0, 2, Some(5)).is_legal();
+    script().cas(0, 9, 0, 1, 5).cas_missed(0, 9, 0, 2, Some(5)).must_be_legal();
     script().cas(0, 9, 0, 1, 5).cas(0, 9, 0, 2, 6).breaks(ViolationKind::NotLinearizable);
 }
 
@@ -240,7 +240,7 @@ fn unknown_writes_do_not_explode_the_search() {
     for value in 1..200 {
         history = history.put_unknown(value * 3, value).delete_unknown(value * 3 + 1);
     }
-    history.get(1_000, 1_001, None).delete(1_002, 1_003, true).get(1_004, 1_005, None).is_legal();
+    history.get(1_000, 1_001, None).delete(1_002, 1_003, true).get(1_004, 1_005, None).must_be_legal();
 }
 
 #[test]
