@@ -43,6 +43,9 @@ const PRINTED_LOG_LINES: usize = 80;
 /// with heartbeats.
 const DATA_SHARDS: usize = 3;
 
+/// Replicas of each shard, unless planned otherwise.
+const REPLICATION_FACTOR: usize = 3;
+
 /// How the nodes find one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Forming {
@@ -57,6 +60,7 @@ enum Forming {
 pub struct Plan {
     nodes: usize,
     data_shards: usize,
+    replication_factor: usize,
     forming: Forming,
     network: bool,
     power_loss: bool,
@@ -66,8 +70,15 @@ pub struct Plan {
 impl Plan {
     /// So many nodes, named on each command line.
     pub fn nodes(nodes: usize) -> Self {
-        let (forming, arguments) = (Forming::InitialNodes, Vec::new());
-        Self { nodes, data_shards: DATA_SHARDS, forming, network: false, power_loss: false, arguments }
+        Self {
+            nodes,
+            data_shards: DATA_SHARDS,
+            replication_factor: REPLICATION_FACTOR,
+            forming: Forming::InitialNodes,
+            network: false,
+            power_loss: false,
+            arguments: Vec::new(),
+        }
     }
 
     /// One node, to which others are added with [`Cluster::add_node`].
@@ -78,6 +89,11 @@ impl Plan {
     /// Another number of data shards.
     pub fn with_shards(self, data_shards: usize) -> Self {
         Self { data_shards, ..self }
+    }
+
+    /// Another number of replicas of each shard.
+    pub fn with_replication_factor(self, replication_factor: usize) -> Self {
+        Self { replication_factor, ..self }
     }
 
     /// A network that can be cut, at the cost of a proxy between each two nodes.
@@ -250,9 +266,11 @@ impl Cluster {
         shard.await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Voters that each shard of this cluster must have: as many as there are nodes, in odd numbers, up to three.
+    /// Voters that each shard of this cluster must have: as many as there are nodes, up to the replication factor, in
+    /// odd numbers.
     fn voters(&self) -> usize {
-        if self.nodes.len() < 3 { 1 } else { 3 }
+        let voters = self.nodes.len().min(self.plan.replication_factor);
+        if voters.is_multiple_of(2) { voters - 1 } else { voters }
     }
 
     fn push_node(&mut self, index: usize, ports: &[PortBlock]) {
@@ -260,6 +278,7 @@ impl Cluster {
         let folder = self.folder.as_ref().expect("kept until the end").path();
         let mut arguments = self.plan.arguments.clone();
         arguments.extend(["--shards".to_owned(), self.plan.data_shards.to_string()]);
+        arguments.extend(["--replication-factor".to_owned(), self.plan.replication_factor.to_string()]);
         arguments.extend(self.forming_arguments(index, ports));
         let overrides: Vec<String> = (0..ports.len())
             .filter_map(|other| Some(format!("{}={}", name_of(other), self.network.address(index, other)?)))

@@ -25,7 +25,8 @@ const SHARDS: usize = 8;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower() {
-    let mut random = seed::generator("photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower");
+    let mut random =
+        seed::generator("photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower");
     let (Some(kvctl), Some(mut cluster)) =
         (binary::find(Binary::Kvctl), Cluster::start(Plan::nodes(3).with_shards(SHARDS)).await)
     else {
@@ -65,7 +66,8 @@ async fn photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower(
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_upload_leaves_nothing_visible() {
     let mut random = seed::generator("interrupted_upload_leaves_nothing_visible");
-    let (Some(kvctl), Some(mut cluster)) = (binary::find(Binary::Kvctl), Cluster::start(Plan::nodes(3)).await)
+    let (Some(kvctl), Some(mut cluster)) =
+        (binary::find(Binary::Kvctl), Cluster::start(Plan::nodes(3)).await)
     else {
         return;
     };

@@ -25,7 +25,7 @@ async fn writes_go_on_after_the_leader_was_killed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn five_nodes_carry_the_loss_of_two() {
     let mut random = seed::generator("five_nodes_carry_the_loss_of_two");
-    let plan = Plan::nodes(5).with_flag("--replication-factor", 5);
+    let plan = Plan::nodes(5).with_replication_factor(5);
     let Some(mut cluster) = Cluster::start(plan).await else { return };
     let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
     load.must_progress(200).await;
@@ -39,7 +39,8 @@ async fn five_nodes_carry_the_loss_of_two() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_acknowledged_is_there_after_all_were_killed_and_started_in_any_order() {
-    let mut random = seed::generator("everything_acknowledged_is_there_after_all_were_killed_and_started_in_any_order");
+    let mut random =
+        seed::generator("everything_acknowledged_is_there_after_all_were_killed_and_started_in_any_order");
     let Some(mut cluster) = Cluster::start(Plan::nodes(3)).await else { return };
     let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
     for _ in 0..4 {

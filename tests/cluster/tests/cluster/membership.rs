@@ -29,9 +29,10 @@ async fn single_node_grows_to_three_under_load() {
 }
 
 async fn cluster_shard(cluster: &Cluster) -> u32 {
-    let got = kv_cluster_tests::wait_until("a read at the grown cluster", kv_cluster_tests::DEADLINE, || async {
-        cluster.api(1).get("before", Read::Linearizable).await.map_err(|status| status.to_string())
-    });
+    let got =
+        kv_cluster_tests::wait_until("a read at the grown cluster", kv_cluster_tests::DEADLINE, || async {
+            cluster.api(1).get("before", Read::Linearizable).await.map_err(|status| status.to_string())
+        });
     let got = got.await.unwrap_or_else(|error| panic!("{error}"));
     assert!(got.kv.is_some());
     got.header.expect("every reply has one").shard_id

@@ -61,8 +61,13 @@ async fn tail_that_only_an_isolated_leader_has_is_truncated() {
         let write = api.put("k", "divergent".into(), None).await;
         assert!(write.is_err(), "{write:?}");
         let statuses = cluster.statuses().await;
-        let replica = statuses[leader].as_ref().and_then(|status| replica(status, shard)).ok_or("it is silent")?;
-        if replica.last_log_index > replica.committed_index { Ok(replica.last_log_index) } else { Err("none yet") }
+        let replica =
+            statuses[leader].as_ref().and_then(|status| replica(status, shard)).ok_or("it is silent")?;
+        if replica.last_log_index > replica.committed_index {
+            Ok(replica.last_log_index)
+        } else {
+            Err("none yet")
+        }
     });
     let tail = tail.await.unwrap_or_else(|error| panic!("{error}"));
 
@@ -92,8 +97,11 @@ fn inline(text: &'static str) -> kv_proto::kv::v1::key_value::Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn majority_goes_on_while_a_minority_is_cut_off_and_all_agree_after_healing() {
-    let mut random = seed::generator("majority_goes_on_while_a_minority_is_cut_off_and_all_agree_after_healing");
-    let Some(cluster) = Cluster::start(Plan::nodes(5).with_network()).await else { return };
+    let mut random =
+        seed::generator("majority_goes_on_while_a_minority_is_cut_off_and_all_agree_after_healing");
+    // With fewer replicas than nodes, two nodes would be the majority of some shard.
+    let plan = Plan::nodes(5).with_replication_factor(5).with_network();
+    let Some(cluster) = Cluster::start(plan).await else { return };
     let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
     for (side, link) in [([0, 1], Link::Silent), ([2, 3], Link::Reset), ([1, 4], Link::Stalled)] {
         load.must_progress(100).await;

@@ -1,8 +1,6 @@
 //! Leaders are elected, writes reach every node, every node answers.
 
-use kv_cluster_tests::{
-    Cluster, Load, LoadPlan, Plan, api::Read, seed, status, wait::DEADLINE, wait_until,
-};
+use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, api::Read, seed, status, wait::DEADLINE, wait_until};
 use kv_proto::kv::v1::ServedBy;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -23,7 +21,8 @@ async fn write_through_any_node_is_read_from_every_replica() {
     let Some(cluster) = Cluster::start(Plan::nodes(3)).await else { return };
     for writer in 0..3 {
         let key = format!("from-{writer}");
-        let put = cluster.api(writer).put(&key, key.clone().into(), None).await.expect("the cluster is whole");
+        let put =
+            cluster.api(writer).put(&key, key.clone().into(), None).await.expect("the cluster is whole");
         assert!(put.applied && put.mod_revision > 0);
         for reader in 0..3 {
             let got = cluster.api(reader).get(&key, Read::AtThisNode).await.expect("the cluster is whole");

@@ -1,15 +1,13 @@
 //! A node that was away for longer than the log reaches back is brought up by a snapshot.
 
-use kv_cluster_tests::{
-    Cluster, Load, LoadPlan, Plan, seed,
-    status::replica,
-    wait::DEADLINE,
-    wait_until,
-};
+use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, seed, status::replica, wait::DEADLINE, wait_until};
 
 /// So little log is kept, and so often is the state flushed, that a short absence is too long.
 fn plan() -> Plan {
-    Plan::nodes(3).with_shards(1).with_flag("--log-retention-bytes", 64 * 1024).with_flag("--flush-interval", "1s")
+    Plan::nodes(3)
+        .with_shards(1)
+        .with_flag("--log-retention-bytes", 64 * 1024)
+        .with_flag("--flush-interval", "1s")
 }
 
 fn load_plan() -> LoadPlan {
@@ -18,12 +16,14 @@ fn load_plan() -> LoadPlan {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paused_follower_is_brought_back_by_a_snapshot() {
-    brought_back(|cluster, node| cluster.nodes[node].pause(), |cluster, node| cluster.nodes[node].resume()).await;
+    brought_back(|cluster, node| cluster.nodes[node].pause(), |cluster, node| cluster.nodes[node].resume())
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_follower_is_brought_back_by_a_snapshot() {
-    brought_back(|cluster, node| cluster.nodes[node].kill(), |cluster, node| cluster.nodes[node].start()).await;
+    brought_back(|cluster, node| cluster.nodes[node].kill(), |cluster, node| cluster.nodes[node].start())
+        .await;
 }
 
 async fn brought_back(take_away: impl Fn(&mut Cluster, usize), bring_back: impl Fn(&mut Cluster, usize)) {
@@ -35,14 +35,27 @@ async fn brought_back(take_away: impl Fn(&mut Cluster, usize), bring_back: impl 
     let leader = cluster.wait_leader(shard, &[0, 1, 2]).await;
     let follower = (leader + 1) % 3;
     let statuses = cluster.statuses().await;
-    let had = statuses[follower].as_ref().and_then(|status| replica(status, shard)).expect("it has one").last_log_index;
+    let had = statuses[follower]
+        .as_ref()
+        .and_then(|status| replica(status, shard))
+        .expect("it has one")
+        .last_log_index;
     take_away(&mut cluster, follower);
 
     let purged = wait_until("a log that begins after what the follower has", DEADLINE, || async {
         load.progress(50, DEADLINE).await.map_err(|error| error.to_string())?;
         let statuses = cluster.statuses().await;
-        let purged = statuses.iter().flatten().filter_map(|status| replica(status, shard)).map(|r| r.purged_index).min();
-        if purged > Some(had) { Ok(()) } else { Err(format!("purged up to {purged:?}, the follower has {had}")) }
+        let purged = statuses
+            .iter()
+            .flatten()
+            .filter_map(|status| replica(status, shard))
+            .map(|r| r.purged_index)
+            .min();
+        if purged > Some(had) {
+            Ok(())
+        } else {
+            Err(format!("purged up to {purged:?}, the follower has {had}"))
+        }
     });
     purged.await.unwrap_or_else(|error| panic!("{error}"));
 
