@@ -107,8 +107,8 @@ impl Plan {
     }
 
     /// One more flag for every node.
-    pub fn with_flag(mut self, flag: &str, value: impl ToString) -> Self {
-        self.arguments.extend([flag.to_owned(), value.to_string()]);
+    pub fn with_flag(mut self, flag: &str, value: impl Into<String>) -> Self {
+        self.arguments.extend([flag.to_owned(), value.into()]);
         self
     }
 }

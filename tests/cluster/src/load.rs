@@ -202,7 +202,7 @@ impl Shared {
                 }
             }
             Err(Error::Complaint(complaint)) => {
-                book.complaints.push(format!("operation #{}: {complaint}", id.0))
+                book.complaints.push(format!("operation #{}: {complaint}", id.0));
             }
         }
     }

@@ -88,7 +88,7 @@ fn process_id(log: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_get_their_flags_and_their_output_is_kept() {
     let fake = Fake::new();
-    let plan = Plan::nodes(3).with_network().with_shards(2).with_flag("--log-retention-bytes", 4096);
+    let plan = Plan::nodes(3).with_network().with_shards(2).with_flag("--log-retention-bytes", "4096");
     let cluster = Cluster::launch(&fake.script(), plan).await;
     let log = logs(&cluster, 1, "running as", 1).await;
     let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.ports.client).collect();

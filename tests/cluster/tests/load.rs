@@ -88,7 +88,7 @@ impl Store {
     /// Every so often, the bug shows.
     fn strikes(&self, state: &mut State, bug: Bug) -> bool {
         state.requests += 1;
-        self.bug == bug && state.requests % ONE_IN == 0
+        self.bug == bug && state.requests.is_multiple_of(ONE_IN)
     }
 }
 

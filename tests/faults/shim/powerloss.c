@@ -95,8 +95,9 @@ static void die(const char *what) {
 
 /* ---- Inodes ------------------------------------------------------------------------------------------------- */
 
+/* 0: the file system (such as /proc) tells none. */
 static uint64_t birth_of(const struct statx *status) {
-    if (!(status->stx_mask & STATX_BTIME)) die("the file system tells no birth times: use another folder");
+    if (!(status->stx_mask & STATX_BTIME)) return 0;
     return (uint64_t)status->stx_btime.tv_sec * 1000000000u + status->stx_btime.tv_nsec;
 }
 
@@ -142,6 +143,7 @@ static struct inode *find(const struct statx *status, int fd) {
         if (!inode) die("no memory");
         inode->device = device, inode->number = status->stx_ino, inode->birth = birth;
         inode->below_root = is_below_root(fd);
+        if (inode->below_root && !birth) die("the file system tells no birth times: use another folder");
         inode->is_directory = S_ISDIR(status->stx_mode);
         pthread_mutex_init(&inode->lock, NULL);
         mark(inode, 0, END_OF_FILE);

@@ -11,7 +11,7 @@ const LOG_SUFFIX: &str = ".log";
 async fn nothing_acknowledged_is_lost_with_the_power_of_all_nodes() {
     let mut random = seed::generator("nothing_acknowledged_is_lost_with_the_power_of_all_nodes");
     let plan = Plan::nodes(3).with_power_loss().with_flag("--flush-interval", "1s");
-    let plan = plan.with_flag("--log-retention-bytes", 256 * 1024);
+    let plan = plan.with_flag("--log-retention-bytes", "256Ki");
     let Some(mut cluster) = Cluster::start(plan).await else { return };
     let (mut lost_bytes, mut lost_files) = (0, 0);
     for round in 0..seed::rounds(8) {

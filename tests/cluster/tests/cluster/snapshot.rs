@@ -6,7 +6,7 @@ use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, seed, status::replica, wai
 fn plan() -> Plan {
     Plan::nodes(3)
         .with_shards(1)
-        .with_flag("--log-retention-bytes", 64 * 1024)
+        .with_flag("--log-retention-bytes", "64Ki")
         .with_flag("--flush-interval", "1s")
 }
 

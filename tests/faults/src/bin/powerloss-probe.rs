@@ -38,7 +38,8 @@ struct Probe {
 impl Probe {
     fn run(&mut self, words: &[&str]) -> io::Result<()> {
         match words {
-            ["hello"] => Ok(()),
+            // /proc knows no birth times, and is none of the shim's business.
+            ["hello"] => fs::read("/proc/self/status").map(drop),
             ["create", name] => {
                 self.open(name, OpenOptions::new().read(true).write(true).create(true).truncate(true))
             }
