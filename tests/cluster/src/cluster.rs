@@ -1,0 +1,355 @@
+//! A cluster of real processes on this machine.
+//!
+//! It is planned, started, harmed and dropped; dropping it ends every process that it started, by its id, and
+//! removes the data. When the test fails, the nodes' logs are printed and the folder is kept.
+
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use kv_proto::admin::v1::{GetNodeStatusRequest, NodeStatus};
+use tempfile::TempDir;
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::timeout,
+};
+
+use crate::{
+    api::Api,
+    binary::{self, Binary},
+    network::Network,
+    node::Node,
+    ports::PortBlock,
+    status,
+    wait::{DEADLINE, wait_until},
+};
+
+/// Two cores carry one cluster and its load, not two.
+static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+
+/// How often a start is repeated because somebody took a port.
+const START_ATTEMPTS: usize = 3;
+
+/// A node that does not say how it is for this long counts as silent.
+const STATUS_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Lines of each node's log that a failed test prints.
+const PRINTED_LOG_LINES: usize = 80;
+
+/// Data shards of a cluster under test, unless planned otherwise: a few groups, so that the machine is not busy
+/// with heartbeats.
+const DATA_SHARDS: usize = 3;
+
+/// Replicas of each shard, unless planned otherwise.
+const REPLICATION_FACTOR: usize = 3;
+
+/// How the nodes find one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Forming {
+    /// All are named on each command line.
+    InitialNodes,
+    /// The first makes a cluster of itself; the others join it.
+    Join,
+}
+
+/// What to start.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    nodes: usize,
+    data_shards: usize,
+    replication_factor: usize,
+    forming: Forming,
+    network: bool,
+    power_loss: bool,
+    arguments: Vec<String>,
+}
+
+impl Plan {
+    /// So many nodes, named on each command line.
+    pub fn nodes(nodes: usize) -> Self {
+        Self {
+            nodes,
+            data_shards: DATA_SHARDS,
+            replication_factor: REPLICATION_FACTOR,
+            forming: Forming::InitialNodes,
+            network: false,
+            power_loss: false,
+            arguments: Vec::new(),
+        }
+    }
+
+    /// One node, to which others are added with [`Cluster::add_node`].
+    pub fn growing() -> Self {
+        Self { forming: Forming::Join, ..Self::nodes(1) }
+    }
+
+    /// Another number of data shards.
+    pub fn with_shards(self, data_shards: usize) -> Self {
+        Self { data_shards, ..self }
+    }
+
+    /// Another number of replicas of each shard.
+    pub fn with_replication_factor(self, replication_factor: usize) -> Self {
+        Self { replication_factor, ..self }
+    }
+
+    /// A network that can be cut, at the cost of a proxy between each two nodes.
+    pub fn with_network(self) -> Self {
+        Self { network: true, ..self }
+    }
+
+    /// Nodes whose power can be lost.
+    pub fn with_power_loss(self) -> Self {
+        Self { power_loss: true, ..self }
+    }
+
+    /// One more flag for every node.
+    pub fn with_flag(mut self, flag: &str, value: impl Into<String>) -> Self {
+        self.arguments.extend([flag.to_owned(), value.into()]);
+        self
+    }
+}
+
+/// A running cluster. Nodes are named by their index, from 0.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The nodes, running or not.
+    pub nodes: Vec<Node>,
+    /// The network between them; empty unless planned.
+    pub network: Network,
+    plan: Plan,
+    binary: PathBuf,
+    folder: Option<TempDir>,
+    _permit: SemaphorePermit<'static>,
+}
+
+impl Cluster {
+    /// Starts the cluster and waits until it serves everything. `None`: there is no binary, and the test is skipped.
+    ///
+    /// # Panics
+    /// When it does not come up in time.
+    pub async fn start(plan: Plan) -> Option<Self> {
+        let binary = binary::find(Binary::Kvnode)?;
+        for attempt in 1.. {
+            let mut cluster = Self::launch(&binary, plan.clone()).await;
+            if attempt < START_ATTEMPTS && cluster.met_a_busy_port().await {
+                continue;
+            }
+            cluster.wait_whole().await;
+            for node in &cluster.nodes {
+                assert!(node.is_watched(), "{} does not run under the power-loss shim", node.name);
+            }
+            return Some(cluster);
+        }
+        None
+    }
+
+    /// Starts the processes of `binary` and waits for nothing.
+    ///
+    /// # Panics
+    /// When they cannot be started.
+    pub async fn launch(binary: &Path, plan: Plan) -> Self {
+        let permit = ONE_AT_A_TIME.acquire().await.expect("the semaphore is never closed");
+        let folder =
+            tempfile::Builder::new().prefix("kvcluster-test-").tempdir().expect("a temporary folder");
+        let ports: Vec<PortBlock> = (0..plan.nodes).map(|_| PortBlock::find().expect("free ports")).collect();
+        let peers: Vec<SocketAddr> = ports.iter().map(|block| block.peer_address()).collect();
+        let network =
+            if plan.network { Network::start(&peers).await.expect("free ports") } else { Network::default() };
+        let (binary, nodes, folder) = (binary.to_owned(), Vec::new(), Some(folder));
+        let mut cluster = Self { nodes, network, plan, binary, folder, _permit: permit };
+        for index in 0..ports.len() {
+            cluster.push_node(index, &ports);
+        }
+        cluster.start_all();
+        cluster
+    }
+
+    /// Adds a node that joins by way of the first one.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    pub fn add_node(&mut self) -> usize {
+        let index = self.nodes.len();
+        let mut ports: Vec<PortBlock> = self.nodes.iter().map(|node| node.ports).collect();
+        ports.push(PortBlock::find().expect("free ports"));
+        self.push_node(index, &ports);
+        self.nodes[index].start();
+        index
+    }
+
+    /// Starts all nodes that do not run.
+    pub fn start_all(&mut self) {
+        self.nodes.iter_mut().for_each(Node::start);
+    }
+
+    /// SIGKILL to all nodes.
+    pub fn kill_all(&mut self) {
+        self.nodes.iter_mut().for_each(Node::kill);
+    }
+
+    /// A connection to the node with this index.
+    pub fn api(&self, node: usize) -> Api {
+        self.nodes[node].api()
+    }
+
+    /// Client addresses of all nodes.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.nodes.iter().map(|node| node.ports.client_address()).collect()
+    }
+
+    /// What each node says of itself; `None`: it does not answer.
+    pub async fn statuses(&self) -> Vec<Option<NodeStatus>> {
+        let mut statuses = Vec::new();
+        for node in &self.nodes {
+            let mut api = node.api();
+            let answer = timeout(STATUS_DEADLINE, api.admin.get_node_status(GetNodeStatusRequest {})).await;
+            statuses.push(answer.ok().and_then(Result::ok).map(tonic::Response::into_inner));
+        }
+        statuses
+    }
+
+    /// Waits until every node is ready and every shard has a leader and its voters.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub async fn wait_whole(&self) {
+        let voters = self.voters();
+        let whole = wait_until("a whole cluster", DEADLINE, || async {
+            status::is_whole(&self.statuses().await, self.plan.data_shards, voters)
+        });
+        whole.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until every replica has applied what is committed.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub async fn wait_caught_up(&self) {
+        let caught_up = wait_until("replicas that have caught up", DEADLINE, || async {
+            status::is_caught_up(&self.statuses().await)
+        });
+        caught_up.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Waits until one of the nodes in `among` leads `shard`, and says which.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub async fn wait_leader(&self, shard: u32, among: &[usize]) -> usize {
+        let what = format!("a leader of shard {shard} among the nodes {among:?}");
+        let led = wait_until(what, DEADLINE, || async {
+            let mut statuses = self.statuses().await;
+            for (index, status) in statuses.iter_mut().enumerate() {
+                if !among.contains(&index) {
+                    *status = None;
+                }
+            }
+            status::leader(&statuses, shard).ok_or_else(|| "none of them leads".to_owned())
+        });
+        led.await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The shard that holds `key`, which is written for that purpose.
+    ///
+    /// # Panics
+    /// When the key cannot be written in time.
+    pub async fn shard_of(&self, key: &str) -> u32 {
+        let shard = wait_until(format!("a write of {key}"), DEADLINE, || async {
+            let mut api = self.api(0);
+            let response = api.put(key, "probe".into(), None).await.map_err(|status| status.to_string())?;
+            response.header.map(|header| header.shard_id).ok_or_else(|| "the reply has no header".to_owned())
+        });
+        shard.await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Voters that each shard of this cluster must have: as many as there are nodes, up to the replication factor, in
+    /// odd numbers.
+    fn voters(&self) -> usize {
+        let voters = self.nodes.len().min(self.plan.replication_factor);
+        if voters.is_multiple_of(2) { voters - 1 } else { voters }
+    }
+
+    fn push_node(&mut self, index: usize, ports: &[PortBlock]) {
+        let name = name_of(index);
+        let folder = self.folder.as_ref().expect("kept until the end").path();
+        let mut arguments = self.plan.arguments.clone();
+        arguments.extend(["--shards".to_owned(), self.plan.data_shards.to_string()]);
+        arguments.extend(["--replication-factor".to_owned(), self.plan.replication_factor.to_string()]);
+        arguments.extend(self.forming_arguments(index, ports));
+        let overrides: Vec<String> = (0..ports.len())
+            .filter_map(|other| Some(format!("{}={}", name_of(other), self.network.address(index, other)?)))
+            .collect();
+        if !overrides.is_empty() {
+            arguments.extend(["--peer-address-override".to_owned(), overrides.join(",")]);
+        }
+        let node = Node::new(&self.binary, folder, name, ports[index], arguments, self.plan.power_loss);
+        self.nodes.push(node.expect("a node can be prepared"));
+    }
+
+    fn forming_arguments(&self, index: usize, ports: &[PortBlock]) -> Vec<String> {
+        match self.plan.forming {
+            Forming::InitialNodes => {
+                let nodes: Vec<String> = ports
+                    .iter()
+                    .enumerate()
+                    .map(|(index, block)| format!("{}={}", name_of(index), block.client_address()))
+                    .collect();
+                vec!["--initial-nodes".to_owned(), nodes.join(",")]
+            }
+            Forming::Join if index == 0 => vec!["--bootstrap".to_owned()],
+            Forming::Join => vec!["--join".to_owned(), ports[0].client_address().to_string()],
+        }
+    }
+
+    /// Waits until all nodes answer; true when one ended instead because a port was busy.
+    ///
+    /// # Panics
+    /// When a node ended for another reason.
+    async fn met_a_busy_port(&mut self) -> bool {
+        let nodes = std::cell::RefCell::new(&mut self.nodes);
+        let answered = wait_until("an answer from every node", DEADLINE, || {
+            let ended = nodes.borrow_mut().iter_mut().position(|node| !node.is_running());
+            let apis: Vec<Api> = nodes.borrow().iter().map(Node::api).collect();
+            async move {
+                if ended.is_some() {
+                    return Ok(ended);
+                }
+                for mut api in apis {
+                    api.admin
+                        .get_node_status(GetNodeStatusRequest {})
+                        .await
+                        .map_err(|status| status.to_string())?;
+                }
+                Ok::<_, String>(None)
+            }
+        });
+        let ended = answered.await.unwrap_or_else(|error| panic!("{error}"));
+        let Some(ended) = ended.map(|index| &self.nodes[index]) else { return false };
+        let log = ended.log_tail(PRINTED_LOG_LINES);
+        assert!(log.contains("in use"), "{} ended at its start:\n{log}", ended.name);
+        true
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.kill_all();
+        if !thread::panicking() {
+            return;
+        }
+        for node in &self.nodes {
+            eprintln!("---- last lines of {} ----\n{}", node.name, node.log_tail(PRINTED_LOG_LINES));
+        }
+        if let Some(folder) = self.folder.take() {
+            eprintln!("---- data and logs are kept in {}", folder.keep().display());
+        }
+    }
+}
+
+fn name_of(index: usize) -> String {
+    format!("n{}", index + 1)
+}

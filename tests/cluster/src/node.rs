@@ -1,0 +1,173 @@
+//! One node of a cluster under test: its name, ports, folders and, while it runs, its process.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use kv_faults::power::{CutReport, PowerLoss, Tail};
+use rand::rngs::SmallRng;
+
+use crate::{
+    api::Api,
+    ports::PortBlock,
+    process::{Process, log_tail},
+    wait::{WaitError, wait_until},
+};
+
+/// A node: it keeps its ports and data over restarts.
+#[derive(Debug)]
+pub struct Node {
+    /// `n1`, `n2`, …
+    pub name: String,
+    /// Where it listens.
+    pub ports: PortBlock,
+    /// Its data folder.
+    pub data_dir: PathBuf,
+    binary: PathBuf,
+    arguments: Vec<String>,
+    log: PathBuf,
+    power: Option<PowerLoss>,
+    process: Option<Process>,
+}
+
+impl Node {
+    /// A node that is not started yet, with its folders below `folder`.
+    ///
+    /// # Errors
+    /// When its power loss cannot be prepared.
+    pub fn new(
+        binary: &Path,
+        folder: &Path,
+        name: String,
+        ports: PortBlock,
+        arguments: Vec<String>,
+        power_loss: bool,
+    ) -> io::Result<Self> {
+        let data_dir = folder.join(&name);
+        let power = if power_loss {
+            let shadow = folder.join(format!("{name}.synced"));
+            Some(PowerLoss::new(&data_dir, &shadow).map_err(io::Error::other)?)
+        } else {
+            None
+        };
+        let log = folder.join(format!("{name}.log"));
+        Ok(Self { name, ports, data_dir, binary: binary.to_owned(), arguments, log, power, process: None })
+    }
+
+    /// A connection to it; dialled when first used.
+    pub fn api(&self) -> Api {
+        Api::new(self.ports.client_address())
+    }
+
+    /// Starts it. Does nothing when it runs.
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn start(&mut self) {
+        if self.is_running() {
+            return;
+        }
+        let mut command = Command::new(&self.binary);
+        command.args(["--node-name", &self.name, "--port", &self.ports.client.to_string(), "--data-dir"]);
+        command.arg(&self.data_dir).args(&self.arguments);
+        if let Some(power) = &self.power {
+            power.arm(&mut command);
+        }
+        let process = Process::start(command, &self.log);
+        self.process = Some(process.unwrap_or_else(|error| panic!("{} does not start: {error}", self.name)));
+    }
+
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        self.signal("killed", Process::kill);
+        self.process = None;
+    }
+
+    /// SIGKILL, and what it had not synced is gone, except for what `tail` leaves of it.
+    ///
+    /// # Panics
+    /// When the cluster was not planned with power loss.
+    pub fn lose_power(&mut self, tail: Tail, random: &mut SmallRng) -> CutReport {
+        self.kill();
+        let power = self.power.as_mut().expect("the cluster was planned with power loss");
+        power
+            .lose_unsynced(tail, random)
+            .unwrap_or_else(|error| panic!("power loss of {}: {error}", self.name))
+    }
+
+    /// Whether its process does not only run but, where power loss was planned, runs under the shim.
+    pub fn is_watched(&self) -> bool {
+        match (&self.power, &self.process) {
+            (Some(power), Some(process)) => power.was_attached(process.id()),
+            (None, _) => true,
+            (Some(_), None) => false,
+        }
+    }
+
+    /// SIGSTOP.
+    pub fn pause(&mut self) {
+        self.signal("paused", Process::pause);
+    }
+
+    /// SIGCONT.
+    pub fn resume(&mut self) {
+        self.signal("resumed", Process::resume);
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&mut self) {
+        self.signal("terminated", Process::terminate);
+    }
+
+    /// SIGINT.
+    pub fn interrupt(&mut self) {
+        self.signal("interrupted", Process::interrupt);
+    }
+
+    /// Waits for the end of a node that was asked to stop.
+    ///
+    /// # Errors
+    /// When it has not ended in time, or not well.
+    pub async fn ended(&mut self, deadline: Duration) -> Result<(), WaitError> {
+        let Some(process) = &mut self.process else { return Ok(()) };
+        let process = std::cell::RefCell::new(process);
+        let what = format!("the orderly end of {}", self.name);
+        let status = wait_until(what, deadline, || {
+            let exited = process.borrow_mut().exited();
+            async move {
+                match exited {
+                    Ok(Some(status)) => Ok(status),
+                    Ok(None) => Err("it still runs".to_owned()),
+                    Err(error) => Err(error.to_string()),
+                }
+            }
+        })
+        .await?;
+        self.process = None;
+        assert!(status.success(), "{} ended with {status}; its log:\n{}", self.name, self.log_tail(60));
+        Ok(())
+    }
+
+    /// Whether its process exists, paused or not.
+    pub fn is_running(&mut self) -> bool {
+        match self.process.as_mut().map(Process::exited) {
+            Some(Ok(None)) => true,
+            Some(Ok(Some(_)) | Err(_)) | None => false,
+        }
+    }
+
+    /// The last lines that it printed.
+    pub fn log_tail(&self, lines: usize) -> String {
+        log_tail(&self.log, lines)
+    }
+
+    /// Signals its process; does nothing when there is none.
+    fn signal(&mut self, what: &str, send: impl FnOnce(&mut Process) -> io::Result<()>) {
+        if let Some(process) = &mut self.process {
+            send(process).unwrap_or_else(|error| panic!("{} could not be {what}: {error}", self.name));
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Clusters of real kvnode processes: what a person may do to them, and what must hold nevertheless.
+//!
+//! Needs the `kvnode` binary (and `kvctl` for the demonstration); see `kv_cluster_tests::binary`. `KV_SEED` repeats
+//! a plan of faults, `KV_ROUNDS` sets the number of rounds of the tests that run in rounds.
+
+mod crash;
+mod demonstration;
+mod failover;
+mod histories;
+mod membership;
+mod partition;
+mod power;
+mod replication;
+mod snapshot;

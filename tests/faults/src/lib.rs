@@ -1,0 +1,9 @@
+//! Faults for tests with real processes, none of which needs root.
+//!
+//! * [`proxy`]: a TCP proxy that stands between a pair of nodes and cuts, delays or resets what they say.
+//! * [`power`]: runs a process so that a power loss can be played: what it did not sync is really gone.
+//!
+//! Neither knows anything of KvCluster.
+
+pub mod power;
+pub mod proxy;
