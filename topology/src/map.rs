@@ -5,7 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::{GroupId, NodeId, ReplicaId, ShardId, slot::{Slot, SlotRange}};
+use crate::{
+    GroupId, NodeId, ReplicaId, ShardId,
+    slot::{Slot, SlotRange},
+};
 
 /// A node's place in its life; see the membership chapter of the design.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
