@@ -131,7 +131,9 @@ impl Call {
         }
         let wait = match (hop, failure.retry_after) {
             (Hop::Elsewhere, None) => Duration::ZERO,
-            (_, advice) => pause(self.attempts + 1, advice, self.client.core().jitter()),
+            (Hop::Elsewhere | Hop::Again, advice) => {
+                pause(self.attempts + 1, advice, self.client.core().jitter())
+            }
         };
         if Instant::now() + wait >= self.deadline {
             return Err(Error::of(self.plan.kind, failure));

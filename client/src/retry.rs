@@ -171,18 +171,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// The pause before attempt `next` (the first retry is 2), with `jitter` from 0 to 1.
 ///
-/// Without advice: from half of the doubling pause to the whole of it. With `advice`, no sooner than it says, and at
-/// most a quarter later, so that those who were told the same do not come together.
+/// From half of the doubling pause to the whole of it. With `advice`, no sooner than it says; up to a quarter later,
+/// so that those who were told the same do not come together.
 pub fn pause(next: u32, advice: Option<Duration>, jitter: f64) -> Duration {
     let jitter = jitter.clamp(0.0, 1.0);
-    match advice {
-        Some(advice) => advice.mul_f64(1.0 + jitter / 4.0),
-        None => {
-            let doublings = next.saturating_sub(2).min(10);
-            let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
-            whole.mul_f64(0.5 + jitter / 2.0)
-        }
-    }
+    let doublings = next.saturating_sub(2).min(10);
+    let whole = FIRST_PAUSE.saturating_mul(1 << doublings).min(LONGEST_PAUSE);
+    let advised = advice.unwrap_or_default().mul_f64(1.0 + jitter / 4.0);
+    whole.mul_f64(0.5 + jitter / 2.0).max(advised)
 }
 
 #[cfg(test)]
@@ -269,7 +265,8 @@ mod tests {
         assert_eq!(pause(3, None, 0.0), FIRST_PAUSE);
         assert_eq!(pause(u32::MAX, None, 1.0), LONGEST_PAUSE);
         let advice = Duration::from_millis(400);
-        assert_eq!(pause(9, Some(advice), 0.0), advice);
-        assert_eq!(pause(9, Some(advice), 1.0), Duration::from_millis(500));
+        assert_eq!(pause(2, Some(advice), 0.0), advice);
+        assert_eq!(pause(2, Some(advice), 1.0), Duration::from_millis(500));
+        assert_eq!(pause(9, Some(advice), 1.0), LONGEST_PAUSE, "advice does not stop the doubling");
     }
 }
