@@ -56,6 +56,12 @@ impl Core {
         self.rng.lock().unwrap_or_else(PoisonError::into_inner).random()
     }
 
+    /// Names an upload: 16 bytes at random.
+    pub(crate) fn upload_id(&self) -> Bytes {
+        let id: [u8; 16] = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
+        Bytes::copy_from_slice(&id)
+    }
+
     pub(crate) fn learn(&self, header: &Header) {
         self.knowledge.learn(header);
     }

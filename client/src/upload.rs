@@ -2,8 +2,8 @@
 //!
 //! The header goes first, then the bytes, whose SHA-256 is computed on the way and compared with what the store says
 //! that it holds. A value whose last byte was not sent cannot have become visible: until then a failure is surely
-//! without effect, whatever its status. A source that can be read again is then sent again, from where the store
-//! got to when it names the upload (`upload_id`, `stored_bytes` in the error), else from the beginning.
+//! without effect, whatever its status. A source that can be read again is then sent again under the same upload id,
+//! from where the store got to (`stored_bytes` in its errors).
 
 use std::{
     io,
@@ -62,6 +62,9 @@ pub struct UploadReply {
     pub sha256: [u8; 32],
 }
 
+/// A store that has another number of bytes than the upload goes on at refuses with this reason.
+const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
+
 /// What the source had, known when its end was reached.
 #[derive(Clone, Copy, Debug)]
 struct Digested {
@@ -84,10 +87,12 @@ impl Progress {
     }
 }
 
-/// Where the store got to with an upload that it names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// Where to go on.
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Resume {
+    /// 16 bytes; empty: not to be resumed.
     upload_id: Bytes,
+    /// The store has the bytes before.
     from_bytes: u64,
 }
 
@@ -104,7 +109,11 @@ impl Client {
     ) -> Result<UploadReply> {
         let key = Bytes::copy_from_slice(key.as_ref());
         let call = self.call("Upload", Kind::Write, Route::Leader(slot(&key)));
-        let upload = Upload { call, key, options, source: source.into(), resume: Resume::default() };
+        let source = source.into();
+        // Named, so that the store keeps what it has when the stream breaks.
+        let upload_id = if source.is_repeatable() { self.core().upload_id() } else { Bytes::new() };
+        let resume = Resume { upload_id, from_bytes: 0 };
+        let upload = Upload { call, key, options, source, resume };
         upload.run().await
     }
 }
@@ -188,20 +197,24 @@ impl Upload {
     /// Judges a failed attempt; returns when the next one may be made.
     async fn failed(&mut self, failure: Failure, progress: &Progress) -> Result<()> {
         let unfinished = progress.digested().is_none();
+        let asks_elsewhere = failure.reason.as_deref() == Some(UPLOAD_OFFSET);
         let failure = match failure.cause() {
             // Without its end, nothing can have become visible.
             Cause::Lost | Cause::OutcomeUnknown if unfinished => failure.with_cause(Cause::NotApplied),
+            // Nothing happened, and it tells where to go on.
+            Cause::Refused if asks_elsewhere => failure.with_cause(Cause::NotApplied),
             _ => failure,
         };
         if !self.source.is_repeatable() && matches!(decide(Kind::Write, failure.cause()), Decision::Retry(_))
         {
             return Err(Error::of(Kind::Write, failure));
         }
-        let resume = resume_point(&failure);
-        if resume.as_ref().map_or(0, |resume| resume.from_bytes) > self.resume.from_bytes {
-            self.call.progressed();
+        if let Some(stored_bytes) = failure.metadata.get("stored_bytes").and_then(|text| text.parse().ok()) {
+            if stored_bytes > self.resume.from_bytes {
+                self.call.progressed();
+            }
+            self.resume.from_bytes = stored_bytes;
         }
-        self.resume = resume.unwrap_or_default();
         self.call.failed(failure).await
     }
 
@@ -310,34 +323,7 @@ impl Body {
     }
 }
 
-/// Where the store says that it got to.
-fn resume_point(failure: &Failure) -> Option<Resume> {
-    let upload_id = unhex(failure.metadata.get("upload_id")?)?;
-    let from_bytes = failure.metadata.get("stored_bytes")?.parse().ok()?;
-    Some(Resume { upload_id, from_bytes })
-}
-
 /// Lower-case hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Bytes> {
-    if !text.len().is_multiple_of(2) || !text.is_ascii() {
-        return None;
-    }
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(text.get(at..at + 2)?, 16).ok()).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hexadecimal_round_trips() {
-        assert_eq!(hex(&[0, 255, 16]), "00ff10");
-        assert_eq!(unhex("00ff10").as_deref(), Some(&[0, 255, 16][..]));
-        assert_eq!(unhex("0"), None);
-        assert_eq!(unhex("zz"), None);
-    }
 }

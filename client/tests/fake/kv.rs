@@ -275,14 +275,24 @@ impl Kv for FakeNode {
             return Err(status);
         }
         let mut value = self.shared.state().store.take_partial(&header.upload_id);
-        assert_eq!(value.len() as u64, header.resume_from_bytes, "resumed where the store is");
+        if value.len() as u64 != header.resume_from_bytes {
+            let stored = value.len().to_string();
+            self.shared.state().store.partial.insert(header.upload_id, value);
+            guard.ended = true;
+            return Err(refusal(
+                Code::FailedPrecondition,
+                "UPLOAD_OFFSET",
+                &[("stored_bytes", &stored)],
+                None,
+            ));
+        }
         let mut count = 0;
         loop {
             if let Some(Fault::BreakAfter(after, status)) = &fault
                 && count == *after
             {
                 let mut state = self.shared.state();
-                state.store.partial.insert(Bytes::from_static(&[0xab; 16]), value);
+                state.store.partial.insert(header.upload_id, value);
                 return Err(status.clone());
             }
             match messages.message().await {
@@ -295,6 +305,9 @@ impl Kv for FakeNode {
                 Ok(None) => break,
                 Err(status) => return Err(status),
             }
+        }
+        if header.size_bytes.is_some_and(|promised| promised != value.len() as u64) {
+            return Err(super::script::bad_field("header.size_bytes", "another length came"));
         }
         guard.ended = true;
         let mut reply = self.commit(header, value, matches!(fault, Some(Fault::FlipBit)))?;
