@@ -119,7 +119,7 @@ impl Client {
             for (index, part) in pending.iter().zip(parts) {
                 match part_outcome(&node, part) {
                     Ok(outcome) => outcomes[*index] = Some(outcome),
-                    Err(failure) => refused.push((*index, failure)),
+                    Err(failure) => refused.push((*index, *failure)),
                 }
             }
             pending = retriable(&mut call, refused, &mut outcomes).await;
@@ -173,11 +173,13 @@ async fn bulk_attempt(
 }
 
 /// The outcome, or a failure that the table of retries has to judge.
-fn part_outcome(node: &Address, part: proto::WriteOutcome) -> Result<BulkOutcome, Failure> {
+fn part_outcome(node: &Address, part: proto::WriteOutcome) -> Result<BulkOutcome, Box<Failure>> {
     match part.outcome {
         Some(proto::write_outcome::Outcome::Put(put)) => Ok(BulkOutcome::Put(put.into())),
         Some(proto::write_outcome::Outcome::Delete(delete)) => Ok(BulkOutcome::Delete(delete.into())),
-        Some(proto::write_outcome::Outcome::Failure(failure)) => Err(Failure::of_part(node, failure)),
+        Some(proto::write_outcome::Outcome::Failure(failure)) => {
+            Err(Box::new(Failure::of_part(node, failure)))
+        }
         None => Ok(BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"))),
     }
 }

@@ -75,10 +75,6 @@ impl Knowledge {
         Self { given, routing, state: Mutex::default() }
     }
 
-    pub(crate) fn routing(&self) -> Routing {
-        self.routing
-    }
-
     pub(crate) fn given(&self) -> &[Address] {
         &self.given
     }

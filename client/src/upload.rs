@@ -127,9 +127,9 @@ struct Upload {
     resume: Resume,
 }
 
-/// How one attempt ended.
-enum Attempt {
-    Answered(Result<Response<proto::UploadResponse>, Status>),
+/// How an attempt ended without an answer.
+enum Broken {
+    Refused(Status),
     /// The source failed, or had another length than promised.
     Unreadable(Error),
     Silent,
@@ -141,18 +141,22 @@ impl Upload {
             let node = self.call.node().await?;
             let pieces = self.source.open().await.map_err(Error::Source)?;
             let progress = Arc::new(Progress::default());
-            let attempt = self.attempt(&node, pieces, &progress).await;
-            let failure = match attempt {
-                Attempt::Answered(Ok(reply)) => return self.verify(reply.into_inner(), &progress),
-                Attempt::Unreadable(error) => return Err(error),
-                Attempt::Answered(Err(status)) => self.call.failure_of(&node, &status),
-                Attempt::Silent => self.call.silence_of(&node),
+            let failure = match self.attempt(&node, pieces, &progress).await {
+                Ok(reply) => return self.verify(reply, &progress),
+                Err(Broken::Unreadable(error)) => return Err(error),
+                Err(Broken::Refused(status)) => self.call.failure_of(&node, &status),
+                Err(Broken::Silent) => self.call.silence_of(&node),
             };
             self.failed(failure, &progress).await?;
         }
     }
 
-    async fn attempt(&mut self, node: &Node, pieces: Pieces, progress: &Arc<Progress>) -> Attempt {
+    async fn attempt(
+        &mut self,
+        node: &Node,
+        pieces: Pieces,
+        progress: &Arc<Progress>,
+    ) -> Result<proto::UploadResponse, Broken> {
         let (broken, mut unreadable) = oneshot::channel();
         let header = stream::iter([self.header()]);
         let body = body(pieces, self.resume.from_bytes, self.options.size_bytes, progress.clone(), broken);
@@ -166,14 +170,14 @@ impl Upload {
                 biased;
                 // The body ends without an error on success, and then the sender is dropped unused.
                 error = &mut unreadable, if !source_ended => match error {
-                    Ok(error) => return Attempt::Unreadable(error),
+                    Ok(error) => return Err(Broken::Unreadable(error)),
                     Err(_) => source_ended = true,
                 },
-                answer = &mut answer => return Attempt::Answered(answer),
+                answer = &mut answer => return answer.map(Response::into_inner).map_err(Broken::Refused),
                 () = sleep_until(standstill) => {
                     let sent_bytes = progress.sent_bytes.load(Ordering::Relaxed);
                     if sent_bytes == seen_bytes {
-                        return Attempt::Silent;
+                        return Err(Broken::Silent);
                     }
                     seen_bytes = sent_bytes;
                     standstill = Instant::now() + self.call.client.timeout();

@@ -1,5 +1,13 @@
 //! The client against a cluster of pretence.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::cast_possible_truncation,
+    clippy::too_many_lines,
+    reason = "a test fails by panicking; the cluster of pretence takes messages as they come"
+)]
+
 #[path = "../fake/mod.rs"]
 mod fake;
 

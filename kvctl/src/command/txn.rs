@@ -142,6 +142,10 @@ impl Operation {
 
 impl Document {
     fn parse(document: &str) -> Result<ClientTxn> {
+        // The decoder would take a list for the fields in order.
+        if !document.trim_start().starts_with('{') {
+            return Err(usage("malformed transaction: expected a JSON object"));
+        }
         let document: Self = serde_json::from_str(document)
             .map_err(|error| usage(format!("malformed transaction: {error}")))?;
         let mut txn = ClientTxn::new();
