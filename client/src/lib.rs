@@ -1,1 +1,79 @@
-//! Rust client of KvCluster.
+//! Rust client of KvCluster: a strongly consistent, sharded key-value store.
+//!
+//! ```no_run
+//! use kv_client::{Client, KeyRange, Precondition};
+//! use futures::TryStreamExt;
+//!
+//! # async fn example() -> Result<(), kv_client::Error> {
+//! let client = Client::connect("127.0.0.1:50051,127.0.0.1:50151")?;
+//! client.put("greeting", "hello").await?;
+//! let reply = client.get("greeting").await?;
+//! assert_eq!(reply.kv.and_then(|kv| kv.inline().cloned()).as_deref(), Some(&b"hello"[..]));
+//!
+//! // Preconditions that do not hold are no errors: the reply tells.
+//! let reply = client.put_with("greeting", "hi", Precondition::Absent.into()).await?;
+//! assert!(!reply.applied);
+//!
+//! let keys: Vec<_> = client.scan(KeyRange::prefix("gre")).into_stream().try_collect().await?;
+//! assert_eq!(keys.len(), 1);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # The life of an operation
+//!
+//! ```text
+//! Client ─► Call ─► Knowledge (which node?) ─► Pool (connection) ─► node
+//!            ▲                                                        │
+//!            └── pause ◄── decide(kind, cause) ◄── Failure ◄──────────┘ status
+//! ```
+//!
+//! Every operation has a deadline, 10 s unless told otherwise; streams have it between two messages. Within it, a
+//! failed attempt is repeated when that is safe: reads always, writes only when the store said that they surely did
+//! not happen ([`retry::decide`] is the whole table). A write whose reply was lost ends as
+//! [`Error::OutcomeUnknown`], never as a second write.
+//!
+//! Requests go through one of the given nodes, which forwards them, or with [`Routing::Direct`] to the leader of the
+//! key's shard by the shard map, which is refreshed when an answer speaks of a newer epoch.
+//!
+//! Nothing here runs in the background except the connections themselves.
+
+mod address;
+mod batch;
+mod call;
+mod client;
+mod delete_range;
+mod download;
+mod error;
+mod failure;
+mod options;
+mod pool;
+pub mod retry;
+mod routing;
+mod scan;
+mod shard_map;
+mod source;
+mod txn;
+mod upload;
+mod value;
+
+pub use address::{Address, AddressError, DEFAULT_PORT};
+pub use batch::{BulkOperation, BulkOutcome};
+pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT};
+pub use delete_range::{DeleteRange, DeleteRangeStep};
+pub use download::{Download, DownloadOptions};
+pub use error::{Error, Result};
+pub use failure::{ERROR_DOMAIN, Failure, FieldViolation, LeaderHint, code_name};
+pub use options::{Consistency, GetOptions, KeyRange, Precondition, ReadOptions, ScanOptions, WriteOptions};
+pub use routing::Routing;
+pub use scan::{Scan, ScanPage};
+pub use shard_map::{ShardMap, ShardMapError};
+pub use source::UploadSource;
+pub use txn::{Compare, Relation, Txn, TxnOperation, TxnReply, TxnResult};
+pub use upload::{UploadOptions, UploadReply};
+pub use value::{Blob, DeleteReply, GetReply, Header, KeyValue, PutReply, ServedBy, Value};
+
+/// Status, nodes and shard map in the words of the wire (`admin.v1`).
+pub use kv_proto::admin::v1 as admin;
+/// Status codes, as [`Failure::code`] has them.
+pub use tonic::Code;

@@ -1,3 +1,43 @@
 //! Command line of KvCluster.
+//!
+//! [`cli`] says what can be asked, [`command`] has a file for each noun, [`exit`] says how a command ended, in numbers
+//! for scripts and in words for people. Everything goes through the client library: kvctl decides nothing about
+//! retries or routing.
 
-fn main() {}
+mod advice;
+mod cli;
+mod command;
+mod context;
+mod exit;
+mod output;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::{cli::Cli, context::Context};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return exit::Exit::Error.into();
+        }
+    };
+    let exit = runtime.block_on(async {
+        let context = match Context::new(&cli.global) {
+            Ok(context) => context,
+            Err(error) => return exit::report(&error),
+        };
+        match Box::pin(cli.command.run(&context)).await {
+            Ok(exit) => exit,
+            Err(error) => exit::report(&error),
+        }
+    });
+    // A terminal's read on standard input cannot be interrupted; it must not keep the process.
+    runtime.shutdown_background();
+    exit.into()
+}

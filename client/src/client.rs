@@ -1,0 +1,354 @@
+//! The client: a handle that is cheap to clone, and the operations of one request and one reply.
+
+use std::{
+    fmt,
+    hash::{BuildHasher, RandomState},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use kv_proto::{admin::v1 as admin, kv::v1 as proto};
+use kv_topology::{KeyspaceId, Slot};
+use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
+
+use crate::{
+    address::{Address, AddressError},
+    call::{Call, Plan},
+    error::{Error, Result},
+    options::{GetOptions, ReadOptions, WriteOptions},
+    pool::Pool,
+    retry::Kind,
+    routing::{Knowledge, Route, Routing},
+    shard_map::ShardMap,
+    txn::{Txn, TxnReply},
+    value::{DeleteReply, GetReply, Header, PutReply},
+};
+
+/// An operation that nobody gave a time to ends after this.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A client of one cluster. Clones share connections and what was learned of the cluster.
+#[derive(Clone, Debug)]
+pub struct Client {
+    core: Arc<Core>,
+    timeout: Duration,
+    pinned: Option<Address>,
+}
+
+/// What the clones of a client share.
+pub(crate) struct Core {
+    pub(crate) pool: Pool,
+    pub(crate) knowledge: Knowledge,
+    pub(crate) fail_fast: bool,
+    rng: Mutex<Box<dyn Rng + Send>>,
+}
+
+impl fmt::Debug for Core {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.debug_struct("Core").field("knowledge", &self.knowledge).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// From 0 to 1.
+    pub(crate) fn jitter(&self) -> f64 {
+        self.rng.lock().unwrap_or_else(PoisonError::into_inner).random()
+    }
+
+    /// Names an upload: 16 bytes at random.
+    pub(crate) fn upload_id(&self) -> Bytes {
+        let id: [u8; 16] = self.rng.lock().unwrap_or_else(PoisonError::into_inner).random();
+        Bytes::copy_from_slice(&id)
+    }
+
+    pub(crate) fn learn(&self, header: &Header) {
+        self.knowledge.learn(header);
+    }
+}
+
+/// Settings of a client.
+pub struct ClientBuilder {
+    addresses: Vec<Address>,
+    timeout: Duration,
+    routing: Routing,
+    fail_fast: bool,
+    rng: Option<Box<dyn Rng + Send>>,
+}
+
+impl fmt::Debug for ClientBuilder {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("ClientBuilder")
+            .field("addresses", &self.addresses)
+            .field("timeout", &self.timeout)
+            .field("routing", &self.routing)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ClientBuilder {
+    /// How long an operation may take, and how long a stream may stand still. 10 s unless set.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// How requests find their node. Through one node unless set.
+    #[must_use]
+    pub fn routing(mut self, routing: Routing) -> Self {
+        self.routing = routing;
+        self
+    }
+
+    /// Gives up when each known node refused a connection once, instead of trying until the deadline. For tools
+    /// that a person waits for; off unless set.
+    #[must_use]
+    pub fn fail_fast(mut self, fail_fast: bool) -> Self {
+        self.fail_fast = fail_fast;
+        self
+    }
+
+    /// Where the jitter of pauses comes from. Seeded by the system unless set.
+    #[must_use]
+    pub fn rng(mut self, rng: impl Rng + Send + 'static) -> Self {
+        self.rng = Some(Box::new(rng));
+        self
+    }
+
+    /// The client. Connections are made when they are first needed.
+    ///
+    /// # Errors
+    /// When no address was given.
+    pub fn build(self) -> Result<Client> {
+        if self.addresses.is_empty() {
+            return Err(Error::Address(AddressError { text: String::new(), problem: "no address given" }));
+        }
+        let rng = self
+            .rng
+            .unwrap_or_else(|| Box::new(SmallRng::seed_from_u64(RandomState::new().hash_one("jitter"))));
+        let core = Core {
+            pool: Pool::default(),
+            knowledge: Knowledge::new(self.addresses, self.routing),
+            fail_fast: self.fail_fast,
+            rng: Mutex::new(rng),
+        };
+        Ok(Client { core: Arc::new(core), timeout: self.timeout, pinned: None })
+    }
+}
+
+impl Client {
+    /// A client with default settings. `addresses`: one or more, separated by commas, with or without `http://`.
+    ///
+    /// Makes no connection yet: a node that is down is found out by the first operation.
+    ///
+    /// # Errors
+    /// When an address is malformed or there is none.
+    pub fn connect(addresses: &str) -> Result<Self> {
+        Self::builder(Address::parse_list(addresses)?).build()
+    }
+
+    /// Settings for a client of the cluster that these nodes belong to.
+    pub fn builder(addresses: impl IntoIterator<Item = Address>) -> ClientBuilder {
+        ClientBuilder {
+            addresses: addresses.into_iter().collect(),
+            timeout: DEFAULT_TIMEOUT,
+            routing: Routing::default(),
+            fail_fast: false,
+            rng: None,
+        }
+    }
+
+    /// The same client with another time limit.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The same client, asking only the node at this address.
+    #[must_use]
+    pub fn at(&self, address: Address) -> Self {
+        Self { pinned: Some(address), ..self.clone() }
+    }
+
+    /// How long an operation may take.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The addresses that the client was given.
+    pub fn addresses(&self) -> &[Address] {
+        self.core.knowledge.given()
+    }
+
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub(crate) fn pinned(&self) -> Option<&Address> {
+        self.pinned.as_ref()
+    }
+
+    /// Begins an operation.
+    pub(crate) fn call(&self, operation: &'static str, kind: Kind, route: Route) -> Call {
+        Call::new(self.clone(), Plan { operation, kind, route })
+    }
+
+    /// Writes a key.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn put(&self, key: impl AsRef<[u8]>, value: impl Into<Bytes>) -> Result<PutReply> {
+        self.put_with(key, value, WriteOptions::default()).await
+    }
+
+    /// Writes a key if the precondition holds; whether it did is in the reply.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn put_with(
+        &self,
+        key: impl AsRef<[u8]>,
+        value: impl Into<Bytes>,
+        options: WriteOptions,
+    ) -> Result<PutReply> {
+        let key = Bytes::copy_from_slice(key.as_ref());
+        let call = self.call("Put", Kind::Write, Route::Leader(slot(&key)));
+        let request = put_request(key, value.into(), options);
+        let (reply, _) =
+            call.unary(request, |node, request| async move { node.kv().put(request).await }).await?;
+        Ok(reply.into())
+    }
+
+    /// Reads a key, linearizably.
+    ///
+    /// # Errors
+    /// See [`Error`]; an absent key is none.
+    pub async fn get(&self, key: impl AsRef<[u8]>) -> Result<GetReply> {
+        self.get_with(key, GetOptions::default()).await
+    }
+
+    /// Reads a key.
+    ///
+    /// # Errors
+    /// See [`Error`]; an absent key is none.
+    pub async fn get_with(&self, key: impl AsRef<[u8]>, options: GetOptions) -> Result<GetReply> {
+        let key = Bytes::copy_from_slice(key.as_ref());
+        let call = self.call("Get", Kind::Read, read_route(&key, options.read));
+        let request = get_request(key, options);
+        let (reply, _) =
+            call.unary(request, |node, request| async move { node.kv().get(request).await }).await?;
+        Ok(reply.into())
+    }
+
+    /// Deletes a key; whether it was there is in the reply.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, key: impl AsRef<[u8]>) -> Result<DeleteReply> {
+        self.delete_with(key, WriteOptions::default()).await
+    }
+
+    /// Deletes a key if the precondition holds; whether it did is in the reply.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete_with(&self, key: impl AsRef<[u8]>, options: WriteOptions) -> Result<DeleteReply> {
+        let key = Bytes::copy_from_slice(key.as_ref());
+        let call = self.call("Delete", Kind::Write, Route::Leader(slot(&key)));
+        let request = delete_request(key, options);
+        let (reply, _) =
+            call.unary(request, |node, request| async move { node.kv().delete(request).await }).await?;
+        Ok(reply.into())
+    }
+
+    /// Compares, then does one thing or the other, atomically in one shard. Reads only: repeated like a read.
+    ///
+    /// # Errors
+    /// See [`Error`]. Keys of several shards are [`Error::Refused`].
+    pub async fn txn(&self, txn: Txn) -> Result<TxnReply> {
+        let kind = if txn.writes() { Kind::Write } else { Kind::Read };
+        let route = txn.first_key().map_or(Route::Any, |key| Route::Leader(slot(key)));
+        let call = self.call("Txn", kind, route);
+        let (reply, _) = call
+            .unary(proto::TxnRequest::from(txn), |node, request| async move { node.kv().txn(request).await })
+            .await?;
+        TxnReply::try_from(reply)
+    }
+
+    /// The whole cluster as the asked node sees it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn cluster_status(&self) -> Result<admin::ClusterStatus> {
+        let call = self.call("GetClusterStatus", Kind::Read, Route::Any);
+        let send =
+            |node: crate::pool::Node, request| async move { node.admin().get_cluster_status(request).await };
+        Ok(call.unary(admin::GetClusterStatusRequest {}, send).await?.0)
+    }
+
+    /// What the asked node says of itself.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn node_status(&self) -> Result<admin::NodeStatus> {
+        let call = self.call("GetNodeStatus", Kind::Read, Route::Any);
+        let send =
+            |node: crate::pool::Node, request| async move { node.admin().get_node_status(request).await };
+        Ok(call.unary(admin::GetNodeStatusRequest {}, send).await?.0)
+    }
+
+    /// The registry of nodes.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn nodes(&self) -> Result<Vec<admin::NodeInfo>> {
+        let call = self.call("ListNodes", Kind::Read, Route::Any);
+        let send = |node: crate::pool::Node, request| async move { node.admin().list_nodes(request).await };
+        Ok(call.unary(admin::ListNodesRequest {}, send).await?.0.nodes)
+    }
+
+    /// The shard map that the asked node knows.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn shard_map(&self) -> Result<ShardMap> {
+        let call = self.call("GetShardMap", Kind::Read, Route::Any);
+        let send =
+            |node: crate::pool::Node, request| async move { node.admin().get_shard_map(request).await };
+        let (map, _) = call.unary(admin::GetShardMapRequest { newer_than_epoch: 0 }, send).await?;
+        ShardMap::from_proto(map).map_err(|error| Error::protocol("GetShardMap", error.to_string()))
+    }
+}
+
+/// The slot of a key of the default keyspace.
+pub(crate) fn slot(key: &[u8]) -> Slot {
+    Slot::of(KeyspaceId(0), key)
+}
+
+/// Linearizable reads are cheapest at the leader; others at any replica.
+pub(crate) fn read_route(key: &[u8], read: ReadOptions) -> Route {
+    if read.any_replica() { Route::Replica(slot(key)) } else { Route::Leader(slot(key)) }
+}
+
+pub(crate) fn put_request(key: Bytes, value: Bytes, options: WriteOptions) -> proto::PutRequest {
+    proto::PutRequest {
+        key,
+        value,
+        precondition: options.precondition.map(Into::into),
+        return_previous: options.return_previous,
+    }
+}
+
+pub(crate) fn get_request(key: Bytes, options: GetOptions) -> proto::GetRequest {
+    proto::GetRequest { key, options: Some(options.read.into()), metadata_only: options.metadata_only }
+}
+
+pub(crate) fn delete_request(key: Bytes, options: WriteOptions) -> proto::DeleteRequest {
+    proto::DeleteRequest {
+        key,
+        precondition: options.precondition.map(Into::into),
+        return_previous: options.return_previous,
+    }
+}

@@ -1,0 +1,180 @@
+//! How an operation ended when it did not succeed: what happened, may it be repeated, may it have happened.
+
+use std::io;
+
+use thiserror::Error;
+
+use crate::{
+    address::AddressError,
+    failure::Failure,
+    retry::{Cause, Happened, Kind},
+};
+
+/// Result of everything here.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Why an operation failed.
+///
+/// Absent keys and preconditions that did not hold are no errors: they are in the reply.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// A given address is malformed.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// The request is malformed or over a limit. [`Failure::violations`] names the fields.
+    #[error("{0}")]
+    InvalidArgument(Box<Failure>),
+    /// The node refused, and would again: forbidden, unknown, or not possible in this state.
+    #[error("{0}")]
+    Refused(Box<Failure>),
+    /// No connection to any node: the request never left.
+    #[error("{0}")]
+    Unreachable(Box<Failure>),
+    /// The cluster could not take it until the deadline, and surely did not apply it.
+    #[error("{0}")]
+    Unavailable(Box<Failure>),
+    /// A limit of the cluster was reached; surely not applied.
+    #[error("{0}")]
+    Overloaded(Box<Failure>),
+    /// No answer to a read until the deadline.
+    #[error("{0}")]
+    TimedOut(Box<Failure>),
+    /// A write whose outcome nobody can tell: it may have been applied, may be applied yet, or never.
+    #[error("the outcome is unknown: {0}")]
+    OutcomeUnknown(Box<Failure>),
+    /// A node found its own bytes damaged.
+    #[error("{0}")]
+    DataLoss(Box<Failure>),
+    /// A bug of a node.
+    #[error("{0}")]
+    Internal(Box<Failure>),
+    /// A node answered something that the protocol does not allow.
+    #[error("{operation}: unexpected answer: {problem}")]
+    Protocol {
+        /// The operation's name.
+        operation: &'static str,
+        /// What was wrong.
+        problem: String,
+    },
+    /// The bytes that arrived are not those that were sent. After an upload, the damaged value is visible.
+    #[error("{operation}: SHA-256 is {found}, expected {expected}")]
+    ChecksumMismatch {
+        /// Upload or Download.
+        operation: &'static str,
+        /// In hexadecimal.
+        expected: String,
+        /// In hexadecimal.
+        found: String,
+    },
+    /// More or fewer bytes than announced.
+    #[error("{operation}: {found_bytes} bytes, expected {expected_bytes}")]
+    LengthMismatch {
+        /// Upload or Download.
+        operation: &'static str,
+        /// What was announced.
+        expected_bytes: u64,
+        /// What came.
+        found_bytes: u64,
+    },
+    /// The value was overwritten or deleted while its download was being resumed.
+    #[error("Download: the value was replaced meanwhile; start again")]
+    ValueReplaced,
+    /// The source of an upload could not be read. Nothing is visible.
+    #[error("cannot read what to upload: {0}")]
+    Source(#[source] io::Error),
+    /// What was downloaded could not be written.
+    #[error("cannot write what was downloaded: {0}")]
+    Sink(#[source] io::Error),
+}
+
+impl Error {
+    /// The error that an operation of this kind ends with after this failure.
+    pub(crate) fn of(kind: Kind, failure: Failure) -> Self {
+        let failure = Box::new(failure);
+        match (kind, failure.cause()) {
+            (_, Cause::NotSent) => Self::Unreachable(failure),
+            (_, Cause::NotApplied | Cause::WrongShard) => Self::Unavailable(failure),
+            (_, Cause::Exhausted { .. }) => Self::Overloaded(failure),
+            (_, Cause::Refused) if failure.code == tonic::Code::InvalidArgument => {
+                Self::InvalidArgument(failure)
+            }
+            (_, Cause::Refused) => Self::Refused(failure),
+            (Kind::Write, Cause::OutcomeUnknown | Cause::Lost) => Self::OutcomeUnknown(failure),
+            (Kind::Read, Cause::OutcomeUnknown | Cause::Lost) => Self::TimedOut(failure),
+            (_, Cause::DataLoss) => Self::DataLoss(failure),
+            (_, Cause::Bug) => Self::Internal(failure),
+        }
+    }
+
+    pub(crate) fn protocol(operation: &'static str, problem: impl Into<String>) -> Self {
+        Self::Protocol { operation, problem: problem.into() }
+    }
+
+    /// The last attempt, where a node or the way to it failed.
+    pub fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::InvalidArgument(failure)
+            | Self::Refused(failure)
+            | Self::Unreachable(failure)
+            | Self::Unavailable(failure)
+            | Self::Overloaded(failure)
+            | Self::TimedOut(failure)
+            | Self::OutcomeUnknown(failure)
+            | Self::DataLoss(failure)
+            | Self::Internal(failure) => Some(failure),
+            Self::Address(_)
+            | Self::Protocol { .. }
+            | Self::ChecksumMismatch { .. }
+            | Self::LengthMismatch { .. }
+            | Self::ValueReplaced
+            | Self::Source(_)
+            | Self::Sink(_) => None,
+        }
+    }
+
+    /// The reason in the node's `ErrorInfo`.
+    pub fn reason(&self) -> Option<&str> {
+        self.failure().and_then(|failure| failure.reason.as_deref())
+    }
+
+    /// Whether the same call may be made again without the risk of applying a write twice, and with some hope.
+    pub fn may_retry(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Unavailable(_) | Self::Overloaded(_) | Self::TimedOut(_) => true,
+            Self::ValueReplaced => true,
+            Self::LengthMismatch { operation, .. } | Self::ChecksumMismatch { operation, .. } => {
+                *operation == "Download"
+            }
+            Self::Address(_)
+            | Self::InvalidArgument(_)
+            | Self::Refused(_)
+            | Self::OutcomeUnknown(_)
+            | Self::DataLoss(_)
+            | Self::Internal(_)
+            | Self::Protocol { .. }
+            | Self::Source(_)
+            | Self::Sink(_) => false,
+        }
+    }
+
+    /// Whether a write that ended like this may have been applied, or may be applied yet.
+    pub fn may_have_happened(&self) -> bool {
+        match self {
+            Self::OutcomeUnknown(_) | Self::Protocol { .. } => true,
+            Self::ChecksumMismatch { .. } | Self::LengthMismatch { .. } => true,
+            Self::DataLoss(failure) | Self::Internal(failure) => {
+                failure.cause().happened() == Happened::Perhaps
+            }
+            Self::Address(_)
+            | Self::InvalidArgument(_)
+            | Self::Refused(_)
+            | Self::Unreachable(_)
+            | Self::Unavailable(_)
+            | Self::Overloaded(_)
+            | Self::TimedOut(_)
+            | Self::ValueReplaced
+            | Self::Source(_)
+            | Self::Sink(_) => false,
+        }
+    }
+}

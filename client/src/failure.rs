@@ -1,0 +1,228 @@
+//! What a failed attempt said: a gRPC status read into words of ours.
+
+use std::{collections::BTreeMap, error::Error as _, fmt, time::Duration};
+
+use kv_topology::NodeId;
+use tonic::{Code, ConnectError, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{address::Address, retry::Cause};
+
+/// The domain of our `ErrorInfo`; reasons of other domains say nothing about us.
+pub const ERROR_DOMAIN: &str = "kvcluster.dev";
+
+/// A field that a node refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldViolation {
+    /// Path of the field in the request, as in the proto.
+    pub field: String,
+    /// What is wrong with it.
+    pub description: String,
+}
+
+/// Who leads the shard, as far as the refusing node knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeaderHint {
+    /// The node.
+    pub node: Option<NodeId>,
+    /// Where it listens.
+    pub address: Option<Address>,
+}
+
+/// One failed attempt, the last one of an operation that failed.
+#[derive(Clone, Debug)]
+pub struct Failure {
+    /// The operation's name, as in `kv.v1`.
+    pub operation: &'static str,
+    /// The node that was asked; `None` when none was.
+    pub node: Option<Address>,
+    /// Status code.
+    pub code: Code,
+    /// The reason in our `ErrorInfo`. Branch on this, never on `message`. `None`: the answer, if there was one, came
+    /// from a transport, a proxy or this library.
+    pub reason: Option<String>,
+    /// For people.
+    pub message: String,
+    /// The fields that were refused.
+    pub violations: Vec<FieldViolation>,
+    /// Who leads.
+    pub leader: LeaderHint,
+    /// Come again no sooner than this.
+    pub retry_after: Option<Duration>,
+    /// What else came with the reason, for example the name of a limit.
+    pub metadata: BTreeMap<String, String>,
+    /// Attempts made, this one included.
+    pub attempts: u32,
+    cause: Cause,
+}
+
+impl Failure {
+    /// What the attempt tells.
+    pub fn cause(&self) -> Cause {
+        self.cause
+    }
+
+    /// Reads the status that `node` (or the way to it) gave.
+    pub(crate) fn of_status(operation: &'static str, node: &Address, status: &Status) -> Self {
+        let details = status.get_error_details();
+        let ours = details.error_info().filter(|info| info.domain == ERROR_DOMAIN);
+        let retry_after = details.retry_info().and_then(|info| info.retry_delay);
+        let metadata: BTreeMap<String, String> =
+            ours.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default();
+        let reason = ours.map(|info| info.reason.clone());
+        let cause = if never_left(status) {
+            Cause::NotSent
+        } else {
+            Cause::of(status.code(), reason.as_deref(), retry_after.is_some())
+        };
+        let violations = details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default();
+        Self {
+            operation,
+            node: Some(node.clone()),
+            code: status.code(),
+            reason,
+            message: message_of(status),
+            violations: violations
+                .iter()
+                .map(|violation| FieldViolation {
+                    field: violation.field.clone(),
+                    description: violation.description.clone(),
+                })
+                .collect(),
+            leader: LeaderHint {
+                node: metadata.get("leader_node_id").and_then(|id| id.parse().ok()).map(NodeId),
+                address: metadata.get("leader_address").and_then(|address| address.parse().ok()),
+            },
+            retry_after,
+            metadata,
+            attempts: 1,
+            cause,
+        }
+    }
+
+    /// Reads one operation's error inside a reply of BulkWrite.
+    pub(crate) fn of_part(node: &Address, part: kv_proto::kv::v1::Failure) -> Self {
+        let code = Code::from(part.code);
+        let advised = part.retry_after_ms != 0;
+        let cause = Cause::of(code, Some(&part.reason), advised);
+        Self {
+            code,
+            reason: Some(part.reason),
+            retry_after: advised.then(|| Duration::from_millis(part.retry_after_ms.into())),
+            ..Self::local("BulkWrite", Some(node), cause, part.message)
+        }
+    }
+
+    /// A failure that this library noticed.
+    pub(crate) fn local(
+        operation: &'static str,
+        node: Option<&Address>,
+        cause: Cause,
+        message: impl Into<String>,
+    ) -> Self {
+        let code = match cause {
+            Cause::Refused => Code::InvalidArgument,
+            Cause::Lost => Code::DeadlineExceeded,
+            Cause::DataLoss => Code::DataLoss,
+            Cause::Bug => Code::Internal,
+            Cause::OutcomeUnknown => Code::Unknown,
+            Cause::NotSent | Cause::NotApplied | Cause::WrongShard | Cause::Exhausted { .. } => {
+                Code::Unavailable
+            }
+        };
+        Self {
+            operation,
+            node: node.cloned(),
+            code,
+            reason: None,
+            message: message.into(),
+            violations: Vec::new(),
+            leader: LeaderHint::default(),
+            retry_after: None,
+            metadata: BTreeMap::new(),
+            attempts: 1,
+            cause,
+        }
+    }
+
+    /// The same with the cause that the caller knows better.
+    pub(crate) fn with_cause(mut self, cause: Cause) -> Self {
+        self.cause = cause;
+        self
+    }
+}
+
+/// Whether the connection failed, so that no node has seen the request.
+fn never_left(status: &Status) -> bool {
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// The status's message; a transport's is often empty words around a cause that says it.
+fn message_of(status: &Status) -> String {
+    let mut message = status.message().to_owned();
+    let mut source = status.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !message.contains(&cause) {
+            if !message.is_empty() {
+                message.push_str(": ");
+            }
+            message.push_str(&cause);
+        }
+        source = error.source();
+    }
+    message
+}
+
+/// The canonical name of a code, as people know it from gRPC.
+pub fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.operation)?;
+        if let Some(node) = &self.node {
+            write!(formatter, " at {node}")?;
+        }
+        write!(formatter, ": {}", code_name(self.code))?;
+        if let Some(reason) = &self.reason {
+            write!(formatter, " {reason}")?;
+        }
+        if !self.message.is_empty() {
+            write!(formatter, ": {}", self.message)?;
+        }
+        for violation in &self.violations {
+            write!(formatter, "; {}: {}", violation.field, violation.description)?;
+        }
+        if self.attempts > 1 {
+            write!(formatter, " (after {} attempts)", self.attempts)?;
+        }
+        Ok(())
+    }
+}

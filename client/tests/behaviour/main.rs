@@ -1,0 +1,38 @@
+//! The client against a cluster of pretence.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::cast_possible_truncation,
+    clippy::too_many_lines,
+    reason = "a test fails by panicking; the cluster of pretence takes messages as they come"
+)]
+
+#[path = "../fake/mod.rs"]
+mod fake;
+
+mod bulks;
+mod retries;
+mod scans;
+mod transfers;
+
+use std::time::Duration;
+
+use fake::FakeCluster;
+use kv_client::{Address, Client, ClientBuilder, Routing};
+use rand::{SeedableRng, rngs::SmallRng};
+
+/// A client with a seed of its own and a deadline that a failing test reaches soon.
+fn builder(cluster: &FakeCluster) -> ClientBuilder {
+    Client::builder(Address::parse_list(&cluster.addresses()).unwrap())
+        .timeout(Duration::from_secs(5))
+        .rng(SmallRng::seed_from_u64(7))
+}
+
+fn client(cluster: &FakeCluster) -> Client {
+    builder(cluster).build().unwrap()
+}
+
+fn direct(cluster: &FakeCluster) -> Client {
+    builder(cluster).routing(Routing::Direct).build().unwrap()
+}

@@ -1,0 +1,188 @@
+//! A cluster of pretence: several nodes in this process, on ports that the system chose, over one map in memory.
+//!
+//! Each node serves `kv.v1` and `admin.v1` as a real one would; a script per node makes its next calls fail in a
+//! stated way. What every node was asked is recorded.
+
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+mod admin;
+mod kv;
+pub mod script;
+mod store;
+
+use std::{
+    collections::VecDeque,
+    net::{SocketAddr, TcpListener},
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use kv_proto::{admin::v1::admin_server::AdminServer, kv::v1::kv_server::KvServer};
+use kv_topology::{KeyspaceId, Slot};
+use script::Fault;
+use store::Store;
+use tokio::runtime::{Builder, Runtime};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::transport::Server;
+
+/// The cluster. Dropping it stops the nodes.
+pub struct FakeCluster {
+    pub shared: Arc<Shared>,
+    /// Each node has a runtime of its own, so that a killed one takes its connections along.
+    runtimes: Vec<Option<Runtime>>,
+}
+
+/// What the nodes share.
+pub struct Shared {
+    state: Mutex<State>,
+    addresses: Vec<SocketAddr>,
+}
+
+/// The cluster's data and the test's wishes.
+pub struct State {
+    pub store: Store,
+    pub epoch: u64,
+    /// Node id of the leader of shard 1 (the lower half of the slots) and of shard 2.
+    pub leaders: [u64; 2],
+    /// Followers refuse writes and linearizable reads, with a hint, instead of forwarding them.
+    pub strict: bool,
+    /// Keys in a scan message, steps of a deletion.
+    pub page_keys: usize,
+    /// A call that scans ends after this many messages, with a token.
+    pub pages_per_call: usize,
+    /// Faults of each node, by node id from 1.
+    scripts: Vec<VecDeque<Fault>>,
+    /// (node id, method) of every call of `kv.v1` and of GetShardMap.
+    pub calls: Vec<(u64, &'static str)>,
+}
+
+impl FakeCluster {
+    /// Starts `nodes` nodes. Node 1 leads everything.
+    pub async fn start(nodes: usize) -> Self {
+        let listeners: Vec<TcpListener> =
+            (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let state = State {
+            store: Store::default(),
+            epoch: 1,
+            leaders: [1, 1],
+            strict: false,
+            page_keys: 2,
+            pages_per_call: usize::MAX,
+            scripts: vec![VecDeque::new(); nodes],
+            calls: Vec::new(),
+        };
+        let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
+        let nodes = listeners.into_iter().zip(1..).map(|(listener, id)| {
+            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }));
+            Some(runtime)
+        });
+        let runtimes = nodes.collect();
+        Self { shared, runtimes }
+    }
+
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.shared.state()
+    }
+
+    /// HOST:PORT of a node, by id from 1.
+    pub fn address(&self, node: u64) -> String {
+        self.shared.address(node)
+    }
+
+    /// All addresses, for a client.
+    pub fn addresses(&self) -> String {
+        let all: Vec<String> = self.shared.addresses.iter().map(ToString::to_string).collect();
+        all.join(",")
+    }
+
+    /// The next calls of `kv.v1` at this node fail like this, one after the other.
+    pub fn script(&self, node: u64, faults: impl IntoIterator<Item = Fault>) {
+        self.state().scripts[index(node)].extend(faults);
+    }
+
+    /// How often a method was called, at any node.
+    pub fn count(&self, method: &str) -> usize {
+        self.state().calls.iter().filter(|(_, called)| *called == method).count()
+    }
+
+    /// The nodes that a method was called at, in order.
+    pub fn asked(&self, method: &str) -> Vec<u64> {
+        self.state().calls.iter().filter(|(_, called)| *called == method).map(|(node, _)| *node).collect()
+    }
+
+    /// Stops a node: its connections break, and from some moment on its port refuses new ones.
+    pub async fn kill(&mut self, node: u64) {
+        let runtime = self.runtimes[index(node)].take().unwrap();
+        runtime.shutdown_background();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while std::net::TcpStream::connect(self.shared.addresses[index(node)]).is_ok() {
+            assert!(Instant::now() < deadline, "waited for the port to be closed");
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// A key whose slot belongs to this shard.
+    pub fn key_of_shard(shard: u32) -> String {
+        let keys = (0..).map(|number| format!("key-{number}"));
+        keys.into_iter().find(|key| shard_of(key.as_bytes()) == shard).unwrap()
+    }
+}
+
+impl Drop for FakeCluster {
+    fn drop(&mut self) {
+        for runtime in self.runtimes.iter_mut().filter_map(Option::take) {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl Shared {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    pub fn address(&self, node: u64) -> String {
+        self.addresses[index(node)].to_string()
+    }
+
+    pub fn nodes(&self) -> u64 {
+        self.addresses.len() as u64
+    }
+}
+
+async fn serve(listener: TcpListener, node: FakeNode) {
+    listener.set_nonblocking(true).unwrap();
+    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let server = Server::builder()
+        .add_service(KvServer::new(node.clone()))
+        .add_service(AdminServer::new(node))
+        .serve_with_incoming(TcpListenerStream::new(listener));
+    server.await.unwrap();
+}
+
+/// A node of pretence.
+#[derive(Clone)]
+pub struct FakeNode {
+    pub id: u64,
+    pub shared: Arc<Shared>,
+}
+
+impl FakeNode {
+    /// Records a call and takes the fault that is scripted for it.
+    pub fn called(&self, method: &'static str) -> Option<Fault> {
+        let mut state = self.shared.state();
+        state.calls.push((self.id, method));
+        state.scripts[index(self.id)].pop_front()
+    }
+}
+
+/// Shard 1 has the lower half of the slots.
+pub fn shard_of(key: &[u8]) -> u32 {
+    if Slot::of(KeyspaceId(0), key).get() < 2048 { 1 } else { 2 }
+}
+
+fn index(node: u64) -> usize {
+    usize::try_from(node).unwrap() - 1
+}

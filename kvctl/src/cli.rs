@@ -1,0 +1,131 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{command, exit, output::Format};
+
+/// Talks to a KvCluster.
+#[derive(Debug, Parser)]
+#[command(name = "kvctl", version, about, after_help = exit::HELP, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What every command has.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command has.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Nodes to talk to, separated by commas, with or without http://
+    #[arg(
+        long,
+        global = true,
+        env = "KVCTL_ADDR",
+        default_value = "127.0.0.1:50051",
+        value_name = "HOST:PORT"
+    )]
+    pub addr: String,
+    /// How long an operation may take, and a stream may stand still: 500ms, 10s, 2m
+    #[arg(long, global = true, default_value = "10s", value_parser = duration, value_name = "TIME")]
+    pub timeout: Duration,
+    /// Ask the leader of each key's shard instead of one node; every node's address must be reachable
+    #[arg(long, global = true)]
+    pub direct: bool,
+    /// Tables for people or JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t)]
+    pub output: Format,
+    /// Keys on the command line are hexadecimal
+    #[arg(long, global = true, conflicts_with = "base64")]
+    pub hex: bool,
+    /// Keys on the command line are base64
+    #[arg(long, global = true)]
+    pub base64: bool,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a key
+    #[command(visible_alias = "set")]
+    Put(command::put::Put),
+    /// Read a key
+    Get(command::get::Get),
+    /// Delete a key
+    #[command(visible_alias = "del")]
+    Delete(command::delete::Delete),
+    /// List keys in order
+    Scan(command::scan::Scan),
+    /// Read many keys
+    BatchGet(command::batch_get::BatchGet),
+    /// Make many independent writes, one JSON document a line on standard input
+    Bulk(command::bulk::Bulk),
+    /// Compare, then do one thing or the other, atomically
+    Txn(command::txn::Txn),
+    /// Delete a range of keys, step by step
+    DeleteRange(command::delete_range::DeleteRange),
+    /// Upload a file as the value of a key
+    Upload(command::upload::Upload),
+    /// Download the value of a key into a file, verified
+    Download(command::download::Download),
+    /// Many commands over one connection
+    Shell(command::shell::Shell),
+    /// How the cluster is
+    Status(command::status::Status),
+    /// Shards
+    #[command(subcommand)]
+    Shard(command::shard::Shard),
+    /// Nodes
+    #[command(subcommand)]
+    Node(command::node::Node),
+    /// Measure throughput and latency
+    Bench(command::bench::Bench),
+    /// Print a completion script for a shell
+    Completion(command::completion::Completion),
+    /// Run a local cluster until Ctrl-C
+    Dev(command::dev::Dev),
+}
+
+/// Reads `500ms`, `10s`, `2m`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().map_err(|_| "expected a number and ms, s or m".to_owned())?;
+    let duration = match unit {
+        "ms" => Duration::from_millis(number),
+        "" | "s" => Duration::from_secs(number),
+        "m" => Duration::from_secs(number.saturating_mul(60)),
+        _ => return Err(format!("unknown unit `{unit}`: expected ms, s or m")),
+    };
+    // A day: beyond that it is a mistake, and sums with the clock must not overflow.
+    if duration.is_zero() || duration > Duration::from_secs(24 * 3600) {
+        return Err("expected more than nothing and at most a day".to_owned());
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("10"), Ok(Duration::from_secs(10)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for text in ["", "s", "1h", "0s", "99999999m", "-1s"] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+    }
+}

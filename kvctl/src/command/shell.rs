@@ -1,0 +1,139 @@
+//! `kvctl shell`: the same commands, many over one connection.
+
+use std::io::{self, BufRead as _, IsTerminal as _};
+
+use anyhow::Result;
+use clap::{Args, Parser};
+use rustyline::{DefaultEditor, error::ReadlineError};
+
+use crate::{
+    cli::Command,
+    context::Context,
+    exit::{self, Exit},
+};
+
+/// Reads commands line by line, from a person or from a pipe. The exit code is that of the last command.
+#[derive(Debug, Args)]
+pub struct Shell {}
+
+/// A line: a command without `kvctl`, and without the flags that were given to the shell.
+#[derive(Debug, Parser)]
+#[command(name = "", no_binary_name = true, disable_help_flag = false, disable_version_flag = true)]
+struct Line {
+    #[command(subcommand)]
+    command: Command,
+}
+
+impl Shell {
+    /// Runs to the end.
+    pub async fn run(self, context: &Context) -> Result<Exit> {
+        if io::stdin().is_terminal() {
+            return interactive(context).await;
+        }
+        let mut last = Exit::Ok;
+        for line in io::stdin().lock().lines() {
+            if let Some(exit) = execute(context, &line?).await {
+                last = exit;
+            }
+        }
+        Ok(last)
+    }
+}
+
+async fn interactive(context: &Context) -> Result<Exit> {
+    eprintln!("help lists the commands, Ctrl-D ends");
+    let mut editor = DefaultEditor::new()?;
+    let mut last = Exit::Ok;
+    loop {
+        // Reading a line blocks a thread, and there is nothing else to do meanwhile.
+        let line = tokio::task::block_in_place(|| editor.readline("kvctl> "));
+        match line {
+            Ok(line) if matches!(line.trim(), "exit" | "quit") => return Ok(last),
+            Ok(line) => {
+                // A full history forgets its oldest line; failing to remember is no reason to stop.
+                let _remembered = editor.add_history_entry(&line);
+                if let Some(exit) = execute(context, &line).await {
+                    last = exit;
+                }
+            }
+            Err(ReadlineError::Interrupted) => {}
+            Err(ReadlineError::Eof) => return Ok(last),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Runs one line; `None`: there was nothing on it.
+async fn execute(context: &Context, line: &str) -> Option<Exit> {
+    let words = match split(line) {
+        Ok(words) => words,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            return Some(Exit::Usage);
+        }
+    };
+    if words.is_empty() || words[0].starts_with('#') {
+        return None;
+    }
+    let words = if words == ["help"] { vec!["--help".to_owned()] } else { words };
+    match Line::try_parse_from(words) {
+        Ok(Line { command: Command::Shell(_) }) => {
+            eprintln!("error: this is a shell already");
+            Some(Exit::Usage)
+        }
+        Ok(line) => Some(match Box::pin(line.command.run(context)).await {
+            Ok(exit) => exit,
+            Err(error) => exit::report(&error),
+        }),
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
+            // Printing fails only when nobody reads any more.
+            let _printed = error.print();
+            Some(exit)
+        }
+    }
+}
+
+/// Splits a line into words, as a POSIX shell does with quotes and backslashes, and without expansions.
+fn split(line: &str) -> Result<Vec<String>, &'static str> {
+    let mut words = Vec::new();
+    let mut word: Option<String> = None;
+    let mut quote = None;
+    let mut characters = line.chars();
+    while let Some(character) = characters.next() {
+        match (quote, character) {
+            (Some(open), character) if character == open => quote = None,
+            (None, '\'' | '"') => {
+                quote = Some(character);
+                word.get_or_insert_default();
+            }
+            (None | Some('"'), '\\') => {
+                let escaped = characters.next().ok_or("nothing follows the backslash")?;
+                word.get_or_insert_default().push(escaped);
+            }
+            (None, character) if character.is_whitespace() => words.extend(word.take()),
+            (_, character) => word.get_or_insert_default().push(character),
+        }
+    }
+    if quote.is_some() {
+        return Err("a quote is not closed");
+    }
+    words.extend(word);
+    Ok(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_split_like_in_a_shell() {
+        let words = |line| split(line).unwrap();
+        assert_eq!(words(r#"put a "b c" 'd "e"' f\ g"#), ["put", "a", "b c", "d \"e\"", "f g"]);
+        assert_eq!(words(r#"put k """#), ["put", "k", ""]);
+        assert_eq!(words(r#" a"b"'c' "#), ["abc"]);
+        assert_eq!(words(""), Vec::<String>::new());
+        assert!(split("'a").is_err());
+        assert!(split("a\\").is_err());
+    }
+}

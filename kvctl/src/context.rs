@@ -1,0 +1,64 @@
+//! What every command needs: the client, and how to print.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use bytes::Bytes;
+use kv_client::{Address, Client, Routing};
+
+use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
+
+/// What every command needs.
+pub struct Context {
+    /// The client.
+    pub client: Client,
+    /// How to print.
+    pub format: Format,
+    /// How keys are written.
+    pub keys: KeyFormat,
+    /// Whether leaders are asked directly.
+    pub direct: bool,
+    timeout: Duration,
+}
+
+impl Context {
+    /// From the flags that every command has. Connects to nobody yet.
+    pub fn new(global: &Global) -> Result<Self> {
+        let addresses = Address::parse_list(&global.addr).map_err(kv_client::Error::from)?;
+        let routing = if global.direct { Routing::Direct } else { Routing::ThroughOneNode };
+        let client =
+            Client::builder(addresses).timeout(global.timeout).routing(routing).fail_fast(true).build()?;
+        let keys = match (global.hex, global.base64) {
+            (true, _) => KeyFormat::Hex,
+            (_, true) => KeyFormat::Base64,
+            (false, false) => KeyFormat::Text,
+        };
+        Ok(Self { client, format: global.output, keys, direct: global.direct, timeout: global.timeout })
+    }
+
+    /// A client with connections of its own, which tries until the deadline.
+    pub fn another_client(&self) -> Result<Client, kv_client::Error> {
+        let routing = if self.direct { Routing::Direct } else { Routing::ThroughOneNode };
+        let builder = Client::builder(self.client.addresses().iter().cloned());
+        builder.timeout(self.timeout).routing(routing).build()
+    }
+
+    /// A key from the command line.
+    pub fn key(&self, text: &str) -> Result<Bytes> {
+        self.keys.parse(text)
+    }
+
+    /// The client, asking only this node when one is named, by name or id.
+    pub async fn client_at(&self, node: Option<&str>) -> Result<Client> {
+        let Some(wanted) = node else { return Ok(self.client.clone()) };
+        let nodes = self.client.nodes().await?;
+        let found = nodes.iter().find(|node| node.name == wanted || node.node_id.to_string() == wanted);
+        let Some(node) = found else {
+            let known: Vec<String> =
+                nodes.iter().map(|node| format!("{} ({})", node.name, node.node_id)).collect();
+            return Err(usage(format!("no node is called `{wanted}`; there are {}", known.join(", "))));
+        };
+        let address = node.client_address.parse().map_err(kv_client::Error::from)?;
+        Ok(self.client.at(address))
+    }
+}

@@ -1,0 +1,106 @@
+//! How kvctl exits, and what it advises.
+
+use kv_client::Code;
+
+use crate::{
+    against,
+    fake::{
+        FakeCluster,
+        script::{Fault, bad_field, lost, no_leader, refusal},
+    },
+    kvctl,
+};
+
+#[test]
+fn help_documents_the_exit_codes() {
+    let help = kvctl(&["--help"], b"").expect(0);
+    for line in ["3  the key is absent", "4  a precondition", "5  the outcome", "6  unavailable"] {
+        assert!(help.contains(line), "{line} is missing in\n{help}");
+    }
+}
+
+#[tokio::test]
+async fn nobody_there_says_how_to_start_a_cluster() {
+    let mut cluster = FakeCluster::start(1).await;
+    cluster.kill(1).await;
+    let run = against(&cluster, &["get", "k"]);
+    assert!(run.err.contains("kvctl dev") && run.err.contains(&cluster.address(1)), "{run:?}");
+    run.expect(6);
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_has_an_exit_code() {
+    let cluster = FakeCluster::start(2).await;
+    cluster.script(1, [Fault::Lose(lost())]);
+    let run = against(&cluster, &["put", "k", "v"]);
+    assert!(run.err.contains("may have been applied"), "{run:?}");
+    run.expect(5);
+    assert_eq!(cluster.count("Put"), 1);
+}
+
+#[tokio::test]
+async fn not_applied_has_an_exit_code() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, std::iter::repeat_n(Fault::Refuse(no_leader()), 100));
+    let run = against(&cluster, &["--timeout", "200ms", "put", "k", "v"]);
+    assert!(run.err.contains("NOT_APPLIED_NO_LEADER") && run.err.contains("safe to try again"), "{run:?}");
+    run.expect(6);
+}
+
+#[tokio::test]
+async fn malformed_requests_name_the_field() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, [Fault::Refuse(bad_field("key", "is empty"))]);
+    let run = against(&cluster, &["put", "", "v"]);
+    assert!(run.err.contains("key: is empty"), "{run:?}");
+    run.expect(2);
+}
+
+#[tokio::test]
+async fn a_bug_is_an_error() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, [Fault::Refuse(refusal(Code::Internal, "INTERNAL", &[], None))]);
+    against(&cluster, &["get", "k"]).expect(1);
+}
+
+#[test]
+fn malformed_command_lines_are_refused() {
+    for arguments in [
+        &["--addr", "ftp://x", "get", "k"][..],
+        &["--addr", "localhost:0", "get", "k"],
+        &["--timeout", "soon", "get", "k"],
+        &["get"],
+        &["put", "k"],
+        &["put", "k", "v", "--stdin"],
+        &["nonsense"],
+        &[],
+    ] {
+        kvctl(arguments, b"").expect(2);
+    }
+}
+
+#[tokio::test]
+async fn a_scheme_and_the_environment_are_understood() {
+    let cluster = FakeCluster::start(1).await;
+    let address = format!("http://{}/", cluster.address(1));
+    kvctl(&["--addr", &address, "put", "k", "v"], b"").expect(0);
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(["get", "k"])
+        .env("KVCTL_ADDR", cluster.address(1))
+        .output()
+        .unwrap();
+    assert_eq!(output.stdout, b"v");
+}
+
+#[tokio::test]
+async fn a_named_node_is_asked() {
+    let cluster = FakeCluster::start(3).await;
+    against(&cluster, &["put", "k", "v"]).expect(0);
+    for (name, id) in [("n3", 3), ("2", 2)] {
+        against(&cluster, &["get", "k", "--node", name, "--serve-at-node", "--stale"]).expect(0);
+        assert_eq!(cluster.asked("Get").last(), Some(&id));
+    }
+    let run = against(&cluster, &["get", "k", "--node", "n9"]);
+    assert!(run.err.contains("n1 (1), n2 (2), n3 (3)"), "{run:?}");
+    run.expect(2);
+}

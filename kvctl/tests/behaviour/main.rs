@@ -1,0 +1,71 @@
+//! The kvctl binary against a cluster of pretence: what it prints, and how it exits.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value,
+    clippy::cast_possible_truncation,
+    clippy::too_many_lines,
+    reason = "a test fails by panicking; the cluster of pretence takes messages as they come"
+)]
+
+#[path = "../../../client/tests/fake/mod.rs"]
+mod fake;
+
+mod dev;
+mod errors;
+mod keys;
+mod tables;
+mod transfers;
+
+use std::{
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use fake::FakeCluster;
+
+/// What a run of kvctl left behind.
+#[derive(Debug)]
+struct Run {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Run {
+    /// Asserts the exit code and gives standard output.
+    fn expect(self, code: i32) -> String {
+        assert_eq!(self.code, code, "{self:?}");
+        self.out
+    }
+}
+
+/// Runs kvctl to its end.
+fn kvctl(arguments: &[&str], input: &[u8]) -> Run {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(arguments)
+        .env_remove("KVCTL_ADDR")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It may end without having read its input.
+    let _written = child.stdin.take().unwrap().write_all(input);
+    let output = child.wait_with_output().unwrap();
+    Run {
+        code: output.status.code().unwrap(),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs kvctl against this cluster.
+fn against(cluster: &FakeCluster, arguments: &[&str]) -> Run {
+    with_input(cluster, arguments, b"")
+}
+
+fn with_input(cluster: &FakeCluster, arguments: &[&str], input: &[u8]) -> Run {
+    let addresses = cluster.addresses();
+    kvctl(&[&["--addr", &addresses], arguments].concat(), input)
+}

@@ -1,0 +1,80 @@
+//! Uploads and downloads of files.
+
+use std::fs;
+
+use crate::{
+    against,
+    fake::{
+        FakeCluster,
+        script::{Fault, lost},
+    },
+    with_input,
+};
+
+fn bytes(length: usize) -> Vec<u8> {
+    (0..length).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn a_file_comes_back_whole() {
+    let cluster = FakeCluster::start(3).await;
+    let folder = tempfile::tempdir().unwrap();
+    let (file, copy) = (folder.path().join("a"), folder.path().join("b"));
+    fs::write(&file, bytes(700_000)).unwrap();
+    let out = against(&cluster, &["upload", "k", file.to_str().unwrap()]).expect(0);
+    assert!(out.starts_with("ok, 700000 bytes, sha256 "), "{out}");
+    let out = against(&cluster, &["download", "k", copy.to_str().unwrap(), "--node", "n3"]).expect(0);
+    assert_eq!(out, "ok, 700000 bytes, sha256 verified\n");
+    assert_eq!(fs::read(&copy).unwrap(), bytes(700_000));
+    assert_eq!(cluster.asked("Download"), [3]);
+    let run = against(&cluster, &["get", "k"]);
+    assert!(run.err.contains("kvctl download k FILE"), "{run:?}");
+    against(&cluster, &["upload", "k", file.to_str().unwrap(), "--if-absent"]).expect(4);
+}
+
+#[tokio::test]
+async fn standard_streams_are_files_too() {
+    let cluster = FakeCluster::start(1).await;
+    with_input(&cluster, &["upload", "k", "-"], b"some text").expect(0);
+    assert_eq!(against(&cluster, &["download", "k", "-"]).expect(0), "some text");
+    assert_eq!(against(&cluster, &["download", "k", "-", "--offset", "5", "--length", "2"]).expect(0), "te");
+}
+
+#[tokio::test]
+async fn a_failed_download_leaves_nothing_and_keeps_the_old_file() {
+    let cluster = FakeCluster::start(1).await;
+    with_input(&cluster, &["upload", "k", "-"], &bytes(10_000)).expect(0);
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    fs::write(&copy, "old").unwrap();
+    for fault in [Fault::FlipBit, Fault::EndAfter(3)] {
+        cluster.script(1, [fault]);
+        let run = against(&cluster, &["download", "k", copy.to_str().unwrap()]);
+        assert!(run.err.contains("nothing was kept"), "{run:?}");
+        run.expect(1);
+        assert_eq!(fs::read(&copy).unwrap(), b"old");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+    against(&cluster, &["download", "none", copy.to_str().unwrap()]).expect(3);
+    against(&cluster, &["download", "k", folder.path().to_str().unwrap()]).expect(2);
+}
+
+#[tokio::test]
+async fn a_broken_download_goes_on() {
+    let cluster = FakeCluster::start(2).await;
+    with_input(&cluster, &["upload", "k", "-"], &bytes(10_000)).expect(0);
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("copy");
+    cluster.script(1, [Fault::BreakAfter(3, lost())]);
+    against(&cluster, &["download", "k", copy.to_str().unwrap()]).expect(0);
+    assert_eq!(fs::read(&copy).unwrap(), bytes(10_000));
+}
+
+#[tokio::test]
+async fn what_cannot_be_read_is_named() {
+    let cluster = FakeCluster::start(1).await;
+    let run = against(&cluster, &["upload", "k", "/no/such/file"]);
+    assert!(run.err.contains("/no/such/file"), "{run:?}");
+    run.expect(1);
+    assert_eq!(cluster.count("Upload"), 0);
+}
