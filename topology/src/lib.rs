@@ -2,11 +2,20 @@
 //!
 //! Pure: no clock, no randomness, no I/O, no tokio. What flows through it are plain values; the same arguments
 //! give the same answer on every node and in every simulation.
+//!
+//! * [`id`]: newtypes for every id. [`slot`]: from a key to its slot. [`map`]: who owns a slot, who holds it.
+//! * [`placement`]: which nodes should hold a shard, and which of them should lead it.
+//! * [`quorum`]: majorities, also of joint configurations; how many nodes may still fail.
+//! * [`growth`]: the one next step that brings a group nearer to its placement.
 
+pub mod growth;
 pub mod id;
 pub mod map;
+pub mod placement;
+pub mod quorum;
 pub mod slot;
 
 pub use id::{Generation, GroupId, KeyspaceId, NodeId, ReplicaId, ShardId};
-pub use map::ClusterMap;
+pub use map::{ClusterMap, SlotTable};
+pub use quorum::Membership;
 pub use slot::{SLOT_COUNT, Slot, SlotRange};
