@@ -7,4 +7,5 @@
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
 pub mod group;
+pub mod meta;
 pub mod router;
