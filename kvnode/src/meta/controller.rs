@@ -258,7 +258,7 @@ impl<H: Hands> Controller<H> {
                 Ok(Response::Group(description)) => return Some((group, node, description)),
                 Ok(_) => {}
                 Err(refusal) => {
-                    open.extend(some_node(refusal.leader_node_id).filter(|hint| heard.contains(hint)))
+                    open.extend(some_node(refusal.leader_node_id).filter(|hint| heard.contains(hint)));
                 }
             }
         }

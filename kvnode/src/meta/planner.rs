@@ -331,7 +331,8 @@ impl Planner<'_> {
             Step::AddReplica { node } => {
                 let (shard_id, expected_epoch) = (shard.shard_id, self.epoch());
                 let command = AddReplica { shard_id, node_id: node.0, expected_epoch };
-                let held: Vec<String> = shard.replicas.iter().map(|known| format!("n{}", known.node_id)).collect();
+                let held: Vec<String> =
+                    shard.replicas.iter().map(|known| format!("n{}", known.node_id)).collect();
                 let reason = format!("held by {}; {node} should hold it too", held.join(" "));
                 self.propose(id, Command::AddReplica(command), reason);
             }
