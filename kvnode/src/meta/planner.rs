@@ -331,8 +331,9 @@ impl Planner<'_> {
             Step::AddReplica { node } => {
                 let (shard_id, expected_epoch) = (shard.shard_id, self.epoch());
                 let command = AddReplica { shard_id, node_id: node.0, expected_epoch };
-                let factor = self.factor_of(id);
-                let reason = format!("{} of {factor} replicas are placed", shard.replicas.len());
+                let held: Vec<String> =
+                    shard.replicas.iter().map(|known| format!("n{}", known.node_id)).collect();
+                let reason = format!("held by {}; {node} should hold it too", held.join(" "));
                 self.propose(id, Command::AddReplica(command), reason);
             }
             Step::AddLearner(placement) => {
