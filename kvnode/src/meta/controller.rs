@@ -13,9 +13,9 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use kv_proto::{
-    disk::v1::{MetaCommand, MetaRecord, ShardRecord},
+    disk::v1::{self as disk, MetaCommand, MetaRecord, ShardRecord},
     peer::v1::{
         ControlRequest, ControlResponse, DescribeGroup, GroupDescription, MetaOutcome, Refusal,
         control_request::Request, control_response::Response, refusal::Kind,
@@ -192,24 +192,18 @@ impl<H: Hands> Controller<H> {
         let now = Instant::now();
         let nodes = record.nodes.iter().map(|node| NodeId(node.node_id));
         let heard: BTreeSet<NodeId> = nodes.filter(|node| self.hands.heard_recently(*node)).collect();
-        let shards = record.shards.iter().filter(|shard| {
-            shard.observed.is_some()
-                || shard.shard_id == 0
-                || shard
-                    .replicas
-                    .iter()
-                    .any(|placement| self.created.contains(&ReplicaId(placement.replica_id)))
-        });
-        let mut found = Vec::new();
-        {
-            let this = &*self;
-            let heard = &heard;
-            let mut answers =
-                stream::iter(shards).map(|shard| this.describe(shard, heard)).buffered(CALLS_AT_ONCE);
-            while let Some(answer) = answers.next().await {
-                found.extend(answer);
+        // Boxed: a stream of borrowed closures is not `Send` enough for the spawner.
+        let mut questions: Vec<BoxFuture<'_, Option<(GroupId, NodeId, GroupDescription)>>> = Vec::new();
+        for shard in &record.shards {
+            let created = |placement: &disk::ReplicaPlacement| {
+                self.created.contains(&ReplicaId(placement.replica_id))
+            };
+            if shard.observed.is_some() || shard.shard_id == 0 || shard.replicas.iter().any(created) {
+                questions.push(self.describe(shard, &heard).boxed());
             }
         }
+        let answers: Vec<_> = stream::iter(questions).buffered(CALLS_AT_ONCE).collect().await;
+        let found: Vec<_> = answers.into_iter().flatten().collect();
         let mut groups = BTreeMap::new();
         for (group, node, description) in found {
             self.leaders.insert(group, node);
@@ -286,17 +280,15 @@ impl<H: Hands> Controller<H> {
             }
         }
         let this = &*self;
-        let requests = steps.iter().filter_map(|planned| match &planned.action {
-            Action::Control { node, request } => Some((planned, *node, request.request.clone()?)),
-            Action::Propose(_) => None,
-        });
-        let mut answers = stream::iter(requests)
-            .map(|(planned, node, request)| async move { (planned, this.carry_out(node, request).await) })
-            .buffered(CALLS_AT_ONCE);
-        while let Some(answer) = answers.next().await {
-            results.push(answer);
+        let mut requests: Vec<BoxFuture<'_, (&Planned, Result<(), Refusal>)>> = Vec::new();
+        for planned in &steps {
+            let Action::Control { node, request } = &planned.action else { continue };
+            let Some(request) = request.request.clone() else { continue };
+            let node = *node;
+            requests.push(async move { (planned, this.carry_out(node, request).await) }.boxed());
         }
-        drop(answers);
+        let answers: Vec<_> = stream::iter(requests).buffered(CALLS_AT_ONCE).collect().await;
+        results.extend(answers);
         let mut achieved = false;
         for (planned, result) in results {
             achieved |= self.note(planned, result);

@@ -28,11 +28,14 @@ use std::{
 };
 
 use anyhow::Context as _;
-use kv_proto::{admin::v1::Phase, disk::v1::ClusterCache};
+use kv_proto::{
+    admin::v1::Phase,
+    disk::v1::{ClusterCache, MetaRecord},
+};
 use kv_topology::NodeId;
 use rand::rngs::StdRng;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, interval, timeout},
 };
 
@@ -125,19 +128,22 @@ impl Node {
     }
 }
 
-/// What was known at the last run, kept again whenever it changes.
+/// What was known at the last run, kept again whenever it changes. Maps come from the apply thread too, which must not
+/// wait: one task keeps them, in order.
 fn registry(stores: &Stores, spawner: &Spawner) -> anyhow::Result<Arc<Registry>> {
-    let (log, spawner) = (stores.log.clone(), spawner.clone());
-    let keep = move |record: Arc<kv_proto::disk::v1::MetaRecord>| {
-        let log = log.clone();
-        spawner.spawn("keep the map", async move {
+    let (keep, mut kept) = mpsc::unbounded_channel::<Arc<MetaRecord>>();
+    let log = stores.log.clone();
+    spawner.spawn("keep the map", async move {
+        while let Some(record) = kept.recv().await {
             let cache = ClusterCache { meta: Some((*record).clone()) };
             if let Err(error) = log.put_cluster_cache(cache).await {
                 tracing::error!(%error, "the map could not be kept");
             }
-        });
-    };
-    Ok(Arc::new(Registry::new(stores.kept_map(), Box::new(keep))?))
+        }
+    });
+    // Nobody keeps it any more when the node stops.
+    let persist = move |record| drop(keep.send(record));
+    Ok(Arc::new(Registry::new(stores.kept_map(), Box::new(persist))?))
 }
 
 /// Answers clients. The first end asks for the end of it, the second one tells it.
