@@ -8,3 +8,5 @@
 
 pub mod group;
 pub mod router;
+pub mod runtime;
+pub mod transport;

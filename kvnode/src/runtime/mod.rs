@@ -1,0 +1,5 @@
+//! What a node runs on: the tasks that it owns.
+
+pub mod spawner;
+
+pub use spawner::{Spawner, Tasks};

@@ -1,0 +1,231 @@
+//! Append requests of a leader to one replica, several in flight, answered in order.
+//!
+//! Pull and push in one poll, without a task: while the window is open requests are taken from openraft, cut
+//! into frames and put on the link; the oldest one's answer comes out. The stream ends with an error when the link
+//! breaks or the oldest request is not answered for too long, and openraft opens another one.
+
+use std::{
+    collections::VecDeque,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use futures::{FutureExt, Stream, StreamExt};
+use kv_proto::peer::v1::{AppendRequest, frame::Body, refusal};
+use openraft::{
+    errors::RPCError,
+    raft::{AppendEntriesRequest, StreamAppendResult},
+};
+use openraft_rt::AsyncRuntime;
+use prost::Message;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::{
+    call::{CallError, refusal},
+    codec::{LogId, decode_append_result, encode_append_request, last_of, previous_of},
+    limits::Limits,
+    link::{Address, Answer, Link, Request},
+    network::rpc_error,
+    outbox::Class,
+    session::StreamNumber,
+};
+use crate::group::type_config::TypeConfig;
+
+/// The answers of one append stream.
+pub(super) struct AppendStream<S> {
+    input: Option<S>,
+    link: Arc<Link>,
+    limits: Arc<Limits>,
+    address: Address,
+    stream: StreamNumber,
+    /// Frames of the newest request that do not fit the window yet.
+    parts: VecDeque<AppendRequest>,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    progress: Instant,
+    alarm: Pin<Box<Sleep>>,
+    /// Comes out after the answers to what was asked before it.
+    failure: Option<CallError>,
+    over: bool,
+}
+
+struct Waiting {
+    previous: Option<LogId>,
+    last: Option<LogId>,
+    bytes: usize,
+    answer: Answer,
+}
+
+impl<S> AppendStream<S> {
+    pub(super) fn new(input: S, link: Arc<Link>, limits: Arc<Limits>, address: Address) -> Self {
+        let (now, stream) = (Instant::now(), link.new_stream());
+        let alarm = Box::pin(sleep_until(now + limits.append_idle));
+        Self {
+            input: Some(input),
+            link,
+            limits,
+            address,
+            stream,
+            parts: VecDeque::new(),
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
+            progress: now,
+            alarm,
+            failure: None,
+            over: false,
+        }
+    }
+
+    fn window_is_open(&self) -> bool {
+        let frames = self.waiting.len() < self.limits.append_window_frames;
+        let bytes = self.waiting_bytes < self.limits.append_window_bytes;
+        self.failure.is_none() && frames && bytes
+    }
+
+    fn ask(&mut self, part: AppendRequest) {
+        let now = Instant::now();
+        let (previous, last) = (previous_of(&part), last_of(&part));
+        let bytes = part.encoded_len();
+        // The alarm fails the stream; the deadline only clears what it left behind.
+        let request = Request {
+            address: self.address,
+            stream: self.stream,
+            class: Class::Append,
+            deadline: now + self.limits.append_idle * 2,
+            body: Body::AppendRequest(part),
+        };
+        match self.link.ask(request) {
+            Err(error) => self.failure = Some(error),
+            Ok(answer) => {
+                if self.waiting.is_empty() {
+                    self.progress = now;
+                }
+                self.waiting_bytes += bytes;
+                self.waiting.push_back(Waiting { previous, last, bytes, answer });
+            }
+        }
+    }
+
+    /// Ready when the oldest request has waited for too long.
+    fn poll_alarm(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let due = self.progress + self.limits.append_idle;
+            ready!(self.alarm.poll_unpin(context));
+            if Instant::now() >= due {
+                return Poll::Ready(());
+            }
+            self.alarm.as_mut().reset(due);
+        }
+    }
+}
+
+impl<S> Drop for AppendStream<S> {
+    fn drop(&mut self) {
+        if !self.waiting.is_empty() {
+            self.link.tell(Request {
+                address: self.address,
+                stream: self.stream,
+                class: Class::Append,
+                deadline: Instant::now(),
+                body: refusal(refusal::Kind::NotApplied, "STREAM_ENDED", "the leader gave it up"),
+            });
+        }
+    }
+}
+
+/// Answers, as one type for all runtimes.
+type Item<RT> = Result<StreamAppendResult<TypeConfig<RT>>, RPCError<TypeConfig<RT>>>;
+
+impl<S> AppendStream<S> {
+    /// Takes requests while the window is open.
+    fn fill<RT: AsyncRuntime>(&mut self, context: &mut Context<'_>)
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig<RT>>> + Unpin,
+    {
+        while self.window_is_open() {
+            if let Some(part) = self.parts.pop_front() {
+                self.ask(part);
+                continue;
+            }
+            let Some(input) = &mut self.input else { return };
+            match input.poll_next_unpin(context) {
+                Poll::Pending => return,
+                Poll::Ready(None) => self.input = None,
+                Poll::Ready(Some(request)) => {
+                    self.parts.extend(encode_append_request(request, self.limits.frame_bytes));
+                }
+            }
+        }
+    }
+
+    /// The next answer; after an error or a rejection the stream is over.
+    pub(super) fn poll_answer<RT: AsyncRuntime>(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Item<RT>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig<RT>>> + Unpin,
+    {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        self.fill(context);
+        let Some(oldest) = self.waiting.front_mut() else {
+            if let Some(error) = self.failure.take() {
+                self.over = true;
+                return Poll::Ready(Some(Err(rpc_error(&error))));
+            }
+            return if self.input.is_none() && self.parts.is_empty() {
+                Poll::Ready(None)
+            } else {
+                Poll::Pending
+            };
+        };
+        let answer = match oldest.answer.poll_unpin(context) {
+            Poll::Ready(answer) => answer.unwrap_or(Err(CallError::OutcomeUnknown)),
+            Poll::Pending => {
+                ready!(self.poll_alarm(context));
+                Err(CallError::Deadline)
+            }
+        };
+        let item = match self.waiting.pop_front() {
+            Some(asked) => {
+                self.waiting_bytes -= asked.bytes;
+                answer.and_then(|body| result(&body, &asked)).map_err(|error| rpc_error(&error))
+            }
+            None => Err(rpc_error(&CallError::OutcomeUnknown)),
+        };
+        self.progress = Instant::now();
+        self.over = !matches!(item, Ok(Ok(_)));
+        Poll::Ready(Some(item))
+    }
+}
+
+fn result<RT: AsyncRuntime>(
+    body: &Body,
+    asked: &Waiting,
+) -> Result<StreamAppendResult<TypeConfig<RT>>, CallError> {
+    match body {
+        Body::AppendResponse(response) => {
+            decode_append_result::<RT>(response, asked.previous, asked.last).ok()
+        }
+        _ => None,
+    }
+    .ok_or(CallError::OutcomeUnknown)
+}
+
+/// The stream as openraft reads it.
+pub(super) struct Answers<S, RT>(pub(super) AppendStream<S>, pub(super) std::marker::PhantomData<fn() -> RT>);
+
+impl<S, RT> Stream for Answers<S, RT>
+where
+    RT: AsyncRuntime,
+    S: Stream<Item = AppendEntriesRequest<TypeConfig<RT>>> + Unpin,
+{
+    type Item = Item<RT>;
+
+    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.get_mut().0.poll_answer(context)
+    }
+}

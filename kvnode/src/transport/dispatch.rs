@@ -1,0 +1,233 @@
+//! Where the frames of one accepted connection go.
+//!
+//! Never waits: a frame is handed on or refused, so that the shared stream goes on whatever one replica does. Votes
+//! and heartbeats are answered side by side and never queue behind appends; the appends of a stream go to one
+//! inbox, in order; the chunks of a snapshot to its transfer; everything else to the handler.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use kv_proto::peer::v1::{AppendRequest, Frame, SnapshotChunk, SnapshotOffer, frame::Body, refusal};
+use kv_topology::{GroupId, NodeId, ReplicaId};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{
+    answers::{Answers, Reply},
+    codec::decode_offer,
+    crew::Crew,
+    handler::DynHandler,
+    inbox::{Inbox, Put},
+    limits::Limits,
+    outbox::Class,
+    peers::Peer,
+    replica::Registry,
+    session::{Sequence, StreamNumber},
+    snapshot_in::Transfer,
+};
+use crate::runtime::Spawner;
+
+/// What all connections share.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) limits: Arc<Limits>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) handler: Arc<dyn DynHandler>,
+    pub(super) snapshots_in: Arc<Semaphore>,
+}
+
+/// The frames of one connection.
+pub(super) struct Dispatch {
+    from: NodeId,
+    peer: Arc<Peer>,
+    shared: Shared,
+    spawner: Spawner,
+    answers: Arc<Answers>,
+    urgent: Crew,
+    requests: Crew,
+    /// By sender and receiver: a newer stream takes the place of an older one.
+    inboxes: BTreeMap<(ReplicaId, ReplicaId), Inbox>,
+    transfers: BTreeMap<StreamNumber, mpsc::Sender<(Reply, SnapshotChunk)>>,
+}
+
+/// Streams of appends that one connection may have: a leader opens one to each replica that it feeds.
+const INBOXES: usize = 4096;
+
+impl Dispatch {
+    pub(super) fn new(
+        (from, peer): (NodeId, Arc<Peer>),
+        shared: Shared,
+        spawner: Spawner,
+        answers: Arc<Answers>,
+    ) -> Self {
+        let urgent = Crew::hire(&spawner, "peer votes", shared.limits.urgent_in_hand);
+        let requests = Crew::hire(&spawner, "peer requests", shared.limits.requests_in_hand);
+        let (inboxes, transfers) = Default::default();
+        Self { from, peer, shared, spawner, answers, urgent, requests, inboxes, transfers }
+    }
+
+    /// Hands one frame on.
+    pub(super) fn deliver(&mut self, mut frame: Frame) {
+        let alone = frame.stream == StreamNumber::ALONE.0;
+        match frame.body.take() {
+            Some(body @ (Body::VoteRequest(_) | Body::PreVoteRequest(_) | Body::TransferRequest(_))) => {
+                self.answer_urgent(&frame, body);
+            }
+            Some(body @ Body::AppendRequest(_)) if alone => self.answer_urgent(&frame, body),
+            Some(Body::AppendRequest(request)) => self.append(&frame, request),
+            Some(
+                body @ (Body::ReadIndexRequest(_)
+                | Body::WriteRequest(_)
+                | Body::ReadRequest(_)
+                | Body::ControlRequest(_)),
+            ) => {
+                frame.body = Some(body);
+                self.handle(frame);
+            }
+            Some(Body::SnapshotOffer(offer)) if !alone => self.offer(&frame, &offer),
+            Some(Body::SnapshotChunk(chunk)) if !alone => self.chunk(&frame, chunk),
+            Some(Body::Refusal(_)) if !alone => self.give_up(&frame),
+            _ => {
+                let (kind, reason) = (refusal::Kind::InvalidArgument, "UNEXPECTED_FRAME");
+                self.reply(&frame, Class::Request).refuse(
+                    kind,
+                    reason,
+                    "not a request that this version knows",
+                );
+            }
+        }
+    }
+
+    fn reply(&self, request: &Frame, class: Class) -> Reply {
+        Reply::to(request, class, &self.answers)
+    }
+
+    fn answer_urgent(&self, frame: &Frame, body: Body) {
+        let reply = self.reply(frame, Class::Urgent);
+        let replica = match self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica)) {
+            Ok(replica) => replica,
+            Err(answer) => return reply.send(answer),
+        };
+        match self.urgent.place() {
+            Ok(place) => place.run(async move { reply.send(replica.answer(body).await) }),
+            Err(_) => {
+                reply.refuse(refusal::Kind::ResourceExhausted, "URGENT_IN_HAND", "too many votes at once")
+            }
+        }
+    }
+
+    fn handle(&self, frame: Frame) {
+        let reply = self.reply(&frame, Class::Request);
+        let (handler, from) = (self.shared.handler.clone(), self.from);
+        match self.requests.place() {
+            Ok(place) => place.run(async move { reply.send(handler.handle(from, frame).await) }),
+            Err(_) => {
+                reply.refuse(
+                    refusal::Kind::ResourceExhausted,
+                    "REQUESTS_IN_HAND",
+                    "too many requests at once",
+                );
+            }
+        }
+    }
+
+    fn append(&mut self, frame: &Frame, request: AppendRequest) {
+        let (stream, sequence) = (StreamNumber(frame.stream), Sequence(frame.sequence));
+        let key = (ReplicaId(frame.from_replica), ReplicaId(frame.to_replica));
+        let current = self.inboxes.get(&key).map(Inbox::stream);
+        if current.is_none_or(|current| current < stream)
+            && let Err(answer) = self.open_inbox(key, GroupId(frame.group_id), stream)
+        {
+            return self.reply(frame, Class::Append).send(answer);
+        }
+        let answers = &self.answers;
+        let reply = || Reply::to(frame, Class::Append, answers);
+        match self.inboxes.get_mut(&key).filter(|inbox| inbox.stream() == stream) {
+            None => {
+                reply().refuse(refusal::Kind::NotApplied, "STREAM_ENDED", "a newer stream took its place")
+            }
+            Some(inbox) => {
+                if inbox.put(sequence, request, reply) == Put::Overflow {
+                    self.peer.inbox_overflows.fetch_add(1, Relaxed);
+                }
+            }
+        }
+    }
+
+    fn open_inbox(
+        &mut self,
+        key: (ReplicaId, ReplicaId),
+        group: GroupId,
+        stream: StreamNumber,
+    ) -> Result<(), Body> {
+        let replica = self.shared.registry.find(group, key.1)?;
+        if self.inboxes.len() >= INBOXES && !self.inboxes.contains_key(&key) {
+            let kind = refusal::Kind::ResourceExhausted;
+            return Err(super::call::refusal(kind, "INBOXES", "too many append streams"));
+        }
+        let limits = &self.shared.limits;
+        let (inbox, requests) = Inbox::open(stream, limits.inbox_frames, limits.inbox_bytes);
+        self.spawner.spawn("replica appends", replica.append(requests));
+        self.inboxes.insert(key, inbox);
+        Ok(())
+    }
+
+    fn offer(&mut self, frame: &Frame, offer: &SnapshotOffer) {
+        self.transfers.retain(|_, chunks| !chunks.is_closed());
+        let stream = StreamNumber(frame.stream);
+        if self.transfers.contains_key(&stream) {
+            return;
+        }
+        let reply = self.reply(frame, Class::Request);
+        let replica = match self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica)) {
+            Ok(replica) => replica,
+            Err(answer) => return reply.send(answer),
+        };
+        let vote = match decode_offer(offer) {
+            Ok(vote) => vote,
+            Err(error) => return reply.refuse(refusal::Kind::InvalidArgument, "MALFORMED", error),
+        };
+        let Ok(permit) = self.shared.snapshots_in.clone().try_acquire_owned() else {
+            let (kind, reason) = (refusal::Kind::ResourceExhausted, "SNAPSHOTS_IN");
+            return reply.refuse(kind, reason, "this node receives as many snapshots as it may");
+        };
+        let (chunks, queue) = mpsc::channel(self.shared.limits.snapshot_window + 1);
+        let idle = self.shared.limits.snapshot_idle;
+        let transfer = Transfer { offer: reply, chunks: queue, idle, permit };
+        self.spawner.spawn("snapshot in", replica.receive(vote, transfer));
+        self.transfers.insert(stream, chunks);
+    }
+
+    fn chunk(&mut self, frame: &Frame, chunk: SnapshotChunk) {
+        let reply = self.reply(frame, Class::Request);
+        let Some(chunks) = self.transfers.get(&StreamNumber(frame.stream)) else {
+            return reply.refuse(refusal::Kind::NotApplied, "TRANSFER_ENDED", "no such transfer");
+        };
+        match chunks.try_send((reply, chunk)) {
+            Ok(()) => {}
+            // Dropping the queue's sending end resets the transfer.
+            Err(mpsc::error::TrySendError::Full((reply, _))) => {
+                self.transfers.remove(&StreamNumber(frame.stream));
+                reply.refuse(
+                    refusal::Kind::ResourceExhausted,
+                    "SNAPSHOT_WINDOW",
+                    "more chunks than the window",
+                );
+            }
+            Err(mpsc::error::TrySendError::Closed((reply, _))) => {
+                reply.refuse(refusal::Kind::NotApplied, "TRANSFER_ENDED", "the receiver gave it up");
+            }
+        }
+    }
+
+    /// The asker gave up a stream: its inbox takes nothing more, its transfer ends.
+    fn give_up(&mut self, frame: &Frame) {
+        let (stream, key) =
+            (StreamNumber(frame.stream), (ReplicaId(frame.from_replica), ReplicaId(frame.to_replica)));
+        self.transfers.remove(&stream);
+        if let Some(inbox) = self.inboxes.get_mut(&key).filter(|inbox| inbox.stream() == stream) {
+            inbox.close();
+        }
+    }
+}

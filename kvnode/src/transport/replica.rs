@@ -1,0 +1,152 @@
+//! The replicas of this node, as frames reach them.
+//!
+//! A replica is registered when its Raft runs and taken out before it stops. A frame for one that is not here is
+//! answered `Removed`, which is no proof: it may not have started yet. A frame never makes a replica.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use futures::future::BoxFuture;
+use kv_proto::peer::v1::{Removed, frame::Body, refusal};
+use kv_topology::{GroupId, ReplicaId};
+use openraft::{
+    Raft,
+    raft::{AppendEntriesResponse, StreamAppendError},
+    storage::RaftStateMachine,
+};
+use openraft_rt::AsyncRuntime;
+
+use super::{
+    call::refusal,
+    codec::{
+        CodecError, Vote, decode_append_request, decode_transfer_request, decode_vote_request,
+        encode_append_result, encode_transfer_response, encode_vote_response, last_of,
+    },
+    inbox::{Requests, feed},
+    snapshot::SnapshotInFactory,
+    snapshot_in::{Transfer, receive},
+};
+use crate::group::type_config::TypeConfig;
+
+/// What frames can do to a replica. Hides its runtime and its state machine.
+pub(super) trait LocalReplica: Send + Sync {
+    /// Votes, heartbeats and transfers of leadership: each answered for itself.
+    fn answer(&self, request: Body) -> BoxFuture<'static, Body>;
+    /// Takes the append requests of one stream, in order.
+    fn append(&self, requests: Requests) -> BoxFuture<'static, ()>;
+    /// Takes a snapshot that a leader offered under `vote`.
+    fn receive(&self, vote: Vote, transfer: Transfer) -> BoxFuture<'static, ()>;
+}
+
+/// A replica and where its snapshots go.
+pub(super) struct RaftReplica<RT, SM, F>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    pub(super) id: ReplicaId,
+    pub(super) raft: Raft<TypeConfig<RT>, SM>,
+    pub(super) snapshots: Arc<F>,
+}
+
+impl<RT, SM, F> LocalReplica for RaftReplica<RT, SM, F>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+    F: SnapshotInFactory<Data = SM::SnapshotData>,
+{
+    fn answer(&self, request: Body) -> BoxFuture<'static, Body> {
+        let raft = self.raft.clone();
+        Box::pin(async move { answer(raft, request).await.unwrap_or_else(|body| body) })
+    }
+
+    fn append(&self, requests: Requests) -> BoxFuture<'static, ()> {
+        Box::pin(feed(self.raft.clone(), requests))
+    }
+
+    fn receive(&self, vote: Vote, transfer: Transfer) -> BoxFuture<'static, ()> {
+        Box::pin(receive(self.id, self.raft.clone(), self.snapshots.clone(), vote, transfer))
+    }
+}
+
+fn stopped(error: impl ToString) -> Body {
+    refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error)
+}
+
+fn malformed(error: CodecError) -> Body {
+    refusal(refusal::Kind::InvalidArgument, "MALFORMED", error)
+}
+
+/// The answer to a request; as an error when the request was refused.
+async fn answer<RT, SM>(raft: Raft<TypeConfig<RT>, SM>, request: Body) -> Result<Body, Body>
+where
+    RT: AsyncRuntime,
+    SM: RaftStateMachine<TypeConfig<RT>>,
+{
+    Ok(match request {
+        Body::VoteRequest(request) => {
+            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            Body::VoteResponse(encode_vote_response(&raft.vote(request).await.map_err(stopped)?))
+        }
+        Body::PreVoteRequest(request) => {
+            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            Body::PreVoteResponse(encode_vote_response(&raft.pre_vote(request).await.map_err(stopped)?))
+        }
+        Body::AppendRequest(request) => {
+            let last = last_of(&request);
+            let request = decode_append_request::<RT>(request).map_err(malformed)?;
+            let previous = request.prev_log_id;
+            let result = match raft.append_entries(request).await.map_err(stopped)? {
+                AppendEntriesResponse::Success => Ok(last),
+                AppendEntriesResponse::PartialSuccess(matching) => Ok(matching),
+                AppendEntriesResponse::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote)),
+                AppendEntriesResponse::Conflict => {
+                    let previous = previous.ok_or_else(|| malformed(CodecError::Missing("previous")))?;
+                    Err(StreamAppendError::Conflict(previous))
+                }
+            };
+            Body::AppendResponse(encode_append_result::<RT>(&result, last))
+        }
+        Body::TransferRequest(request) => {
+            let request = decode_transfer_request::<RT>(&request).map_err(malformed)?;
+            let leader = *request.from_leader();
+            let response = raft.handle_transfer_leader(request).await.map_err(stopped)?;
+            Body::TransferResponse(encode_transfer_response::<RT>(&response, &leader))
+        }
+        _ => return Err(refusal(refusal::Kind::InvalidArgument, "UNEXPECTED_FRAME", "not for a replica")),
+    })
+}
+
+/// The replicas of this node.
+#[derive(Default)]
+pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, (GroupId, Arc<dyn LocalReplica>)>>);
+
+impl Registry {
+    pub(super) fn insert(&self, group: GroupId, replica: ReplicaId, local: Arc<dyn LocalReplica>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(replica, (group, local));
+    }
+
+    pub(super) fn remove(&self, replica: ReplicaId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&replica);
+    }
+
+    /// Takes all out: the replicas may go.
+    pub(super) fn clear(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// The replica that a frame is for, or the answer that it is not here.
+    pub(super) fn find(&self, group: GroupId, replica: ReplicaId) -> Result<Arc<dyn LocalReplica>, Body> {
+        let replicas = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        match replicas.get(&replica) {
+            None => Err(Body::Removed(Removed {})),
+            Some((of, _)) if *of != group => {
+                let message = format!("{replica} is of {of}, not of {group}");
+                Err(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message))
+            }
+            Some((_, local)) => Ok(local.clone()),
+        }
+    }
+}
