@@ -146,11 +146,6 @@ impl Link {
         }
     }
 
-    /// Whether a request would be refused now.
-    pub(super) fn admits(&self) -> Result<(), CallError> {
-        self.state().admits()
-    }
-
     /// Refuses requests from now on, and tells those that wait.
     pub(super) fn stop(&self) {
         self.fail(Phase::Stopped);

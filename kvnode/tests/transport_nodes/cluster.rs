@@ -21,7 +21,11 @@ use kvnode::{
         loopback::Loopback,
     },
 };
-use openraft::{Config, Raft, ServerState, SnapshotPolicy};
+use openraft::async_runtime::WatchReceiver;
+use openraft::{
+    Config, Raft, ServerState, SnapshotPolicy,
+    errors::{ClientWriteError, RaftError},
+};
 use openraft_rt_tokio::TokioRuntime;
 use rand::{SeedableRng, rngs::SmallRng};
 use tokio::{
@@ -46,7 +50,9 @@ pub struct Echo;
 impl Handler for Echo {
     async fn handle(&self, _: NodeId, frame: Frame) -> Body {
         match frame.body {
-            Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE })) => std::future::pending().await,
+            Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE })) => {
+                std::future::pending().await
+            }
             Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id })) => {
                 Body::ReadIndexResponse(ReadIndexResponse { index: shard_id.into(), term: 1 })
             }
@@ -153,9 +159,11 @@ impl Cluster {
             let mut replicas = self.replicas.iter().filter(|replica| ids.contains(&replica.id));
             replicas.find(|replica| {
                 let metrics = replica.raft.metrics();
-                let metrics = metrics.borrow();
+                let metrics = metrics.borrow_watched();
                 metrics.state == ServerState::Leader
-                    && ids.iter().all(|id| self.at(*id).raft.metrics().borrow().current_leader == Some(replica.id.0))
+                    && ids.iter().all(|id| {
+                        self.at(*id).raft.metrics().borrow_watched().current_leader == Some(replica.id.0)
+                    })
             })
         };
         eventually("one leader that all follow", leader).await
@@ -172,7 +180,8 @@ impl Cluster {
     /// Waits until all of them have applied exactly what the first has, and returns it.
     pub async fn agree(&self, proposals: usize) -> Vec<Bytes> {
         eventually("all replicas at the same state", || {
-            let states: Vec<_> = self.replicas.iter().map(|replica| replica.machine.state().proposals).collect();
+            let states: Vec<_> =
+                self.replicas.iter().map(|replica| replica.machine.state().proposals).collect();
             let all = states.iter().all(|state| state.len() >= proposals && *state == states[0]);
             all.then(|| states[0].clone())
         })
@@ -180,9 +189,21 @@ impl Cluster {
     }
 }
 
+/// Whether a proposal was acknowledged within 5 s. A new leader refuses for a few milliseconds: it is asked again.
 pub async fn write(raft: &Group, bytes: impl Into<Bytes>) -> bool {
-    let writing = raft.client_write(Proposal(bytes.into()));
-    matches!(timeout(Duration::from_secs(5), writing).await, Ok(Ok(_)))
+    let proposal = Proposal(bytes.into());
+    let writing = async {
+        loop {
+            match raft.client_write(proposal.clone()).await {
+                Ok(_) => return true,
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) if raft.is_leader() => {
+                    sleep(Duration::from_millis(5)).await;
+                }
+                Err(_) => return false,
+            }
+        }
+    };
+    timeout(Duration::from_secs(5), writing).await.unwrap_or(false)
 }
 
 /// Waits for a condition, at most 30 s, and says what it waited for.

@@ -14,6 +14,7 @@ use kvnode::{
     runtime::Tasks,
     transport::{Limits, loopback::Loopback},
 };
+use openraft::async_runtime::WatchReceiver;
 use tokio::time::sleep;
 
 use crate::{
@@ -149,7 +150,7 @@ async fn a_follower_that_was_away_for_long_gets_a_snapshot() {
         assert!(write(&leader.raft, vec![number; 100_000]).await);
     }
     leader.raft.trigger().snapshot().await.unwrap();
-    let purged = || leader.raft.metrics().borrow().purged.filter(|id| id.index > 15);
+    let purged = || leader.raft.metrics().borrow_watched().purged.filter(|id| id.index > 15);
     eventually("the log is purged", purged).await;
     network.heal();
     eventually("a transfer begins", || (away.snapshots.transfers().opened > 0).then_some(())).await;
@@ -157,5 +158,8 @@ async fn a_follower_that_was_away_for_long_gets_a_snapshot() {
     let agreed = cluster.agree(21).await;
     assert_eq!((agreed.len(), agreed[20].len()), (21, 100_000));
     let Transfers { opened, finished, discarded } = away.snapshots.transfers();
-    assert!(finished >= 1 && discarded >= 1 && opened == finished + discarded, "{opened} {finished} {discarded}");
+    assert!(
+        finished >= 1 && discarded >= 1 && opened == finished + discarded,
+        "{opened} {finished} {discarded}"
+    );
 }

@@ -37,7 +37,8 @@ async fn a_group_elects_replicates_and_outlives_its_leader() {
     let addresses = Addresses::default();
     let cluster = Cluster::with(nodes(&addresses, 3).await).await;
     let leader = cluster.leader().await;
-    let writes = (0..1000).map(|number| write(&leader.raft, vec![7; if number % 100 == 0 { 600_000 } else { 100 }]));
+    let writes =
+        (0..1000).map(|number| write(&leader.raft, vec![7; if number % 100 == 0 { 600_000 } else { 100 }]));
     assert!(futures::future::join_all(writes).await.into_iter().all(|written| written));
     assert_eq!(cluster.agree(1000).await.len(), 1000);
     let node = cluster.nodes.iter().find(|node| node.id == leader.node).unwrap();

@@ -20,7 +20,9 @@ use openraft::{
     EntryPayload, OptionalSend, RaftLogReader, RaftSnapshotBuilder,
     alias::{EntryOf, LogIdOf, SnapshotMetaOf, SnapshotOf, StoredMembershipOf, VoteOf},
     entry::RaftEntry,
-    storage::{EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftStateMachine, Snapshot, SnapshotMeta},
+    storage::{
+        EntryResponder, IOFlushed, LogState, RaftLogStorage, RaftStateMachine, Snapshot, SnapshotMeta,
+    },
 };
 use tokio::sync::mpsc;
 
@@ -275,7 +277,8 @@ impl SnapshotIn for Stage {
             let length = bytes.get_u32() as usize;
             proposals.push(bytes.split_to(length));
         }
-        let greatest = codec::Vote { leader_id: codec::LeaderId { term: u64::MAX, node_id: 0 }, committed: true };
+        let greatest =
+            codec::Vote { leader_id: codec::LeaderId { term: u64::MAX, node_id: 0 }, committed: true };
         let (last, membership) = codec::decode_end(&end, &greatest).map_err(io::Error::other)?;
         Ok((end, State { last, membership, proposals }))
     }

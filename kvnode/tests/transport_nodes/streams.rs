@@ -10,6 +10,7 @@ use kvnode::{
     runtime::Tasks,
     transport::{Limits, NetworkFactory, codec, loopback::Loopback},
 };
+use openraft::async_runtime::WatchReceiver;
 use openraft::{
     Config, EntryPayload, RaftNetworkFactory,
     errors::RPCError,
@@ -90,7 +91,7 @@ async fn several_requests_are_in_flight_and_answered_in_order() {
     let start = Instant::now();
     let sending = send(&leader, GroupId(7), &replica, requests(200));
     let arrival = async {
-        let last = || replica.raft.metrics().borrow().last_log_index.filter(|index| *index == 199);
+        let last = || replica.raft.metrics().borrow_watched().last_log_index.filter(|index| *index == 199);
         eventually("the last entry", last).await;
         start.elapsed()
     };
@@ -109,7 +110,10 @@ async fn a_conflict_ends_the_stream_and_the_next_one_works() {
     let (_follower, replica) = node_with(&network, 2, GroupId(7), &Limits::default()).await;
     let beyond = requests(10).split_off(5);
     let answers = send(&leader, GroupId(7), &replica, beyond).await;
-    assert!(matches!(&answers[..], [Ok(Err(StreamAppendError::Conflict(id)))] if *id == log_id(4)), "{answers:?}");
+    assert!(
+        matches!(&answers[..], [Ok(Err(StreamAppendError::Conflict(id)))] if *id == log_id(4)),
+        "{answers:?}"
+    );
     assert_eq!(send(&leader, GroupId(7), &replica, requests(10)).await.len(), 10);
 }
 
@@ -157,7 +161,8 @@ async fn an_overflow_resets_its_own_stream_only() {
     let well = follower.replica(GroupId(8), ReplicaId(13), passive()).await;
     stuck.log.hold();
     let deadline = Instant::now() + Duration::from_secs(5);
-    let ask = leader.transport.call(follower.id, kvnode::transport::Lane::Raft, GroupId(8), question(3), deadline);
+    let ask =
+        leader.transport.call(follower.id, kvnode::transport::Lane::Raft, GroupId(8), question(3), deadline);
     let slowly = async {
         let mut answers = vec![];
         for part in requests(60).chunks(3) {
