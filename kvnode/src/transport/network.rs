@@ -135,7 +135,7 @@ impl<RT: AsyncRuntime, S: SnapshotOut> RaftNetworkV2<TypeConfig<RT>> for Network
         use openraft::entry::RaftEntry;
         let last = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
         let result = self.append_alone(request, option.soft_ttl()).await?;
-        Ok(append_response(result, last))
+        Ok(append_response(&result, last))
     }
 
     fn stream_append<'s, I>(

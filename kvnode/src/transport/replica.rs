@@ -71,12 +71,12 @@ where
     }
 }
 
-fn stopped(error: impl ToString) -> Body {
-    refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error)
+fn stopped(error: impl std::error::Error) -> Body {
+    refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error.to_string())
 }
 
 fn malformed(error: CodecError) -> Body {
-    refusal(refusal::Kind::InvalidArgument, "MALFORMED", error)
+    refusal(refusal::Kind::InvalidArgument, "MALFORMED", error.to_string())
 }
 
 /// The answer to a request; as an error when the request was refused.
@@ -121,7 +121,9 @@ where
 
 /// The replicas of this node.
 #[derive(Default)]
-pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, (GroupId, Arc<dyn LocalReplica>)>>);
+pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, Registered>>);
+
+type Registered = (GroupId, Arc<dyn LocalReplica>);
 
 impl Registry {
     pub(super) fn insert(&self, group: GroupId, replica: ReplicaId, local: Arc<dyn LocalReplica>) {
@@ -138,13 +140,17 @@ impl Registry {
     }
 
     /// The replica that a frame is for, or the answer that it is not here.
-    pub(super) fn find(&self, group: GroupId, replica: ReplicaId) -> Result<Arc<dyn LocalReplica>, Body> {
+    pub(super) fn find(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+    ) -> Result<Arc<dyn LocalReplica>, Box<Body>> {
         let replicas = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match replicas.get(&replica) {
-            None => Err(Body::Removed(Removed {})),
+            None => Err(Box::new(Body::Removed(Removed {}))),
             Some((of, _)) if *of != group => {
                 let message = format!("{replica} is of {of}, not of {group}");
-                Err(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message))
+                Err(Box::new(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message)))
             }
             Some((_, local)) => Ok(local.clone()),
         }

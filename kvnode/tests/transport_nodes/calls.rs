@@ -118,8 +118,8 @@ async fn a_node_without_a_cluster_refuses_until_it_has_one() {
     network.attach(two.id, two.transport.acceptor());
     assert_eq!(ask(&one, 2, question(1), 5).await, Err(CallError::NotSent(NotSent::Unreachable)));
     assert_eq!(ask(&two, 1, question(1), 5).await, Err(CallError::NotSent(NotSent::NoClusterYet)));
-    assert!(two.transport.identify(Identity { cluster_id: CLUSTER.into(), node: NodeId(2) }));
-    assert!(!two.transport.identify(Identity { cluster_id: "other".into(), node: NodeId(2) }));
+    assert!(two.transport.identify(&Identity { cluster_id: CLUSTER.into(), node: NodeId(2) }));
+    assert!(!two.transport.identify(&Identity { cluster_id: "other".into(), node: NodeId(2) }));
     assert!(ask(&two, 1, question(1), 5).await.is_ok());
 }
 

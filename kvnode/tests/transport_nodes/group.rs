@@ -53,6 +53,7 @@ async fn entries_larger_than_a_frame_replicate() {
     assert_eq!(cluster.agree(40).await.len(), 40);
 }
 
+/// Simulated time stands still while anything spins: a leader that asks a dead peer without a pause would hang this.
 #[tokio::test(start_paused = true)]
 async fn a_cut_off_leader_is_replaced_and_catches_up() {
     let tasks = Tasks::new("network");
