@@ -75,7 +75,7 @@ fn stopped(error: impl std::error::Error) -> Body {
     refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error.to_string())
 }
 
-fn malformed(error: CodecError) -> Body {
+fn malformed(error: &CodecError) -> Body {
     refusal(refusal::Kind::InvalidArgument, "MALFORMED", error.to_string())
 }
 
@@ -87,30 +87,30 @@ where
 {
     Ok(match request {
         Body::VoteRequest(request) => {
-            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_vote_request::<RT>(&request).map_err(|error| malformed(&error))?;
             Body::VoteResponse(encode_vote_response(&raft.vote(request).await.map_err(stopped)?))
         }
         Body::PreVoteRequest(request) => {
-            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_vote_request::<RT>(&request).map_err(|error| malformed(&error))?;
             Body::PreVoteResponse(encode_vote_response(&raft.pre_vote(request).await.map_err(stopped)?))
         }
         Body::AppendRequest(request) => {
             let last = last_of(&request);
-            let request = decode_append_request::<RT>(request).map_err(malformed)?;
+            let request = decode_append_request::<RT>(request).map_err(|error| malformed(&error))?;
             let previous = request.prev_log_id;
             let result = match raft.append_entries(request).await.map_err(stopped)? {
                 AppendEntriesResponse::Success => Ok(last),
                 AppendEntriesResponse::PartialSuccess(matching) => Ok(matching),
                 AppendEntriesResponse::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote)),
                 AppendEntriesResponse::Conflict => {
-                    let previous = previous.ok_or_else(|| malformed(CodecError::Missing("previous")))?;
+                    let previous = previous.ok_or_else(|| malformed(&CodecError::Missing("previous")))?;
                     Err(StreamAppendError::Conflict(previous))
                 }
             };
             Body::AppendResponse(encode_append_result::<RT>(&result, last))
         }
         Body::TransferRequest(request) => {
-            let request = decode_transfer_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_transfer_request::<RT>(&request).map_err(|error| malformed(&error))?;
             let leader = *request.from_leader();
             let response = raft.handle_transfer_leader(request).await.map_err(stopped)?;
             Body::TransferResponse(encode_transfer_response::<RT>(&response, &leader))
