@@ -49,9 +49,6 @@ pub enum Refused {
     /// Too many connections that have not said who they are.
     #[error("too many connections that have not said who they are")]
     TooManyStrangers,
-    /// The same node opened the stream anew.
-    #[error("replaced by a newer stream of the same node")]
-    Replaced,
 }
 
 impl Identity {

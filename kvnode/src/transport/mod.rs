@@ -34,6 +34,7 @@ pub mod outbox;
 pub mod pace;
 mod peers;
 pub mod pending;
+mod pulse;
 mod randomness;
 mod replica;
 pub mod session;
