@@ -255,7 +255,7 @@ mod tests {
     #[tokio::test]
     async fn a_task_that_ends_is_forgotten() {
         let tasks = Tasks::new("node");
-        let (send, receive) = tokio::sync::oneshot::channel();
+        let (send, receive) = tokio::sync::oneshot::channel::<()>();
         tasks.spawner().spawn("short", async move { drop(send) });
         assert!(receive.await.is_err());
         tasks.inner.gone().await;

@@ -126,7 +126,7 @@ impl Reply {
         self.give(body);
     }
 
-    pub(super) fn refuse(self, kind: refusal::Kind, reason: &str, message: impl ToString) {
+    pub(super) fn refuse(self, kind: refusal::Kind, reason: &str, message: impl Into<String>) {
         self.send(refusal(kind, reason, message));
     }
 

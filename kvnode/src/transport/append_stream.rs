@@ -3,6 +3,9 @@
 //! Pull and push in one poll, without a task: while the window is open requests are taken from openraft, cut
 //! into frames and put on the link; the oldest one's answer comes out. The stream ends with an error when the link
 //! breaks or the oldest request is not answered for too long, and openraft opens another one.
+//!
+//! A link that is down is noticed with the first request, never before: openraft waits out its back-off inside the stream
+//! of requests, and a stream that fails before it was read makes it spin.
 
 use std::{
     collections::VecDeque,

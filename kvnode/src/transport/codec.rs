@@ -196,14 +196,14 @@ pub fn decode_append_result<RT: AsyncRuntime>(
 
 /// The unary form of a stream's answer.
 pub fn append_response<RT: AsyncRuntime>(
-    result: StreamAppendResult<TypeConfig<RT>>,
+    result: &StreamAppendResult<TypeConfig<RT>>,
     last: Option<LogId>,
 ) -> AppendEntriesResponse<TypeConfig<RT>> {
     match result {
-        Ok(matching) if matching == last => AppendEntriesResponse::Success,
-        Ok(matching) => AppendEntriesResponse::PartialSuccess(matching),
+        Ok(matching) if *matching == last => AppendEntriesResponse::Success,
+        Ok(matching) => AppendEntriesResponse::PartialSuccess(*matching),
         Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
-        Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+        Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(*vote),
     }
 }
 

@@ -107,12 +107,12 @@ impl Dispatch {
         let reply = self.reply(frame, Class::Urgent);
         let replica = match self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica)) {
             Ok(replica) => replica,
-            Err(answer) => return reply.send(answer),
+            Err(answer) => return reply.send(*answer),
         };
         match self.urgent.place() {
             Ok(place) => place.run(async move { reply.send(replica.answer(body).await) }),
             Err(_) => {
-                reply.refuse(refusal::Kind::ResourceExhausted, "URGENT_IN_HAND", "too many votes at once")
+                reply.refuse(refusal::Kind::ResourceExhausted, "URGENT_IN_HAND", "too many votes at once");
             }
         }
     }
@@ -139,13 +139,13 @@ impl Dispatch {
         if current.is_none_or(|current| current < stream)
             && let Err(answer) = self.open_inbox(key, GroupId(frame.group_id), stream)
         {
-            return self.reply(frame, Class::Append).send(answer);
+            return self.reply(frame, Class::Append).send(*answer);
         }
         let answers = &self.answers;
         let reply = || Reply::to(frame, Class::Append, answers);
         match self.inboxes.get_mut(&key).filter(|inbox| inbox.stream() == stream) {
             None => {
-                reply().refuse(refusal::Kind::NotApplied, "STREAM_ENDED", "a newer stream took its place")
+                reply().refuse(refusal::Kind::NotApplied, "STREAM_ENDED", "a newer stream took its place");
             }
             Some(inbox) => {
                 if inbox.put(sequence, request, reply) == Put::Overflow {
@@ -160,11 +160,11 @@ impl Dispatch {
         key: (ReplicaId, ReplicaId),
         group: GroupId,
         stream: StreamNumber,
-    ) -> Result<(), Body> {
+    ) -> Result<(), Box<Body>> {
         let replica = self.shared.registry.find(group, key.1)?;
         if self.inboxes.len() >= INBOXES && !self.inboxes.contains_key(&key) {
             let kind = refusal::Kind::ResourceExhausted;
-            return Err(super::call::refusal(kind, "INBOXES", "too many append streams"));
+            return Err(Box::new(super::call::refusal(kind, "INBOXES", "too many append streams")));
         }
         let limits = &self.shared.limits;
         let (inbox, requests) = Inbox::open(stream, limits.inbox_frames, limits.inbox_bytes);
@@ -182,11 +182,13 @@ impl Dispatch {
         let reply = self.reply(frame, Class::Request);
         let replica = match self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica)) {
             Ok(replica) => replica,
-            Err(answer) => return reply.send(answer),
+            Err(answer) => return reply.send(*answer),
         };
         let vote = match decode_offer(offer) {
             Ok(vote) => vote,
-            Err(error) => return reply.refuse(refusal::Kind::InvalidArgument, "MALFORMED", error),
+            Err(error) => {
+                return reply.refuse(refusal::Kind::InvalidArgument, "MALFORMED", error.to_string());
+            }
         };
         let Ok(permit) = self.shared.snapshots_in.clone().try_acquire_owned() else {
             let (kind, reason) = (refusal::Kind::ResourceExhausted, "SNAPSHOTS_IN");

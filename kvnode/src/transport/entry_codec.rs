@@ -40,8 +40,8 @@ pub enum CodecError {
 }
 
 impl CodecError {
-    pub(super) fn invalid(field: &'static str, problem: impl ToString) -> Self {
-        Self::Invalid { field, problem: problem.to_string() }
+    pub(super) fn invalid(field: &'static str, problem: impl Into<String>) -> Self {
+        Self::Invalid { field, problem: problem.into() }
     }
 }
 

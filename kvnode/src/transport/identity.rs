@@ -49,9 +49,6 @@ pub enum Refused {
     /// Too many connections that have not said who they are.
     #[error("too many connections that have not said who they are")]
     TooManyStrangers,
-    /// The same node opened the stream anew.
-    #[error("replaced by a newer stream of the same node")]
-    Replaced,
 }
 
 impl Identity {
@@ -86,8 +83,8 @@ pub(super) struct IdentityCell(OnceLock<Identity>);
 
 impl IdentityCell {
     /// Sets it. False: another one is set.
-    pub(super) fn set(&self, identity: Identity) -> bool {
-        self.0.get_or_init(|| identity.clone()) == &identity
+    pub(super) fn set(&self, identity: &Identity) -> bool {
+        self.0.get_or_init(|| identity.clone()) == identity
     }
 
     pub(super) fn get(&self) -> Option<&Identity> {
@@ -122,7 +119,7 @@ mod tests {
     fn an_identity_never_changes() {
         let cell = IdentityCell::default();
         let identity = Identity { cluster_id: "a".into(), node: NodeId(1) };
-        assert!(cell.set(identity.clone()) && cell.set(identity.clone()));
-        assert!(!cell.set(Identity { node: NodeId(2), ..identity }));
+        assert!(cell.set(&identity) && cell.set(&identity));
+        assert!(!cell.set(&Identity { node: NodeId(2), ..identity }));
     }
 }

@@ -135,7 +135,9 @@ where
         let Some((reply, last)) = first else { return };
         match result {
             Ok(result) => reply.send(Body::AppendResponse(encode_append_result::<RT>(&result, last))),
-            Err(fatal) => return reply.refuse(refusal::Kind::NotApplied, "REPLICA_STOPPED", fatal),
+            Err(fatal) => {
+                return reply.refuse(refusal::Kind::NotApplied, "REPLICA_STOPPED", fatal.to_string());
+            }
         }
     }
 }
@@ -154,7 +156,7 @@ fn decoded<RT: AsyncRuntime>(
                 Some((request, (requests, waiting)))
             }
             Err(error) => {
-                reply.refuse(refusal::Kind::InvalidArgument, "INVALID_APPEND", error);
+                reply.refuse(refusal::Kind::InvalidArgument, "INVALID_APPEND", error.to_string());
                 None
             }
         }

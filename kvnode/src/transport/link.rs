@@ -8,7 +8,6 @@
 //! Requests of all groups share it. Nothing here blocks: a full queue refuses that one request.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::Ordering::Relaxed},
     time::Duration,
@@ -32,6 +31,7 @@ use super::{
     outbox::{Class, Outbox},
     peers::Peer,
     pending::{Fate, Pending},
+    pulse::Pulse,
     randomness::Randomness,
     session::{Sequence, Session, StreamNumber},
 };
@@ -144,11 +144,6 @@ impl Link {
             drop(state);
             self.wake.notify_one();
         }
-    }
-
-    /// Whether a request would be refused now.
-    pub(super) fn admits(&self) -> Result<(), CallError> {
-        self.state().admits()
     }
 
     /// Refuses requests from now on, and tells those that wait.
@@ -380,49 +375,5 @@ impl Link {
 fn resolve(requests: Vec<(Token, Fate)>, error: impl Fn(Fate) -> CallError) {
     for (token, fate) in requests {
         let _ = token.send(Err(error(fate)));
-    }
-}
-
-/// When to ask whether the other side is alive, and when to give it up.
-struct Pulse {
-    keep_alive: Duration,
-    idle: Duration,
-    heard: Instant,
-    next_question: Instant,
-    questions: VecDeque<Instant>,
-}
-
-impl Pulse {
-    fn new(now: Instant, keep_alive: Duration, idle: Duration) -> Self {
-        Self { keep_alive, idle, heard: now, next_question: now + keep_alive, questions: VecDeque::new() }
-    }
-
-    /// When something is to be done next.
-    fn next(&self) -> Instant {
-        self.next_question.min(self.heard + self.idle)
-    }
-
-    fn is_idle(&self, now: Instant) -> bool {
-        now >= self.heard + self.idle
-    }
-
-    /// Moves the next question on, whether this one can be asked or not.
-    fn is_due(&mut self, now: Instant) -> bool {
-        let due = now >= self.next_question;
-        if due {
-            self.next_question = now + self.keep_alive;
-        }
-        due
-    }
-
-    fn asked(&mut self, now: Instant) {
-        self.questions.push_back(now);
-    }
-
-    /// Something was heard; the answer to the oldest question measures the round trip.
-    fn heard(&mut self, now: Instant, is_answer: bool) -> Option<Duration> {
-        self.heard = now;
-        let asked = if is_answer { self.questions.pop_front() } else { None };
-        asked.map(|asked| now - asked)
     }
 }

@@ -53,7 +53,6 @@ fn status(refused: &Refused) -> Status {
     match refused {
         Refused::NoClusterYet => Status::unavailable(message),
         Refused::TooManyStrangers => Status::resource_exhausted(message),
-        Refused::Replaced => Status::aborted(message),
         Refused::OtherCluster { .. } | Refused::OtherNode { .. } | Refused::OtherSender { .. } => {
             Status::failed_precondition(message)
         }

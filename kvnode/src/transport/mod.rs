@@ -34,6 +34,7 @@ pub mod outbox;
 pub mod pace;
 mod peers;
 pub mod pending;
+mod pulse;
 mod randomness;
 mod replica;
 pub mod session;
@@ -132,7 +133,7 @@ impl Transport {
         let spawner = tasks.spawner();
         let cell = Arc::new(IdentityCell::default());
         if let Some(identity) = identity {
-            cell.set(identity);
+            cell.set(&identity);
         }
         let (limits, peers) = (Arc::new(limits), Arc::new(Peers::default()));
         let (registry, connections) = (Arc::new(Registry::default()), Arc::new(Connections::default()));
@@ -170,7 +171,7 @@ impl Transport {
 
     /// Tells who this node is, once it knows. Before, it refuses all frames and sends none. False: it is somebody else
     /// already.
-    pub fn identify(&self, identity: Identity) -> bool {
+    pub fn identify(&self, identity: &Identity) -> bool {
         self.0.identity.set(identity)
     }
 

@@ -135,7 +135,7 @@ impl<RT: AsyncRuntime, S: SnapshotOut> RaftNetworkV2<TypeConfig<RT>> for Network
         use openraft::entry::RaftEntry;
         let last = request.entries.last().map(RaftEntry::log_id).or(request.prev_log_id);
         let result = self.append_alone(request, option.soft_ttl()).await?;
-        Ok(append_response(result, last))
+        Ok(append_response(&result, last))
     }
 
     fn stream_append<'s, I>(
@@ -160,8 +160,14 @@ impl<RT: AsyncRuntime, S: SnapshotOut> RaftNetworkV2<TypeConfig<RT>> for Network
                 let result = self.append_alone(request, option.hard_ttl()).await?;
                 return Ok(Box::pin(futures::stream::once(async { Ok(result) })) as BoxStream<'s, _>);
             }
-            let link = self.transport.link(self.node, Lane::Raft).map_err(|error| rpc_error(&error))?;
-            link.admits().map_err(|error| rpc_error(&error))?;
+            let link = match self.transport.link(self.node, Lane::Raft) {
+                Ok(link) => link,
+                Err(error) => {
+                    // openraft waits out its back-off inside its requests: an error before the first one makes it spin.
+                    let _ = input.next().await;
+                    return Err(rpc_error(&error));
+                }
+            };
             let stream = AppendStream::new(input, link, self.transport.limits().clone(), self.address);
             Ok(Box::pin(Answers::<I, RT>(stream, PhantomData)) as BoxStream<'s, _>)
         })

@@ -71,12 +71,12 @@ where
     }
 }
 
-fn stopped(error: impl ToString) -> Body {
-    refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error)
+fn stopped(error: impl std::error::Error) -> Body {
+    refusal(refusal::Kind::NotApplied, "REPLICA_STOPPED", error.to_string())
 }
 
-fn malformed(error: CodecError) -> Body {
-    refusal(refusal::Kind::InvalidArgument, "MALFORMED", error)
+fn malformed(error: &CodecError) -> Body {
+    refusal(refusal::Kind::InvalidArgument, "MALFORMED", error.to_string())
 }
 
 /// The answer to a request; as an error when the request was refused.
@@ -87,30 +87,30 @@ where
 {
     Ok(match request {
         Body::VoteRequest(request) => {
-            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_vote_request::<RT>(&request).map_err(|error| malformed(&error))?;
             Body::VoteResponse(encode_vote_response(&raft.vote(request).await.map_err(stopped)?))
         }
         Body::PreVoteRequest(request) => {
-            let request = decode_vote_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_vote_request::<RT>(&request).map_err(|error| malformed(&error))?;
             Body::PreVoteResponse(encode_vote_response(&raft.pre_vote(request).await.map_err(stopped)?))
         }
         Body::AppendRequest(request) => {
             let last = last_of(&request);
-            let request = decode_append_request::<RT>(request).map_err(malformed)?;
+            let request = decode_append_request::<RT>(request).map_err(|error| malformed(&error))?;
             let previous = request.prev_log_id;
             let result = match raft.append_entries(request).await.map_err(stopped)? {
                 AppendEntriesResponse::Success => Ok(last),
                 AppendEntriesResponse::PartialSuccess(matching) => Ok(matching),
                 AppendEntriesResponse::HigherVote(vote) => Err(StreamAppendError::HigherVote(vote)),
                 AppendEntriesResponse::Conflict => {
-                    let previous = previous.ok_or_else(|| malformed(CodecError::Missing("previous")))?;
+                    let previous = previous.ok_or_else(|| malformed(&CodecError::Missing("previous")))?;
                     Err(StreamAppendError::Conflict(previous))
                 }
             };
             Body::AppendResponse(encode_append_result::<RT>(&result, last))
         }
         Body::TransferRequest(request) => {
-            let request = decode_transfer_request::<RT>(&request).map_err(malformed)?;
+            let request = decode_transfer_request::<RT>(&request).map_err(|error| malformed(&error))?;
             let leader = *request.from_leader();
             let response = raft.handle_transfer_leader(request).await.map_err(stopped)?;
             Body::TransferResponse(encode_transfer_response::<RT>(&response, &leader))
@@ -121,7 +121,9 @@ where
 
 /// The replicas of this node.
 #[derive(Default)]
-pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, (GroupId, Arc<dyn LocalReplica>)>>);
+pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, Registered>>);
+
+type Registered = (GroupId, Arc<dyn LocalReplica>);
 
 impl Registry {
     pub(super) fn insert(&self, group: GroupId, replica: ReplicaId, local: Arc<dyn LocalReplica>) {
@@ -138,13 +140,17 @@ impl Registry {
     }
 
     /// The replica that a frame is for, or the answer that it is not here.
-    pub(super) fn find(&self, group: GroupId, replica: ReplicaId) -> Result<Arc<dyn LocalReplica>, Body> {
+    pub(super) fn find(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+    ) -> Result<Arc<dyn LocalReplica>, Box<Body>> {
         let replicas = self.0.read().unwrap_or_else(PoisonError::into_inner);
         match replicas.get(&replica) {
-            None => Err(Body::Removed(Removed {})),
+            None => Err(Box::new(Body::Removed(Removed {}))),
             Some((of, _)) if *of != group => {
                 let message = format!("{replica} is of {of}, not of {group}");
-                Err(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message))
+                Err(Box::new(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message)))
             }
             Some((_, local)) => Ok(local.clone()),
         }

@@ -47,7 +47,9 @@ pub(super) async fn receive<RT, SM, F>(
 {
     let (generation, mut sink) = match factory.open(replica).await {
         Ok(opened) => opened,
-        Err(error) => return transfer.offer.refuse(refusal::Kind::NotApplied, "SNAPSHOT_SINK", error),
+        Err(error) => {
+            return transfer.offer.refuse(refusal::Kind::NotApplied, "SNAPSHOT_SINK", error.to_string());
+        }
     };
     let Generation(number) = generation;
     tracing::info!(replica = replica.0, generation = number, "receiving a snapshot");
@@ -61,12 +63,12 @@ pub(super) async fn receive<RT, SM, F>(
         Ok(finished) => finished,
         Err(error) => {
             tracing::warn!(replica = replica.0, generation = number, %error, "snapshot refused");
-            return last.refuse(refusal::Kind::NotApplied, "SNAPSHOT_INVALID", error);
+            return last.refuse(refusal::Kind::NotApplied, "SNAPSHOT_INVALID", error.to_string());
         }
     };
     match raft.install_full_snapshot(vote, Snapshot { meta, snapshot: data }).await {
         Ok(response) => last.send(Body::SnapshotDone(encode_done(&response.vote))),
-        Err(fatal) => last.refuse(refusal::Kind::NotApplied, "REPLICA_STOPPED", fatal),
+        Err(fatal) => last.refuse(refusal::Kind::NotApplied, "REPLICA_STOPPED", fatal.to_string()),
     }
     drop(transfer.permit);
 }
@@ -95,7 +97,7 @@ async fn collect(
             Place::Next => {}
         }
         if let Err(error) = sink.accept(chunk).await {
-            reply.refuse(refusal::Kind::NotApplied, "SNAPSHOT_SINK", error);
+            reply.refuse(refusal::Kind::NotApplied, "SNAPSHOT_SINK", error.to_string());
             return None;
         }
         if is_last {
