@@ -302,7 +302,7 @@ impl Shard {
                 let holds = self.holds(&delete.key, delete.precondition.as_ref());
                 let happens = holds && self.keys.contains_key(&delete.key[..]);
                 let at = self.next_revision(happens);
-                Ok(outcome::Result::Delete(self.delete(delete, at)))
+                Ok(outcome::Result::Delete(self.delete(&delete, at)))
             }
             operation::Kind::DeleteRange(range) => {
                 Ok(outcome::Result::DeleteRange(self.delete_range(&range)))
@@ -365,7 +365,7 @@ impl Shard {
         PutOutcome { applied: true, previous, mod_revision, version }
     }
 
-    fn delete(&mut self, delete: disk::Delete, at: Option<u64>) -> DeleteOutcome {
+    fn delete(&mut self, delete: &disk::Delete, at: Option<u64>) -> DeleteOutcome {
         if at.is_none() {
             let previous = self.keys.get(&delete.key[..]).map(|old| old.told(&delete.key, false));
             return DeleteOutcome { applied: false, previous };
@@ -401,7 +401,7 @@ impl Shard {
                 }
                 disk::txn_operation::Operation::Put(put) => txn_result::Result::Put(self.put(put, at)),
                 disk::txn_operation::Operation::Delete(delete) => {
-                    txn_result::Result::Delete(self.delete(delete, at))
+                    txn_result::Result::Delete(self.delete(&delete, at))
                 }
             });
             TxnResult { result }
