@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{
     error,
@@ -63,6 +63,16 @@ impl Body for RequestBody {
             return self.poll_idle(context).map(|status| Some(Err(status)));
         };
         self.idle = None;
+        // A cancelled request must not look complete: an upload would take what came for the whole value. Both hyper
+        // (1.12, `Incoming::poll_frame`) and tonic (0.14, `Streaming`) end a cancelled body as if all had come.
+        let is_cut = match &frame {
+            None => !self.inner.is_end_stream(),
+            Some(Ok(_)) => false,
+            Some(Err(status)) => status.code() == Code::Cancelled,
+        };
+        if is_cut {
+            return Poll::Ready(Some(Err(Status::unavailable("the client cancelled the request"))));
+        }
         if let (true, Some(Ok(frame))) = (self.counted, &frame)
             && let Some(data) = frame.data_ref()
             && let Err(refused) = self.in_flight.received(data.len())

@@ -133,18 +133,14 @@ mod tests {
 
     fn meta(nodes: u64) -> MetaRecord {
         let placement = |node| disk::ReplicaPlacement { replica_id: 100 + node, node_id: node };
-        let shard = disk::ShardRecord {
+        let shard = ShardRecord {
             shard_id: 1,
             group_id: 7,
             slots: vec![disk::SlotRange { first: 0, last: 4095 }],
             replicas: (1..=nodes).map(placement).collect(),
-            ..disk::ShardRecord::default()
+            ..ShardRecord::default()
         };
-        let node = |node_id| disk::NodeRecord {
-            node_id,
-            name: format!("n{node_id}"),
-            ..disk::NodeRecord::default()
-        };
+        let node = |node_id| NodeRecord { node_id, name: format!("n{node_id}"), ..NodeRecord::default() };
         MetaRecord {
             cluster_id: "c".to_owned(),
             epoch: 5,

@@ -177,7 +177,7 @@ impl Told {
         }
     }
 
-    fn with(mut self, name: &str, value: impl ToString) -> Self {
+    fn with(mut self, name: &str, value: &dyn ToString) -> Self {
         self.metadata.insert(name.to_owned(), value.to_string());
         self
     }
@@ -229,7 +229,7 @@ pub fn describe(refused: &Refused, map: &ClusterMap) -> Told {
             let shards: Vec<_> = shards.iter().map(|shard| shard.get().to_string()).collect();
             let text = format!("{refused}; the tag {tag} in every key would put them into one");
             Told::new(Code::FailedPrecondition, reason::TXN_SPANS_SHARDS, text)
-                .with("shards", shards.join(","))
+                .with("shards", &shards.join(","))
                 .with("tag", tag)
         }
         Refused::Starting => {
@@ -241,7 +241,7 @@ pub fn describe(refused: &Refused, map: &ClusterMap) -> Told {
             Told::new(Code::Unavailable, reason::VALUE_REPLACED, refused.to_string()).retry_after(RETRY_AFTER)
         }
         Refused::Damaged(shard) => {
-            Told::new(Code::DataLoss, reason::DATA_LOSS, refused.to_string()).with("shards", shard.get())
+            Told::new(Code::DataLoss, reason::DATA_LOSS, refused.to_string()).with("shards", &shard.get())
         }
         Refused::Limit(limit) => {
             Told::new(Code::ResourceExhausted, limit, refused.to_string()).retry_after(RETRY_AFTER)
@@ -255,7 +255,7 @@ pub fn describe(refused: &Refused, map: &ClusterMap) -> Told {
                 .retry_after(RETRY_AFTER)
         }
         Refused::Upload { cause, upload_id, stored_bytes } => {
-            of_upload(cause, map).with("upload_id", hex(upload_id)).with("stored_bytes", stored_bytes)
+            of_upload(cause, map).with("upload_id", &hex(upload_id)).with("stored_bytes", stored_bytes)
         }
         Refused::Bug(text) => bug(text),
     }
@@ -291,7 +291,7 @@ fn of_refusal(refusal: &Refusal, map: &ClusterMap) -> Told {
         }
         Kind::WrongShard => {
             let told = Told::new(Code::Unavailable, reason::WRONG_SHARD, refusal.message.clone());
-            told.with("epoch", map.epoch).retry_after(advice)
+            told.with("epoch", &map.epoch).retry_after(advice)
         }
         Kind::ResourceExhausted => named(Code::ResourceExhausted, reason::EXHAUSTED).retry_after(advice),
         Kind::OutcomeUnknown => Told::new(Code::Unknown, reason::OUTCOME_UNKNOWN, refusal.message.clone()),
@@ -310,11 +310,11 @@ fn invalid(reason: &str, violation: Violation) -> Told {
 
 /// Adds who leads, as far as it is known.
 fn hinted(told: Told, refusal: &Refusal, map: &ClusterMap) -> Told {
-    let told = told.with("epoch", map.epoch);
+    let told = told.with("epoch", &map.epoch);
     if refusal.leader_node_id == 0 {
         return told;
     }
-    let told = told.with("leader_node_id", refusal.leader_node_id);
+    let told = told.with("leader_node_id", &refusal.leader_node_id);
     match map.nodes.get(&NodeId(refusal.leader_node_id)) {
         Some(node) => told.with("leader_address", &node.client_address),
         None => told,
@@ -326,7 +326,7 @@ fn bug(text: &str) -> Told {
     let log_id = format!("{:08x}", crc32c::crc32c(text.as_bytes()));
     tracing::error!(log_id, text, "internal error");
     Told::new(Code::Internal, reason::INTERNAL, format!("internal error, log id {log_id}"))
-        .with("log_id", log_id)
+        .with("log_id", &log_id)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -305,7 +305,8 @@ fn key_range(range: Option<&KeyRange>) -> Checked {
             return AT.wrong(name, format!("{} B, at most {} are allowed", bound.len(), KEY_BYTES_MAX + 1));
         }
     }
-    if !range.prefix.is_empty() && !(range.start.is_empty() && range.end.is_empty()) {
+    let is_bounded = !range.start.is_empty() || !range.end.is_empty();
+    if !range.prefix.is_empty() && is_bounded {
         return AT.wrong("prefix", "not together with start or end");
     }
     if !range.end.is_empty() && range.start > range.end {

@@ -1,0 +1,197 @@
+//! A server over the fake store on loopback, and clients of it.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use kv_proto::{
+    admin::v1::{BootstrapRequest, BootstrapResponse, NodeInfo, NodeStatus},
+    disk::v1::MetaRecord,
+    kv::v1::{UploadRequest, UploadResponse, kv_client::KvClient, upload_request},
+    peer::v1::{Refusal, refusal::Kind},
+};
+use kv_topology::{ClusterMap, NodeId};
+use kvnode::api::{
+    admin::Node,
+    context::{Context, TaskSpawner},
+    health::Health,
+    server::{self, Options},
+};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::Instant};
+use tonic::{
+    Code, Response, Status,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+use crate::fake::{self, FakeStore};
+
+/// How long a test waits for anything.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A node without a cluster.
+pub struct FakeNode;
+
+impl Node for FakeNode {
+    fn status(&self) -> NodeStatus {
+        NodeStatus { cluster_id: "fake".to_owned(), ready: true, ..NodeStatus::default() }
+    }
+
+    async fn status_of(&self, _: NodeInfo, _: Instant) -> Option<NodeStatus> {
+        None
+    }
+
+    fn meta(&self) -> Arc<MetaRecord> {
+        Arc::new(MetaRecord { cluster_id: "fake".to_owned(), epoch: 4, ..MetaRecord::default() })
+    }
+
+    fn map(&self) -> Arc<ClusterMap> {
+        Arc::default()
+    }
+
+    async fn bootstrap(&self, _: BootstrapRequest, _: Instant) -> Result<BootstrapResponse, Refusal> {
+        Err(fake::refusal(Kind::FailedPrecondition, "NOT_EMPTY"))
+    }
+
+    async fn join(&self, _: NodeInfo, _: String, _: Instant) -> Result<NodeId, Refusal> {
+        Ok(NodeId(2))
+    }
+}
+
+/// Tasks of services run on the test's runtime.
+pub fn spawner() -> TaskSpawner {
+    Arc::new(|_, task| {
+        tokio::spawn(task);
+    })
+}
+
+/// Services over `store`, without a server.
+pub fn context(store: Arc<FakeStore>) -> Arc<Context<FakeStore>> {
+    let counter = Mutex::new(0u128);
+    let ids = move || {
+        let mut counter = counter.lock().unwrap_or_else(PoisonError::into_inner);
+        *counter += 1;
+        counter.to_be_bytes()
+    };
+    Context::new(store, spawner(), Box::new(ids))
+}
+
+/// A running server.
+pub struct Harness {
+    pub store: Arc<FakeStore>,
+    pub address: SocketAddr,
+    pub health: Health,
+    stop: Option<oneshot::Sender<()>>,
+    serving: JoinHandle<()>,
+}
+
+impl Harness {
+    /// With five shards and the limits of the API.
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let store = FakeStore::new(5);
+        let health = Health::starting().await;
+        health.set(true, true).await;
+        let (stop, stopped) = oneshot::channel();
+        let serving = server::serve(
+            listener,
+            context(store.clone()),
+            Arc::new(FakeNode),
+            health.clone(),
+            options,
+            async move {
+                stopped.await.ok();
+            },
+        );
+        let serving = tokio::spawn(async move { serving.await.expect("serving") });
+        Self { store, address, health, stop: Some(stop), serving }
+    }
+
+    /// A connection of its own.
+    pub async fn channel(&self) -> Channel {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
+        endpoint.connect().await.expect("a connection")
+    }
+
+    /// A client with a connection of its own.
+    pub async fn client(&self) -> KvClient<Channel> {
+        KvClient::new(self.channel().await)
+    }
+
+    /// Begins the end.
+    pub fn stop(&mut self) {
+        self.stop.take().map(|stop| stop.send(()));
+    }
+
+    /// Waits for the end.
+    pub async fn ended(self) {
+        within("the end of the server", self.serving).await.expect("no panic");
+    }
+}
+
+/// Waits, and says for what when it did not come.
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("waited {PATIENCE:?} for {what}"))
+}
+
+/// Waits until `condition` holds.
+pub async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let looked = async {
+        let mut tick = tokio::time::interval(Duration::from_millis(2));
+        while !condition() {
+            tick.tick().await;
+        }
+    };
+    within(what, looked).await;
+}
+
+/// Code and reason of a status of ours.
+pub fn told(status: &Status) -> (Code, String) {
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    (status.code(), reason.unwrap_or_default())
+}
+
+/// One entry of the metadata of the `ErrorInfo`.
+pub fn metadata(status: &Status, name: &str) -> Option<String> {
+    status.get_error_details().error_info().and_then(|info| info.metadata.get(name).cloned())
+}
+
+/// The field that a status complains of.
+pub fn field(status: &Status) -> String {
+    assert_eq!(status.code(), Code::InvalidArgument, "{status}");
+    let details = status.get_error_details();
+    details.bad_request().map(|bad| bad.field_violations[0].field.clone()).unwrap_or_default()
+}
+
+/// Bytes without a pattern of the size of a chunk.
+pub fn value_of(size: usize) -> Bytes {
+    (0..size).map(|at| u8::try_from((at * 7 + at / 251) % 256).expect("below 256")).collect::<Vec<_>>().into()
+}
+
+/// The messages of an upload.
+pub fn upload_messages(header: upload_request::Header, value: &Bytes, piece: usize) -> Vec<UploadRequest> {
+    let mut messages = vec![UploadRequest { part: Some(upload_request::Part::Header(header)) }];
+    let data = value.chunks(piece).map(|piece| value.slice_ref(piece));
+    messages.extend(data.map(|data| UploadRequest { part: Some(upload_request::Part::Data(data)) }));
+    messages
+}
+
+/// Uploads `value` in messages of `piece` bytes.
+pub async fn upload(
+    client: &mut KvClient<Channel>,
+    header: upload_request::Header,
+    value: &Bytes,
+    piece: usize,
+) -> Result<UploadResponse, Status> {
+    let messages = upload_messages(header, value, piece);
+    within("an upload", client.upload(tokio_stream::iter(messages))).await.map(Response::into_inner)
+}
