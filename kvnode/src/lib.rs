@@ -7,4 +7,7 @@
 //! Types of the Raft library stay inside `group`, `log`, `transport` and `state_machine`.
 
 pub mod group;
+pub mod meta;
 pub mod router;
+pub mod state;
+pub mod state_machine;

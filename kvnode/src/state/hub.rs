@@ -1,0 +1,347 @@
+//! The state store of a node, and what its groups take from it.
+//!
+//! ```text
+//! open ─► machine(replica) for each group ─► raft applies, reader(replica) reads ─► close
+//!                └► stage_snapshot(replica) while one comes in     └► remove_replica when it is gone
+//! ```
+//!
+//! One store, one apply thread, one flush coordinator for all groups. In simulation the store is in memory and all
+//! of it runs in tasks.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    io,
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use kv_proto::{
+    disk::v1::{LogId, StoredMembership},
+    peer::v1::{ReadRequest, ReadResponse, read_response},
+};
+use kv_topology::{Generation, ReplicaId, ShardId};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{
+    Damage, Direction, StateEngine, StateError,
+    engine::with_view,
+    flush::{FlushCoordinator, FlushPolicy},
+    keys,
+    options::MemoryBudget,
+    rocks::RocksEngine,
+    snapshot::{INCOMING_MAX, OUTGOING_MAX, Sending, SnapshotStage},
+    workers::Workers,
+};
+use crate::state_machine::{
+    progress::Progress,
+    raft::{Durability, StateMachine},
+    reads, refusal,
+    replica::Replica,
+    worker::{ApplyWorker, Job, MetaObserver},
+};
+
+/// What the store tells the node. Neither may block.
+#[derive(Clone)]
+pub struct Hooks {
+    /// The store failed: the node must stop.
+    pub fatal: Arc<dyn Fn(StateError) + Send + Sync>,
+    /// Damaged bytes were found: that replica must be quarantined.
+    pub damaged: Arc<dyn Fn(Damage) + Send + Sync>,
+}
+
+impl Hooks {
+    /// Tells the node of an error, once, where it is handled.
+    pub(crate) fn tell(&self, error: &StateError) {
+        match error {
+            StateError::Damage(damage) => (self.damaged)(damage.clone()),
+            StateError::Engine { .. } => (self.fatal)(error.clone()),
+            StateError::Busy { .. } | StateError::BadSnapshot(_) => {}
+        }
+    }
+}
+
+/// The greatest id up to which the log may be purged as far as retention goes. `None`: no bound.
+pub type Retention = Arc<dyn Fn() -> Option<LogId> + Send + Sync>;
+
+/// What a replica's state machine needs beside the store.
+pub struct MachineOptions<D> {
+    /// Knows what is durable in the replica's log.
+    pub durability: D,
+    /// Keeps the newest part of the log.
+    pub retention: Retention,
+    /// The meta group's: told its state at start and after each change.
+    pub meta_observer: Option<MetaObserver>,
+}
+
+/// What is shared by everything of a node that touches the store.
+pub(crate) struct Shared {
+    pub(crate) engine: Arc<dyn StateEngine>,
+    pub(crate) workers: Workers,
+    pub(crate) flushes: Arc<FlushCoordinator>,
+    pub(crate) hooks: Hooks,
+    pub(crate) outgoing: Arc<Semaphore>,
+    incoming: Arc<Semaphore>,
+}
+
+/// What is shared by everything that touches one replica.
+pub(crate) struct ReplicaShared {
+    pub(crate) id: ReplicaId,
+    pub(crate) shard: ShardId,
+    pub(crate) replica: Arc<Mutex<Replica>>,
+    pub(crate) progress: Arc<Progress>,
+    pub(crate) sending: Arc<Sending>,
+    /// The newest memberships that were applied, oldest first.
+    pub(crate) memberships: Mutex<Vec<StoredMembership>>,
+    /// The greatest generation that was given to a snapshot, or is in use.
+    generation: AtomicU64,
+}
+
+impl ReplicaShared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Replica> {
+        self.replica.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The state store of a node.
+pub struct StateHub {
+    shared: Arc<Shared>,
+    /// Taken away by `close`.
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    replicas: Mutex<BTreeMap<ReplicaId, Arc<ReplicaShared>>>,
+}
+
+impl StateHub {
+    /// Opens the store in folder `path`, within `memory_bytes`. Blocks while RocksDB opens.
+    ///
+    /// # Errors
+    /// When the folder cannot be used, is used by another process, or is damaged as a whole.
+    pub fn open(
+        path: &Path,
+        memory_bytes: usize,
+        hooks: Hooks,
+        workers: Workers,
+    ) -> Result<Self, StateError> {
+        let engine = RocksEngine::open(path, MemoryBudget::of(memory_bytes))?;
+        Self::with_engine(Arc::new(engine), FlushPolicy::default(), hooks, workers)
+    }
+
+    /// Over a store that is open: in simulation, one in memory.
+    ///
+    /// # Errors
+    /// When the apply thread cannot be started.
+    pub fn with_engine(
+        engine: Arc<dyn StateEngine>,
+        policy: FlushPolicy,
+        hooks: Hooks,
+        workers: Workers,
+    ) -> Result<Self, StateError> {
+        let flushes = Arc::new(FlushCoordinator::new(policy));
+        let (worker, jobs) = ApplyWorker::new(engine.clone(), flushes.clone());
+        let shared = Arc::new(Shared {
+            engine,
+            workers,
+            flushes,
+            hooks,
+            outgoing: Arc::new(Semaphore::new(OUTGOING_MAX)),
+            incoming: Arc::new(Semaphore::new(INCOMING_MAX)),
+        });
+        start_apply(&shared, worker)?;
+        let flushing = shared.clone();
+        shared.workers.task("flush coordinator", async move {
+            let ended = flushing.flushes.run(flushing.engine.clone(), flushing.workers.clone()).await;
+            if let Err(error) = ended {
+                flushing.hooks.tell(&error);
+            }
+        });
+        Ok(Self { shared, jobs: Mutex::new(Some(jobs)), replicas: Mutex::default() })
+    }
+
+    fn replicas(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Arc<ReplicaShared>>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, replica: ReplicaId) -> Option<Arc<ReplicaShared>> {
+        self.replicas().get(&replica).cloned()
+    }
+
+    /// The state machine of a replica, for openraft: it goes on where the store is. One at a time of each replica.
+    ///
+    /// # Errors
+    /// Damage, and failures of the store; the hooks were not told. Also when the hub is closed.
+    pub fn machine<D: Durability>(
+        &self,
+        replica: ReplicaId,
+        shard: ShardId,
+        options: MachineOptions<D>,
+    ) -> Result<StateMachine<D>, StateError> {
+        let engine = self.shared.engine.as_ref();
+        let loaded = with_view(engine, |view| Replica::load(view, replica, shard))?;
+        let current = loaded.scope().generation;
+        remove_strays(engine, replica, current)?;
+        if let (Some(observer), Some(meta)) = (&options.meta_observer, loaded.meta()) {
+            observer(meta.clone());
+        }
+        let shared = Arc::new(ReplicaShared {
+            id: replica,
+            shard,
+            progress: Arc::new(Progress::new(loaded.record().applied.as_ref().map(|id| id.index))),
+            sending: Arc::default(),
+            memberships: Mutex::new(loaded.record().membership.iter().cloned().collect()),
+            generation: AtomicU64::new(current.0),
+            replica: Arc::new(Mutex::new(loaded)),
+        });
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let jobs = jobs.ok_or_else(|| StateError::engine("open a replica", "the store is closed"))?;
+        self.replicas().insert(replica, shared.clone());
+        Ok(StateMachine::new(self.shared.clone(), shared, jobs, options))
+    }
+
+    /// Reads of a replica. `None`: it has no machine here.
+    pub fn reader(&self, replica: ReplicaId) -> Option<ReplicaReader> {
+        let replica = self.find(replica)?;
+        Some(ReplicaReader { shared: self.shared.clone(), replica })
+    }
+
+    /// Makes room for a snapshot that comes in, under a generation that was never used.
+    ///
+    /// # Errors
+    /// [`StateError::Busy`]: too many come in. [`StateError::BadSnapshot`]: the replica is not here.
+    pub fn stage_snapshot(&self, replica: ReplicaId) -> Result<SnapshotStage, StateError> {
+        let known = self.find(replica);
+        let known = known.ok_or_else(|| StateError::BadSnapshot(format!("{replica} is not here")))?;
+        let permit = self
+            .shared
+            .incoming
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| StateError::Busy { what: "snapshots coming in", limit: INCOMING_MAX })?;
+        let generation = Generation(known.generation.fetch_add(1, Ordering::SeqCst) + 1);
+        let (engine, workers) = (self.shared.engine.clone(), self.shared.workers.clone());
+        Ok(SnapshotStage::new(engine, workers, permit, replica, generation))
+    }
+
+    /// Removes all that a replica has. Its machine must have ended. Returns when it is durable.
+    ///
+    /// # Errors
+    /// The store failed or stops.
+    pub async fn remove_replica(&self, replica: ReplicaId) -> io::Result<()> {
+        self.replicas().remove(&replica);
+        let engine = self.shared.engine.clone();
+        let removed = self
+            .shared
+            .workers
+            .blocking("remove a replica", move || {
+                engine.delete_range(keys::replica(replica)).and_then(|()| engine.flush())
+            })
+            .await?;
+        removed.map_err(io::Error::from)
+    }
+
+    /// Makes everything applied durable, now.
+    ///
+    /// # Errors
+    /// The store failed or stops.
+    pub async fn flush(&self) -> io::Result<()> {
+        self.shared.flushes.flush_now().await
+    }
+
+    /// Flushes and ends the work of the store. Machines must have ended; the store itself closes when the last
+    /// reader is dropped.
+    ///
+    /// # Errors
+    /// The last flush failed. Nothing is lost: the log brings it again.
+    pub async fn close(&self) -> io::Result<()> {
+        let flushed = self.flush().await;
+        self.shared.flushes.stop();
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        self.replicas().clear();
+        flushed
+    }
+}
+
+fn start_apply(shared: &Arc<Shared>, worker: ApplyWorker) -> Result<(), StateError> {
+    let hooks = shared.hooks.clone();
+    match &shared.workers {
+        Workers::Threads { threads, .. } => threads(
+            "apply",
+            Box::new(move || {
+                if let Err(error) = worker.run_thread() {
+                    hooks.tell(&error);
+                }
+            }),
+        )
+        .map_err(|error| StateError::engine("start the apply thread", error)),
+        Workers::Simulated { tasks } => {
+            let task = async move {
+                if let Err(error) = worker.run_task().await {
+                    hooks.tell(&error);
+                }
+            };
+            tasks("apply", Box::pin(task));
+            Ok(())
+        }
+    }
+}
+
+/// Removes generations that a crash left behind: older than the current one, or of a snapshot never installed.
+fn remove_strays(
+    engine: &dyn StateEngine,
+    replica: ReplicaId,
+    current: Generation,
+) -> Result<(), StateError> {
+    let older = keys::generations(replica, Generation(1), current);
+    let newer = keys::generations(replica, Generation(current.0.saturating_add(1)), Generation(u64::MAX));
+    for span in [older, newer] {
+        let mut found = false;
+        engine.scan(&span, Direction::Forward, &mut |_, _| {
+            found = true;
+            std::ops::ControlFlow::Break(())
+        })?;
+        if found {
+            engine.delete_range(span)?;
+        }
+    }
+    Ok(())
+}
+
+/// Reads of one replica, each of one moment.
+#[derive(Clone)]
+pub struct ReplicaReader {
+    shared: Arc<Shared>,
+    replica: Arc<ReplicaShared>,
+}
+
+impl ReplicaReader {
+    /// Index of the last entry applied and visible. `None`: none yet.
+    pub fn applied_index(&self) -> Option<u64> {
+        self.replica.progress.applied()
+    }
+
+    /// Waits until the entry at `index` is visible. For ever, if it never is: give it a deadline.
+    pub fn wait_applied(&self, index: u64) -> impl Future<Output = ()> + Send + 'static {
+        self.replica.progress.wait(index)
+    }
+
+    /// Answers a request from the newest state; refusals are answers. May block on the disk.
+    ///
+    /// Damaged bytes are told to the node, and the answer is `DATA_LOSS`.
+    pub fn read(&self, request: &ReadRequest) -> ReadResponse {
+        let (id, shard) = (self.replica.id, self.replica.shard);
+        let answer =
+            with_view(self.shared.engine.as_ref(), |view| reads::Reader::new(view, id, shard)?.read(request));
+        answer.unwrap_or_else(|error| {
+            self.shared.hooks.tell(&error);
+            let refusal = match error {
+                StateError::Damage(_) => refusal::data_loss(),
+                StateError::Engine { .. } | StateError::Busy { .. } | StateError::BadSnapshot(_) => {
+                    refusal::internal()
+                }
+            };
+            ReadResponse { context: None, read: Some(read_response::Read::Refusal(refusal)) }
+        })
+    }
+}

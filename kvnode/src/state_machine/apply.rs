@@ -1,0 +1,219 @@
+//! From a committed operation to its outcome.
+//!
+//! [`Step`] is what an operation may touch: the group's record and the batch under construction. Every operation
+//! ends in one of three ways: it did something, it was refused and did nothing, or it stops the replica, because
+//! this replica cannot do what the others do.
+
+use bytes::Bytes;
+use kv_proto::{
+    disk::v1::{GroupRecord, KeyRecord, MetaCommand, MetaRecord, Operation, key_record, operation},
+    peer::v1::{Outcome, Refusal, ReplyContext, outcome},
+};
+use kv_topology::{KeyspaceId, ShardId};
+use prost::Message;
+
+use super::{delete, overlay::Overlay, put, range, refusal, slots, txn, upload, validate, value};
+use crate::{
+    meta::machine,
+    state::{
+        StateError,
+        keys::{Scope, UploadId},
+    },
+};
+
+/// Why a replica must stop applying.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The store failed, or bytes are damaged.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A newer version wrote it. The replica goes on when it is upgraded.
+    #[error("entry {index} holds an operation that this version does not know")]
+    UnknownOperation {
+        /// Index of the entry.
+        index: u64,
+    },
+    /// The entry is no proposal.
+    #[error("entry {index} cannot be decoded: {detail}")]
+    Undecodable {
+        /// Index of the entry.
+        index: u64,
+        /// What the decoder said.
+        detail: String,
+    },
+    /// Entries come in order, without gaps.
+    #[error("entry {index} follows {applied}")]
+    OutOfOrder {
+        /// Index of the entry.
+        index: u64,
+        /// Index of the last one applied.
+        applied: u64,
+    },
+    /// The replica stopped earlier.
+    #[error("the replica stopped before: {0}")]
+    Stopped(String),
+}
+
+/// Why an operation did nothing.
+pub(crate) enum Rejection {
+    /// It was refused, on every replica alike.
+    Refused(Box<Refusal>),
+    /// This replica cannot go on.
+    Stop(ApplyError),
+}
+
+impl From<Refusal> for Rejection {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(Box::new(refusal))
+    }
+}
+
+impl From<StateError> for Rejection {
+    fn from(error: StateError) -> Self {
+        Self::Stop(error.into())
+    }
+}
+
+/// What an operation may touch.
+pub(crate) struct Step<'a, 'v> {
+    /// Names of the replica's records.
+    pub(crate) scope: Scope,
+    /// Revision, log time and slots.
+    pub(crate) group: &'a mut GroupRecord,
+    /// The meta group's state.
+    pub(crate) meta: Option<&'a mut MetaRecord>,
+    /// The batch under construction.
+    pub(crate) overlay: &'a mut Overlay<'v>,
+}
+
+impl Step<'_, '_> {
+    /// The record of a key.
+    pub(crate) fn key(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<KeyRecord>, StateError> {
+        let bytes = self.overlay.get(&self.scope.key(keyspace, key))?;
+        bytes.map(|bytes| value::decode(self.scope.replica, "a key's record", bytes)).transpose()
+    }
+
+    /// Writes a key at `revision` over its current record.
+    pub(crate) fn set_key(
+        &mut self,
+        keyspace: KeyspaceId,
+        key: &[u8],
+        current: Option<&KeyRecord>,
+        value: key_record::Value,
+        revision: u64,
+    ) -> KeyRecord {
+        self.drop_value(keyspace, current);
+        let record = KeyRecord {
+            create_revision: current.map_or(revision, |record| record.create_revision),
+            mod_revision: revision,
+            version: current.map_or(0, |record| record.version) + 1,
+            value: Some(value),
+        };
+        self.overlay.put(self.scope.key(keyspace, key), record.encode_to_vec());
+        record
+    }
+
+    /// Removes a key.
+    pub(crate) fn remove_key(&mut self, keyspace: KeyspaceId, key: &[u8], current: &KeyRecord) {
+        self.drop_value(keyspace, Some(current));
+        self.overlay.delete(self.scope.key(keyspace, key));
+    }
+
+    /// Removes the chunks of an uploaded value.
+    fn drop_value(&mut self, keyspace: KeyspaceId, current: Option<&KeyRecord>) {
+        if let Some(key_record::Value::Blob(blob)) = current.and_then(|record| record.value.as_ref())
+            && let Ok(id) = UploadId::try_from(blob.upload_id.as_ref())
+        {
+            self.overlay.delete_range(self.scope.chunks(keyspace, &id, 0));
+        }
+    }
+
+    /// The revision of the transaction under way, if it changes something.
+    pub(crate) fn next_revision(&self) -> u64 {
+        self.group.revision + 1
+    }
+}
+
+/// Applies one operation of the entry at `index`, proposed in `term`.
+///
+/// # Errors
+/// When the replica must stop. The overlay is then of no use.
+pub(crate) fn apply(
+    step: &mut Step<'_, '_>,
+    operation: &Operation,
+    index: u64,
+    term: u64,
+) -> Result<Outcome, ApplyError> {
+    let result = match dispatch(step, operation, index) {
+        Ok(result) => result,
+        Err(Rejection::Refused(refusal)) => outcome::Result::Refusal(*refusal),
+        Err(Rejection::Stop(error)) => return Err(error),
+    };
+    let context = ReplyContext {
+        shard_id: step.group.shard_id,
+        revision: step.group.revision,
+        term,
+        ..ReplyContext::default()
+    };
+    Ok(Outcome { context: Some(context), result: Some(result) })
+}
+
+fn dispatch(
+    step: &mut Step<'_, '_>,
+    operation: &Operation,
+    index: u64,
+) -> Result<outcome::Result, Rejection> {
+    let keyspace = KeyspaceId(operation.keyspace_id);
+    let Some(kind) = &operation.kind else {
+        return Err(Rejection::Stop(ApplyError::UnknownOperation { index }));
+    };
+    validate::check_shape(kind)?;
+    if let Some(what) = validate::damaged(kind) {
+        // Checked before it was proposed: this copy of the entry differs from the others'.
+        return Err(StateError::damage(step.scope.replica, format!("{what} in entry {index}")).into());
+    }
+    match kind {
+        operation::Kind::Put(put) => put::put(step, keyspace, put).map(outcome::Result::Put),
+        operation::Kind::Delete(delete) => {
+            delete::delete(step, keyspace, delete).map(outcome::Result::Delete)
+        }
+        operation::Kind::DeleteRange(range) => {
+            range::delete_range(step, keyspace, range).map(outcome::Result::DeleteRange)
+        }
+        operation::Kind::Txn(txn) => txn::txn(step, keyspace, txn).map(outcome::Result::Txn),
+        operation::Kind::UploadBegin(begin) => {
+            upload::begin(step, keyspace, begin).map(outcome::Result::Upload)
+        }
+        operation::Kind::UploadChunk(chunk) => {
+            upload::chunk(step, keyspace, chunk).map(outcome::Result::Upload)
+        }
+        operation::Kind::UploadCommit(commit) => {
+            upload::commit(step, keyspace, commit).map(outcome::Result::Upload)
+        }
+        operation::Kind::UploadAbort(abort) => {
+            upload::abort(step, keyspace, abort).map(outcome::Result::Upload)
+        }
+        operation::Kind::OwnSlots(own) => slots::own(step, own),
+        operation::Kind::Tick(_) => upload::sweep(step),
+        operation::Kind::Meta(command) => meta(step, command),
+    }
+}
+
+/// A command changes the record or is refused; a refused one may leave nothing behind, whatever its code does.
+fn meta(step: &mut Step<'_, '_>, command: &MetaCommand) -> Result<outcome::Result, Rejection> {
+    let Some(record) = step.meta.as_deref_mut() else { return Err(refusal::not_meta().into()) };
+    let mut changed = record.clone();
+    let outcome = machine::apply(&mut changed, command)?;
+    *record = changed;
+    Ok(outcome::Result::Meta(outcome))
+}
+
+/// The group's record before its first entry: an empty shard is at revision 1.
+pub(crate) fn first_group(shard: ShardId) -> GroupRecord {
+    GroupRecord { shard_id: shard.0, revision: 1, log_time_ms: 0, slots: Vec::new() }
+}
+
+/// A key as clients see it, without its value.
+pub(crate) fn described(key: &Bytes, current: Option<&KeyRecord>) -> Option<kv_proto::kv::v1::KeyValue> {
+    current.map(|record| value::describe(key.clone(), record))
+}
