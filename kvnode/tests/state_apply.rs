@@ -1,5 +1,11 @@
 //! The state machine against a plain model, and the rules that a model would only repeat.
 
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking, and its name says what it shows"
+)]
+
 mod state_support;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -250,12 +256,6 @@ impl Model {
         if !owned(key) {
             return wrong_shard();
         }
-        let not_applied = |model: &Self| Seen::Upload {
-            applied: false,
-            next: 0,
-            stored: 0,
-            modified: model.keys.get(key).map(|key| key.modified),
-        };
         match step {
             Step::Begin { id, condition, .. } => {
                 if let Some(upload) = self.uploads.get(id) {
@@ -266,7 +266,7 @@ impl Model {
                     return refused("UPLOAD_COMMITTED");
                 }
                 if !self.holds(key, condition.as_ref()) {
-                    return not_applied(self);
+                    return self.not_applied(key);
                 }
                 let upload = ModelUpload {
                     key: key.to_owned(),
@@ -278,53 +278,8 @@ impl Model {
                 self.uploads.insert(*id, upload);
                 seen
             }
-            Step::Chunk { id, number, full, fill, .. } => {
-                let data = vec![*fill; if *full { CHUNK } else { 5 }];
-                let time = self.time;
-                let Some(upload) = self.uploads.get_mut(id).filter(|upload| upload.key == key) else {
-                    return refused("UPLOAD_NOT_FOUND");
-                };
-                let next = u32::try_from(upload.chunks.len()).unwrap();
-                if number + 1 == next {
-                    return if upload.chunks[*number as usize] == data {
-                        upload.seen(true)
-                    } else {
-                        refused("INVALID_ARGUMENT")
-                    };
-                }
-                if *number != next {
-                    return upload.seen(false);
-                }
-                if upload.chunks.last().is_some_and(|last| last.len() < CHUNK) {
-                    return refused("INVALID_ARGUMENT");
-                }
-                upload.chunks.push(data);
-                upload.touched = time;
-                upload.seen(true)
-            }
-            Step::Commit { id, chunks, size, .. } => {
-                if let Some(ModelKey { value: ModelValue::Blob(named, size), modified, .. }) =
-                    self.keys.get(key)
-                    && named == id
-                {
-                    let next = u32::try_from(self.blobs[id].len()).unwrap();
-                    return Seen::Upload { applied: true, next, stored: *size, modified: Some(*modified) };
-                }
-                let Some(upload) = self.uploads.get(id).filter(|upload| upload.key == key).cloned() else {
-                    return refused("UPLOAD_NOT_FOUND");
-                };
-                if (upload.chunks.len() as u64, upload.stored()) != (u64::from(*chunks), *size) {
-                    return refused("UPLOAD_INCOMPLETE");
-                }
-                self.uploads.remove(id);
-                if !self.holds(key, upload.precondition.as_ref()) {
-                    return not_applied(self);
-                }
-                self.revision += 1;
-                self.set(key, ModelValue::Blob(*id, *size), self.revision);
-                self.blobs.insert(*id, upload.chunks.clone());
-                Seen::Upload { applied: true, next: *chunks, stored: *size, modified: Some(self.revision) }
-            }
+            Step::Chunk { id, number, full, fill, .. } => self.chunk(key, *id, *number, *full, *fill),
+            Step::Commit { id, chunks, size, .. } => self.commit(key, *id, *chunks, *size),
             Step::Abort { id, .. } => match self.uploads.get(id).filter(|upload| upload.key == key) {
                 Some(upload) => {
                     let stored = upload.stored();
@@ -335,6 +290,59 @@ impl Model {
             },
             _ => unreachable!(),
         }
+    }
+
+    fn not_applied(&self, key: &str) -> Seen {
+        let modified = self.keys.get(key).map(|key| key.modified);
+        Seen::Upload { applied: false, next: 0, stored: 0, modified }
+    }
+
+    fn chunk(&mut self, key: &str, id: u8, number: u32, full: bool, fill: u8) -> Seen {
+        let data = vec![fill; if full { CHUNK } else { 5 }];
+        let time = self.time;
+        let Some(upload) = self.uploads.get_mut(&id).filter(|upload| upload.key == key) else {
+            return refused("UPLOAD_NOT_FOUND");
+        };
+        let next = u32::try_from(upload.chunks.len()).unwrap();
+        if number + 1 == next {
+            return if upload.chunks[number as usize] == data {
+                upload.seen(true)
+            } else {
+                refused("INVALID_ARGUMENT")
+            };
+        }
+        if number != next {
+            return upload.seen(false);
+        }
+        if upload.chunks.last().is_some_and(|last| last.len() < CHUNK) {
+            return refused("INVALID_ARGUMENT");
+        }
+        upload.chunks.push(data);
+        upload.touched = time;
+        upload.seen(true)
+    }
+
+    fn commit(&mut self, key: &str, id: u8, chunks: u32, size: u64) -> Seen {
+        if let Some(ModelKey { value: ModelValue::Blob(named, size), modified, .. }) = self.keys.get(key)
+            && *named == id
+        {
+            let next = u32::try_from(self.blobs[&id].len()).unwrap();
+            return Seen::Upload { applied: true, next, stored: *size, modified: Some(*modified) };
+        }
+        let Some(upload) = self.uploads.get(&id).filter(|upload| upload.key == key).cloned() else {
+            return refused("UPLOAD_NOT_FOUND");
+        };
+        if (upload.chunks.len() as u64, upload.stored()) != (u64::from(chunks), size) {
+            return refused("UPLOAD_INCOMPLETE");
+        }
+        self.uploads.remove(&id);
+        if !self.holds(key, upload.precondition.as_ref()) {
+            return self.not_applied(key);
+        }
+        self.revision += 1;
+        self.set(key, ModelValue::Blob(id, size), self.revision);
+        self.blobs.insert(id, upload.chunks);
+        Seen::Upload { applied: true, next: chunks, stored: size, modified: Some(self.revision) }
     }
 }
 
@@ -785,4 +793,62 @@ fn pages_of_a_scan_make_up_the_whole_both_ways() {
     assert_eq!((small.kvs.len(), small.next_key.as_ref()), (1, b"key01".as_slice()));
     let named = driven.scan(ScanPage { keys_only: true, limit: 1, ..ScanPage::default() });
     assert_eq!((named.kvs[0].value.clone(), named.kvs[0].version), (None, 1));
+}
+
+#[test]
+fn an_upload_whose_precondition_no_longer_holds_is_not_committed_and_leaves_nothing() {
+    let driven = owning_all();
+    let mut begun = begin("k", 1);
+    begun.precondition = condition(Condition::Absent(true));
+    driven.apply(0, operation(Kind::UploadBegin(begun)));
+    driven.apply(0, operation(Kind::UploadChunk(chunk("k", 1, 0, b"data"))));
+    driven.apply(0, operation(Kind::Put(put("k", b"meanwhile"))));
+    let committed = seen(driven.apply(0, operation(Kind::UploadCommit(commit("k", 1, 1, 4)))));
+    assert_eq!(committed, Seen::Upload { applied: false, next: 0, stored: 0, modified: Some(2) });
+    assert!(
+        matches!(driven.get("k").unwrap().value, Some(key_value::Value::Inline(value)) if value == "meanwhile")
+    );
+    assert!(stored_chunks(&driven).is_empty());
+}
+
+#[test]
+fn idle_uploads_are_swept_in_bounded_steps_and_busy_ones_are_not() {
+    let driven = owning_all();
+    for id in 0..70 {
+        driven.apply(0, operation(Kind::UploadBegin(begin("k", id))));
+        driven.apply(0, operation(Kind::UploadChunk(chunk("k", id, 0, b"data"))));
+    }
+    driven.apply(300_000, operation(Kind::UploadBegin(begin("k", 200))));
+    driven.apply(300_000, operation(Kind::UploadChunk(chunk("k", 200, 0, b"data"))));
+    driven.apply(600_000, tick());
+    let left: Vec<u8> = stored_chunks(&driven).into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, [64, 65, 66, 67, 68, 69, 200]);
+    driven.apply(600_000, tick());
+    assert_eq!(stored_chunks(&driven), [(200, 0)]);
+}
+
+#[test]
+fn a_replica_that_stops_leaves_the_others_of_its_round_alone() {
+    let engine: Arc<dyn kvnode::state::StateEngine> = Arc::new(MemoryEngine::new());
+    let (sick, well) = (kv_topology::ReplicaId(1), kv_topology::ReplicaId(2));
+    let drives = [sick, well].map(|id| Driven::open(engine.clone(), id).unwrap());
+    let unknown = proposal(0, 0, vec![own_all(), Operation { keyspace_id: 0, kind: None }]);
+    let sound = proposal(0, 0, vec![own_all(), operation(Kind::Put(put("k", b"v")))]);
+    let (jobs, mut results): (Vec<_>, Vec<_>) = drives
+        .iter()
+        .zip([(sick, unknown), (well, sound)])
+        .map(|(driven, (id, entry))| driven.job(id, entry))
+        .unzip();
+    kvnode::state_machine::worker::step(engine.as_ref(), jobs).unwrap();
+    assert!(results[0].try_recv().unwrap().is_err());
+    assert!(results[1].try_recv().unwrap().is_ok());
+    assert!(drives[1].get("k").is_some());
+    assert!(drives[0].dump().keys().all(|name| kvnode::state::keys::owner(name) == Some(well)));
+}
+
+#[test]
+fn a_command_for_the_meta_group_is_refused_by_a_data_group() {
+    let driven = owning_all();
+    let command = operation(Kind::Meta(kv_proto::disk::v1::MetaCommand::default()));
+    assert_eq!(reason(driven.apply(0, command)).0, "WRONG_SHARD");
 }

@@ -1,5 +1,11 @@
 //! The state store on RocksDB and through openraft's interface: crashes, damage, snapshots.
 
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking, and its name says what it shows"
+)]
+
 mod state_support;
 
 use std::{

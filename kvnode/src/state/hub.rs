@@ -153,6 +153,8 @@ impl StateHub {
         let flushing = shared.clone();
         shared.workers.task("flush coordinator", async move {
             let ended = flushing.flushes.run(flushing.engine.clone(), flushing.workers.clone()).await;
+            // Nobody may wait for a flush that does not come.
+            flushing.flushes.stop();
             if let Err(error) = ended {
                 flushing.hooks.tell(&error);
             }

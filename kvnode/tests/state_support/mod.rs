@@ -20,13 +20,14 @@ use kv_topology::{ReplicaId, ShardId};
 use kvnode::{
     state::{StateEngine, StateError, engine::with_view},
     state_machine::{
-        Payload, ReadyEntry, Replica,
+        ApplyError, Payload, ReadyEntry, Replica,
         progress::Progress,
         reads::Reader,
         worker::{Job, step},
     },
 };
 use prost::Message;
+use tokio::sync::oneshot;
 
 pub const SHARD: ShardId = ShardId(1);
 pub const REPLICA: ReplicaId = ReplicaId(7);
@@ -143,13 +144,21 @@ impl Driven {
                 (entry.clone(), Some(answer))
             })
             .collect();
-        let (done, mut result) = tokio::sync::oneshot::channel();
+        let (done, mut result) = oneshot::channel();
         let progress = Arc::new(Progress::new(None));
         let job = Job { replica: self.replica.clone(), id: self.id, entries, observer: None, progress, done };
         step(self.engine.as_ref(), vec![job]).map_err(|error| error.to_string())?;
         drop(sender);
         result.try_recv().unwrap().map_err(|error| error.to_string())?;
         Ok(outcomes.iter().collect())
+    }
+
+    /// A job of one entry that nobody waits for.
+    pub fn job(&self, id: ReplicaId, entry: ReadyEntry) -> (Job, oneshot::Receiver<Result<(), ApplyError>>) {
+        let (done, result) = oneshot::channel();
+        let progress = Arc::new(Progress::new(None));
+        let entries = vec![(entry, None)];
+        (Job { replica: self.replica.clone(), id, entries, observer: None, progress, done }, result)
     }
 
     /// Applies one operation as the next entry, at log time `log_time_ms`.
