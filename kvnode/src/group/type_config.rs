@@ -2,7 +2,11 @@
 //!
 //! The configuration is generic over the runtime: tokio in production, a deterministic one in simulation.
 
-use std::{cmp::Ordering, fmt, marker::PhantomData};
+use std::{
+    cmp::Ordering,
+    fmt,
+    marker::PhantomData,
+};
 
 use bytes::Bytes;
 use kv_proto::peer::v1::Outcome;
