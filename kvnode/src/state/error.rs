@@ -48,6 +48,7 @@ impl StateError {
     }
 
     /// A failure of the device or the engine.
+    #[allow(clippy::needless_pass_by_value, reason = "it is given errors as `map_err` has them")]
     pub fn engine(operation: &'static str, detail: impl ToString) -> Self {
         Self::Engine { operation, detail: detail.to_string() }
     }

@@ -153,6 +153,8 @@ impl StateHub {
         let flushing = shared.clone();
         shared.workers.task("flush coordinator", async move {
             let ended = flushing.flushes.run(flushing.engine.clone(), flushing.workers.clone()).await;
+            // Nobody may wait for a flush that does not come.
+            flushing.flushes.stop();
             if let Err(error) = ended {
                 flushing.hooks.tell(&error);
             }
@@ -324,21 +326,6 @@ impl ReplicaReader {
     /// Waits until the entry at `index` is visible. For ever, if it never is: give it a deadline.
     pub fn wait_applied(&self, index: u64) -> impl Future<Output = ()> + Send + 'static {
         self.replica.progress.wait(index)
-    }
-
-    /// Revision of the shard's data.
-    pub fn revision(&self) -> u64 {
-        self.replica.lock().group().revision
-    }
-
-    /// The log time that the state has reached, ms.
-    pub fn log_time_ms(&self) -> u64 {
-        self.replica.lock().group().log_time_ms
-    }
-
-    /// Whether the group was told its slots.
-    pub fn owns_slots(&self) -> bool {
-        !self.replica.lock().group().slots.is_empty()
     }
 
     /// Answers a request from the newest state; refusals are answers. May block on the disk.

@@ -122,6 +122,8 @@ impl Step<'_, '_> {
     /// Removes the chunks of an uploaded value.
     fn drop_value(&mut self, keyspace: KeyspaceId, current: Option<&KeyRecord>) {
         if let Some(key_record::Value::Blob(blob)) = current.and_then(|record| record.value.as_ref())
+            // A value of no bytes has no chunks, and its id may be that of another upload by now.
+            && blob.chunks > 0
             && let Ok(id) = UploadId::try_from(blob.upload_id.as_ref())
         {
             self.overlay.delete_range(self.scope.chunks(keyspace, &id, 0));

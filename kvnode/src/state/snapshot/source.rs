@@ -229,3 +229,66 @@ fn send(
     })?;
     Ok(going_on)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::{Batch, memory::MemoryEngine};
+    use kv_proto::disk::v1::ReplicaRecord;
+    use prost::Message;
+
+    fn chunks(engine: &MemoryEngine, table_bytes: u64) -> Vec<SnapshotChunk> {
+        let mut chunks = Vec::new();
+        let to = Scope::new(ReplicaId(9), Generation(4));
+        read(engine, ReplicaId(1), to, table_bytes, &mut |chunk| {
+            chunks.push(chunk);
+            true
+        })
+        .unwrap();
+        chunks
+    }
+
+    fn filled(records: u8) -> MemoryEngine {
+        let engine = MemoryEngine::new();
+        let mut batch = Batch::default();
+        let record = ReplicaRecord { generation: 2, applied: None, membership: None };
+        batch.put(keys::replica_record(ReplicaId(1)), record.encode_to_vec());
+        for number in 0..records {
+            let name = Scope::new(ReplicaId(1), Generation(2)).key(0.into(), &[number]);
+            batch.put(name, vec![number; 100]);
+        }
+        engine.write(batch).unwrap();
+        engine
+    }
+
+    #[test]
+    fn a_large_state_comes_in_several_tables_and_only_the_last_chunk_ends_it() {
+        let chunks = chunks(&filled(50), 1_000);
+        assert!(chunks.len() > 3);
+        assert!(chunks.iter().enumerate().all(|(number, chunk)| chunk.file as usize == number));
+        assert!(chunks.iter().all(|chunk| chunk.end_of_file));
+        let (last, before) = chunks.split_last().unwrap();
+        assert!(last.end.is_some() && before.iter().all(|chunk| chunk.end.is_none()));
+    }
+
+    #[test]
+    fn an_empty_state_is_one_chunk_without_bytes() {
+        let chunks = chunks(&filled(0), 1_000);
+        assert_eq!(chunks.len(), 1);
+        assert!(chunks[0].data.is_empty() && !chunks[0].end_of_file && chunks[0].end.is_some());
+    }
+
+    #[test]
+    fn the_lowest_of_the_ids_being_sent_is_held() {
+        let sending = Arc::new(Sending::default());
+        let at = |index| Some(LogId { term: 1, replica_id: 1, index });
+        let five = sending.hold(at(5));
+        let _nothing = sending.hold(None);
+        let three = sending.hold(at(3));
+        assert_eq!(sending.lowest(), at(3));
+        drop(three);
+        assert_eq!(sending.lowest(), at(5));
+        drop(five);
+        assert_eq!(sending.lowest(), None);
+    }
+}

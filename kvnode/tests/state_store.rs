@@ -1,0 +1,523 @@
+//! The state store on RocksDB and through openraft's interface: crashes, damage, snapshots.
+
+#![allow(
+    clippy::unwrap_used,
+    missing_docs,
+    reason = "a test fails by panicking, and its name says what it shows"
+)]
+
+mod state_support;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use futures::stream;
+use kv_proto::{
+    disk::v1::{
+        BlobReference, ChunkRecord, GroupRecord, InlineValue, KeyRecord, LogId, ReplicaRecord, SlotRange,
+        UploadRecord, key_record, operation::Kind,
+    },
+    peer::v1::{GetKeys, ReadRequest, SnapshotChunk, read_request, read_response},
+};
+use kv_topology::{Generation, KeyspaceId, ReplicaId};
+use kvnode::{
+    group::type_config::{Member, Proposal, TokioConfig},
+    state::{
+        Batch, Damage, StateEngine, StateError, View,
+        flush::FlushPolicy,
+        hub::{Hooks, MachineOptions, StateHub},
+        keys::{self, Scope},
+        memory::MemoryEngine,
+        options::MemoryBudget,
+        rocks::RocksEngine,
+        snapshot::SnapshotData,
+        workers::Workers,
+    },
+    state_machine::{
+        Payload, ReadyEntry,
+        raft::{AlwaysDurable, StateMachine},
+        record,
+    },
+};
+use openraft::{
+    Entry, EntryPayload, RaftSnapshotBuilder,
+    alias::EntryOf,
+    storage::{EntryResponder, RaftStateMachine},
+};
+use prost::Message;
+use state_support::*;
+use tokio::sync::mpsc;
+
+const BUDGET: usize = 64 << 20;
+
+fn rocks(path: &Path) -> Result<RocksEngine, StateError> {
+    RocksEngine::open(path, MemoryBudget::of(BUDGET))
+}
+
+/// The folder as a SIGKILL at this moment would leave it.
+fn crash_image(from: &Path) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        fs::create_dir_all(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            let target = to.join(entry.file_name());
+            if entry.file_type().unwrap().is_dir() {
+                copy(&entry.path(), &target);
+            } else {
+                fs::copy(entry.path(), target).unwrap();
+            }
+        }
+    }
+    let image = tempfile::tempdir().unwrap();
+    copy(from, image.path());
+    image
+}
+
+fn workers() -> Workers {
+    Workers::Threads {
+        threads: Arc::new(|name, work| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+        }),
+        tasks: Arc::new(|_, task| drop(tokio::spawn(task))),
+    }
+}
+
+fn simulated() -> Workers {
+    Workers::Simulated { tasks: Arc::new(|_, task| drop(tokio::spawn(task))) }
+}
+
+/// A hub that remembers what it told the node.
+struct Node {
+    hub: StateHub,
+    damaged: Arc<Mutex<Vec<Damage>>>,
+}
+
+fn node(engine: Arc<dyn StateEngine>, workers: Workers) -> Node {
+    let damaged = Arc::new(Mutex::new(Vec::new()));
+    let told = damaged.clone();
+    let hooks = Hooks {
+        fatal: Arc::new(|error| panic!("{error}")),
+        damaged: Arc::new(move |damage| told.lock().unwrap().push(damage)),
+    };
+    Node { hub: StateHub::with_engine(engine, FlushPolicy::default(), hooks, workers).unwrap(), damaged }
+}
+
+fn machine(node: &Node, replica: ReplicaId, retention: Option<LogId>) -> StateMachine<AlwaysDurable> {
+    let options = MachineOptions {
+        durability: AlwaysDurable,
+        retention: Arc::new(move || retention),
+        meta_observer: None,
+    };
+    node.hub.machine(replica, SHARD, options).unwrap()
+}
+
+fn entry(ready: &ReadyEntry) -> EntryOf<TokioConfig> {
+    let payload = match &ready.payload {
+        Payload::Blank => EntryPayload::Blank,
+        Payload::Proposal(bytes) => EntryPayload::Normal(Proposal(bytes.clone())),
+        Payload::Membership(membership) => {
+            EntryPayload::Membership(record::membership_from_disk(membership).unwrap())
+        }
+    };
+    Entry { log_id: record::log_id_from_disk(&ready.id), payload }
+}
+
+async fn apply(machine: &mut StateMachine<AlwaysDurable>, entries: &[ReadyEntry]) -> io::Result<()> {
+    let entries: Vec<Result<EntryResponder<TokioConfig>, io::Error>> =
+        entries.iter().map(|ready| Ok((entry(ready), None))).collect();
+    RaftStateMachine::<TokioConfig>::apply(machine, stream::iter(entries)).await
+}
+
+fn membership(index: u64, voters: &[u64]) -> ReadyEntry {
+    let members: BTreeMap<u64, Member> = voters.iter().map(|id| (*id, Member { node: *id })).collect();
+    let voters = BTreeSet::from_iter(voters.iter().copied());
+    let membership = record::Membership::new(vec![voters], members).unwrap();
+    ReadyEntry { id: log_id(index), payload: Payload::Membership(record::membership_to_disk(&membership)) }
+}
+
+fn filled(keys: u64, bytes: usize) -> Vec<ReadyEntry> {
+    let mut entries = vec![membership(0, &[7, 8]), proposal(1, 0, vec![own_all()])];
+    for number in 0..keys {
+        // Bytes that lz4 cannot make small.
+        let mut random = number.wrapping_add(1);
+        let value: Vec<u8> = (0..bytes)
+            .map(|_| {
+                random ^= random << 13;
+                random ^= random >> 7;
+                random ^= random << 17;
+                random.to_le_bytes()[0]
+            })
+            .collect();
+        let put = operation(Kind::Put(put(&format!("key{number:05}"), &value)));
+        entries.push(proposal(number + 2, 0, vec![put]));
+    }
+    entries
+}
+
+// ---- The engine ----------------------------------------------------------------------------------------------
+
+#[test]
+fn after_a_kill_data_and_applied_id_agree() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Arc::new(rocks(folder.path()).unwrap());
+    let driven = Driven::open(engine.clone(), REPLICA).unwrap();
+    let entries = filled(200, 100);
+    for (number, entry) in entries.iter().enumerate() {
+        driven.round(std::slice::from_ref(entry)).unwrap();
+        if number == 120 {
+            engine.flush().unwrap();
+        }
+    }
+    let expected = driven.dump();
+    let image = crash_image(folder.path());
+    let reborn = Driven::open(Arc::new(rocks(image.path()).unwrap()), REPLICA).unwrap();
+    assert_eq!(reborn.applied(), Some(120), "what was not flushed is gone");
+    for number in 0..200_u64 {
+        assert_eq!(reborn.get(&format!("key{number:05}")).is_some(), number + 2 <= 120);
+    }
+    reborn.round(&entries[121..]).unwrap();
+    assert_eq!(reborn.dump(), expected);
+}
+
+#[test]
+fn what_is_persisted_is_what_was_flushed() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = rocks(folder.path()).unwrap();
+    let write = |value: &'static [u8]| {
+        let mut batch = Batch::default();
+        batch.put(b"name".to_vec(), value);
+        engine.write(batch).unwrap();
+    };
+    write(b"old");
+    engine.flush().unwrap();
+    write(b"new");
+    assert_eq!(engine.get(b"name").unwrap().unwrap(), "new");
+    assert_eq!(engine.get_persisted(b"name").unwrap().unwrap(), "old");
+    engine.check_health().unwrap();
+}
+
+#[test]
+fn a_second_process_on_the_folder_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = rocks(folder.path()).unwrap();
+    assert!(rocks(folder.path()).is_err());
+}
+
+#[test]
+fn a_flipped_byte_in_a_table_is_damage_of_the_replica_whose_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    {
+        let engine = Arc::new(rocks(folder.path()).unwrap());
+        Driven::open(engine.clone(), REPLICA).unwrap().round(&filled(20, 100_000)).unwrap();
+        engine.flush().unwrap();
+    }
+    let tables: Vec<_> = fs::read_dir(folder.path().join("db"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "sst"))
+        .collect();
+    assert_eq!(tables.len(), 1);
+    let mut bytes = fs::read(&tables[0]).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&tables[0], bytes).unwrap();
+
+    let driven = Driven::open(Arc::new(rocks(folder.path()).unwrap()), REPLICA).unwrap();
+    let damages: Vec<_> = (0..20)
+        .filter_map(|number| {
+            let keys = vec![Bytes::from(format!("key{number:05}"))];
+            driven.try_read(read_request::Read::Get(GetKeys { keys, metadata_only: false })).err()
+        })
+        .collect();
+    assert!(!damages.is_empty(), "the flipped byte was served");
+    for error in damages {
+        assert!(matches!(&error, StateError::Damage(damage) if damage.replica == REPLICA), "{error}");
+    }
+    let everything =
+        read_request::Read::Scan(kv_proto::peer::v1::ScanPage { count_only: true, ..Default::default() });
+    assert!(matches!(driven.try_read(everything), Err(StateError::Damage(_))));
+}
+
+#[test]
+fn records_on_disk_do_not_change() {
+    let hex = |bytes: Vec<u8>| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let group = GroupRecord {
+        shard_id: 1,
+        revision: 5,
+        log_time_ms: 300,
+        slots: vec![SlotRange { first: 0, last: 4095 }],
+    };
+    assert_eq!(hex(group.encode_to_vec()), "0801100518ac02220310ff1f");
+    let applied = Some(LogId { term: 3, replica_id: 7, index: 9 });
+    let replica = ReplicaRecord { generation: 2, applied, membership: None };
+    assert_eq!(hex(replica.encode_to_vec()), "08021206080310071809");
+    let inline = key_record::Value::Inline(InlineValue { data: Bytes::from_static(b"v"), crc32c: 5 });
+    let mut key = KeyRecord { create_revision: 1, mod_revision: 2, version: 2, value: Some(inline) };
+    assert_eq!(hex(key.encode_to_vec()), "08011002180222050a01761005");
+    key.value = Some(key_record::Value::Blob(BlobReference {
+        upload_id: Bytes::from_static(b"u"),
+        size_bytes: 5,
+        chunks: 1,
+        sha256: Bytes::from_static(b"s"),
+    }));
+    assert_eq!(hex(key.encode_to_vec()), "0801100218022a0a0a017510051801220173");
+    let upload = UploadRecord {
+        key: Bytes::from_static(b"k"),
+        chunks: 2,
+        size_bytes: 9,
+        touched_ms: 4,
+        ..UploadRecord::default()
+    };
+    assert_eq!(hex(upload.encode_to_vec()), "0a016b200228093004");
+    let chunk = ChunkRecord { data: Bytes::from_static(b"d"), crc32c: 6 };
+    assert_eq!(hex(chunk.encode_to_vec()), "0a01641006");
+}
+
+// ---- The hub -------------------------------------------------------------------------------------------------
+
+fn get(key: &str) -> ReadRequest {
+    let keys = vec![Bytes::copy_from_slice(key.as_bytes())];
+    let read = Some(read_request::Read::Get(GetKeys { keys, metadata_only: false }));
+    ReadRequest { shard_id: SHARD.0, read, ..ReadRequest::default() }
+}
+
+fn has(node: &Node, replica: ReplicaId, key: &str) -> bool {
+    match node.hub.reader(replica).unwrap().read(&get(key)).read.unwrap() {
+        read_response::Read::Get(got) => got.results[0].kv.is_some(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_does_not_match_its_checksum_is_not_served_and_the_node_is_told() {
+    let engine = Arc::new(MemoryEngine::new());
+    let node = node(engine.clone(), simulated());
+    apply(&mut machine(&node, REPLICA, None), &filled(3, 10)).await.unwrap();
+    let name = Scope::new(REPLICA, Generation(1)).key(KeyspaceId(0), b"key00001");
+    let mut record = key_record(&engine.get(&name).unwrap().unwrap());
+    let Some(key_record::Value::Inline(value)) = &mut record.value else { panic!() };
+    value.crc32c ^= 1;
+    let mut batch = Batch::default();
+    batch.put(name, record.encode_to_vec());
+    engine.write(batch).unwrap();
+    let reader = node.hub.reader(REPLICA).unwrap();
+    let Some(read_response::Read::Refusal(refusal)) = reader.read(&get("key00001")).read else { panic!() };
+    assert_eq!(refusal.reason, "DATA_LOSS");
+    assert_eq!(node.damaged.lock().unwrap()[0].replica, REPLICA);
+    assert!(has(&node, REPLICA, "key00002"));
+}
+
+#[tokio::test]
+async fn replicas_of_one_node_do_not_meet() {
+    let engine = Arc::new(MemoryEngine::new());
+    let node = node(engine.clone(), simulated());
+    let (mut one, mut other) = (machine(&node, ReplicaId(1), None), machine(&node, ReplicaId(2), None));
+    let (first, second) = (filled(5, 10), filled(2, 10));
+    let (first, second) = tokio::join!(apply(&mut one, &first), apply(&mut other, &second));
+    first.and(second).unwrap();
+    node.hub.reader(ReplicaId(1)).unwrap().wait_applied(6).await;
+    assert!(has(&node, ReplicaId(1), "key00004"));
+    assert!(!has(&node, ReplicaId(2), "key00004"));
+    drop((one, other));
+    node.hub.remove_replica(ReplicaId(1)).await.unwrap();
+    assert!(dump(engine.as_ref()).keys().all(|name| keys::owner(name) == Some(ReplicaId(2))));
+}
+
+#[tokio::test]
+async fn an_unflushed_state_goes_on_from_the_flush_after_a_crash() {
+    let engine = Arc::new(MemoryEngine::new());
+    let entries = filled(10, 10);
+    {
+        let node = node(engine.clone(), simulated());
+        let mut machine = machine(&node, REPLICA, None);
+        apply(&mut machine, &entries[..5]).await.unwrap();
+        node.hub.flush().await.unwrap();
+        apply(&mut machine, &entries[5..]).await.unwrap();
+    }
+    engine.crash(0);
+    let node = node(engine, simulated());
+    let mut machine = machine(&node, REPLICA, None);
+    let (applied, _) = RaftStateMachine::<TokioConfig>::applied_state(&mut machine).await.unwrap();
+    assert_eq!(applied.unwrap().index, 4);
+}
+
+// ---- Snapshots -----------------------------------------------------------------------------------------------
+
+async fn built(node: &Node, machine: &mut StateMachine<AlwaysDurable>) -> record::SnapshotMeta {
+    let mut builder = RaftStateMachine::<TokioConfig>::get_snapshot_builder(machine).await;
+    let build = RaftSnapshotBuilder::<TokioConfig>::build_snapshot(&mut builder);
+    // The builder waits for a flush first: it is asked for after it began to wait.
+    let (snapshot, flushed) = tokio::join!(biased; build, node.hub.flush());
+    flushed.unwrap();
+    snapshot.unwrap().meta
+}
+
+#[tokio::test]
+async fn a_built_snapshot_reports_the_least_of_its_bounds_with_the_membership_of_that_entry() {
+    let node = node(Arc::new(MemoryEngine::new()), simulated());
+    let mut entries = filled(10, 10);
+    entries.push(membership(12, &[7, 8, 9]));
+
+    let mut free = machine(&node, ReplicaId(1), None);
+    apply(&mut free, &entries).await.unwrap();
+    let meta = built(&node, &mut free).await;
+    assert_eq!(meta.last_log_id.unwrap().index, 12);
+    assert_eq!(meta.last_membership.voter_ids().count(), 3);
+
+    let mut retained = machine(&node, ReplicaId(2), Some(log_id(8)));
+    apply(&mut retained, &entries).await.unwrap();
+    let meta = built(&node, &mut retained).await;
+    assert_eq!(meta.last_log_id.unwrap().index, 8);
+    assert_eq!(meta.last_membership.voter_ids().count(), 2);
+
+    let mut sending = machine(&node, ReplicaId(3), None);
+    apply(&mut sending, &entries[..6]).await.unwrap();
+    node.hub.flush().await.unwrap();
+    let current = RaftStateMachine::<TokioConfig>::get_current_snapshot(&mut sending).await.unwrap().unwrap();
+    apply(&mut sending, &entries[6..]).await.unwrap();
+    assert_eq!(built(&node, &mut sending).await.last_log_id.unwrap().index, 5);
+    drop(current);
+    assert_eq!(built(&node, &mut sending).await.last_log_id.unwrap().index, 12);
+}
+
+#[tokio::test]
+async fn a_replica_without_anything_on_disk_offers_no_snapshot() {
+    let node = node(Arc::new(MemoryEngine::new()), simulated());
+    let mut machine = machine(&node, REPLICA, None);
+    apply(&mut machine, &filled(1, 10)).await.unwrap();
+    assert!(RaftStateMachine::<TokioConfig>::get_current_snapshot(&mut machine).await.unwrap().is_none());
+}
+
+async fn offered(machine: &mut StateMachine<AlwaysDurable>) -> kvnode::state::snapshot::SnapshotSource {
+    let snapshot = RaftStateMachine::<TokioConfig>::get_current_snapshot(machine).await.unwrap().unwrap();
+    match snapshot.snapshot {
+        SnapshotData::OnDemand(source) => source,
+        SnapshotData::Staged(_) => panic!("a snapshot of our own is not staged"),
+    }
+}
+
+/// Sends a snapshot while the source is written over, and installs it over other data.
+async fn sends_and_installs(from: Arc<dyn StateEngine>, to: Arc<dyn StateEngine>, workers: Workers) {
+    let (sender, receiver) = (node(from.clone(), workers.clone()), node(to.clone(), workers));
+    let (source, target) = (ReplicaId(1), ReplicaId(20));
+    let entries = filled(40, 50_000);
+    let mut sending = machine(&sender, source, None);
+    apply(&mut sending, &entries).await.unwrap();
+    sender.hub.flush().await.unwrap();
+    let expected = dump(from.as_ref());
+
+    let mut receiving = machine(&receiver, target, None);
+    let old = operation(Kind::Put(put("old", b"value")));
+    apply(&mut receiving, &[proposal(0, 0, vec![own_all(), old])]).await.unwrap();
+    assert!(has(&receiver, target, "old"));
+
+    let mut stage = receiver.hub.stage_snapshot(target).unwrap();
+    assert_eq!(stage.generation(), Generation(2));
+    let offer = offered(&mut sending).await;
+    let mut chunks = offer.stream(target, stage.generation()).unwrap();
+    let first = chunks.recv().await.unwrap().unwrap();
+    // The source goes on; the snapshot does not notice.
+    let last = entries.last().unwrap().id.index;
+    let deletes = operation(Kind::DeleteRange(delete_range("", "", 0)));
+    apply(&mut sending, &[proposal(last + 1, 0, vec![deletes])]).await.unwrap();
+    stage.accept(first).await.unwrap();
+    let mut count = 1;
+    while let Some(chunk) = chunks.recv().await {
+        stage.accept(chunk.unwrap()).await.unwrap();
+        count += 1;
+    }
+    assert!(count > 4, "{count} chunks");
+    let staged = stage.finish().unwrap();
+    assert_eq!(staged.end.last_log_id, Some(log_id(last)));
+    assert!(has(&receiver, target, "old"), "nothing changes before the installation");
+
+    let meta =
+        record::snapshot_meta(staged.end.last_log_id.as_ref(), staged.end.membership.as_ref()).unwrap();
+    RaftStateMachine::<TokioConfig>::install_snapshot(&mut receiving, &meta, SnapshotData::Staged(staged))
+        .await
+        .unwrap();
+    assert!(!has(&receiver, target, "old"), "the old generation can still be read");
+    assert!(has(&receiver, target, "key00039"));
+    let scope = Scope::new(target, Generation(2));
+    let record = keys::replica_record(source);
+    let moved: BTreeMap<_, _> = expected
+        .iter()
+        .filter(|(name, _)| **name != record)
+        .map(|(name, value)| (keys::moved_to(scope, name).unwrap(), value.clone()))
+        .collect();
+    let mut installed = dump(to.as_ref());
+    let switch = installed.remove(&keys::replica_record(target)).unwrap();
+    assert_eq!(ReplicaRecord::decode(switch.as_slice()).unwrap().applied, Some(log_id(last)));
+    assert_eq!(installed, moved);
+    // The receiver goes on from there.
+    let more = operation(Kind::Put(put("more", b"value")));
+    apply(&mut receiving, &[proposal(last + 1, 0, vec![more])]).await.unwrap();
+    assert!(has(&receiver, target, "more"));
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_from_memory_to_memory() {
+    sends_and_installs(Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()), simulated()).await;
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_from_disk_to_disk_and_is_durable_when_installed() {
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let engine = Arc::new(rocks(to.path()).unwrap());
+    sends_and_installs(Arc::new(rocks(from.path()).unwrap()), engine.clone(), workers()).await;
+    // No flush of ours since: what the installation left is what a kill leaves.
+    let image = crash_image(to.path());
+    let reborn = Driven::open(Arc::new(rocks(image.path()).unwrap()), ReplicaId(20)).unwrap();
+    assert_eq!(reborn.applied(), Some(41));
+    assert!(reborn.get("key00039").is_some());
+    assert!(reborn.get("old").is_none());
+    let staged = fs::read_dir(to.path().join("staging")).unwrap().count();
+    assert_eq!(staged, 0, "files were left behind");
+}
+
+async fn received(mut stream: mpsc::Receiver<io::Result<SnapshotChunk>>) -> Vec<SnapshotChunk> {
+    let mut chunks = Vec::new();
+    while let Some(chunk) = stream.recv().await {
+        chunks.push(chunk.unwrap());
+    }
+    chunks
+}
+
+#[tokio::test]
+async fn chunks_that_are_damaged_missing_or_repeated_are_refused() {
+    let node = node(Arc::new(MemoryEngine::new()), simulated());
+    let mut machine = machine(&node, REPLICA, None);
+    apply(&mut machine, &filled(10, 100_000)).await.unwrap();
+    node.hub.flush().await.unwrap();
+    let offer = offered(&mut machine).await;
+    let chunks = received(offer.stream(REPLICA, Generation(9)).unwrap()).await;
+    assert!(chunks.len() > 2);
+
+    let mut stage = node.hub.stage_snapshot(REPLICA).unwrap();
+    let mut flipped = chunks[0].clone();
+    flipped.crc32c ^= 1;
+    assert!(matches!(stage.accept(flipped).await, Err(StateError::BadSnapshot(_))));
+    assert!(matches!(stage.accept(chunks[1].clone()).await, Err(StateError::BadSnapshot(_))));
+    stage.accept(chunks[0].clone()).await.unwrap();
+    assert!(matches!(stage.accept(chunks[0].clone()).await, Err(StateError::BadSnapshot(_))));
+    assert!(matches!(stage.finish(), Err(StateError::BadSnapshot(_))));
+}
+
+#[tokio::test]
+async fn two_snapshots_come_in_at_a_time_each_with_a_generation_of_its_own() {
+    let node = node(Arc::new(MemoryEngine::new()), simulated());
+    let _machine = machine(&node, REPLICA, None);
+    let one = node.hub.stage_snapshot(REPLICA).unwrap();
+    let two = node.hub.stage_snapshot(REPLICA).unwrap();
+    assert_ne!(one.generation(), two.generation());
+    assert!(matches!(node.hub.stage_snapshot(REPLICA), Err(StateError::Busy { .. })));
+    drop(one);
+    let three = node.hub.stage_snapshot(REPLICA).unwrap();
+    assert!(three.generation() > two.generation());
+    assert!(matches!(node.hub.stage_snapshot(ReplicaId(99)), Err(StateError::BadSnapshot(_))));
+}
