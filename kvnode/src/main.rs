@@ -25,8 +25,7 @@ fn run() -> anyhow::Result<()> {
     telemetry::start(&config.log)?;
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = if cores < CORES_FOR_MORE_WORKERS { 1 } else { cores / 2 };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     runtime.block_on(serve(config))
 }
 

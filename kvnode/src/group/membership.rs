@@ -136,9 +136,11 @@ where
         let group = self.describe()?;
         let metrics = self.raft.metrics();
         let voter = metrics.borrow_watched().membership_config.voter_ids().any(|id| id == target.get());
-        let lag = group.progress.iter().find(|progress| progress.replica_id == target.get()).map(|progress| {
-            group.last_log_index.saturating_sub(progress.matching_index)
-        });
+        let lag = group
+            .progress
+            .iter()
+            .find(|progress| progress.replica_id == target.get())
+            .map(|progress| group.last_log_index.saturating_sub(progress.matching_index));
         match lag {
             Some(lag) if voter && lag <= TRANSFER_LAG_ENTRIES_MAX => Ok(()),
             Some(lag) if voter => Err(unfit(format!("replica {target} lags {lag} entries behind"))),
@@ -146,7 +148,10 @@ where
         }
     }
 
-    fn written(&self, result: Result<(), RaftError<TypeConfig<RT>, ClientWriteError<TypeConfig<RT>>>>) -> Result<(), Refusal> {
+    fn written(
+        &self,
+        result: Result<(), RaftError<TypeConfig<RT>, ClientWriteError<TypeConfig<RT>>>>,
+    ) -> Result<(), Refusal> {
         match result {
             Ok(()) => Ok(()),
             Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
@@ -156,7 +161,8 @@ where
                 Err(refusal::outcome_unknown(error.to_string()))
             }
             Err(RaftError::APIError(
-                error @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
+                error
+                @ (ClientWriteError::ChangeMembershipError(_) | ClientWriteError::PreconditionFailed(_)),
             )) => Err(refusal::not_applied(refusal::MEMBERSHIP_CHANGED, error.to_string())),
             Err(RaftError::Fatal(_)) => Err(stopped()),
         }

@@ -26,7 +26,7 @@ use super::{
     replica::ReadState,
     type_config::{Applied, Callback, Proposal, TypeConfig},
 };
-use crate::refusal;
+use crate::{refusal, state_machine::validate};
 
 /// Bytes of writes of one group that may wait or be in flight.
 pub const ADMITTED_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -92,6 +92,8 @@ impl Proposer {
         operations: Vec<Operation>,
         deadline: Instant,
     ) -> Result<Vec<Outcome>, Refusal> {
+        // Once it is in the log a malformed operation would stop every replica of the group.
+        operations.iter().try_for_each(validate)?;
         let mut answers = VecDeque::new();
         for run in batch::cut(operations) {
             match self.enqueue(run, deadline) {

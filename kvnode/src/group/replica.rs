@@ -10,9 +10,7 @@ use kv_proto::{
     admin::v1::ReplicaStatus,
     disk::v1 as disk,
     kv::v1::{Consistency, ReadOptions, ServedBy},
-    peer::v1::{
-        GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext,
-    },
+    peer::v1::{GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext},
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
 use tokio::time::{Instant, sleep_until};

@@ -195,9 +195,8 @@ impl<H: Hands> Controller<H> {
         // Boxed: a stream of borrowed closures is not `Send` enough for the spawner.
         let mut questions: Vec<BoxFuture<'_, Option<(GroupId, NodeId, GroupDescription)>>> = Vec::new();
         for shard in &record.shards {
-            let created = |placement: &disk::ReplicaPlacement| {
-                self.created.contains(&ReplicaId(placement.replica_id))
-            };
+            let created =
+                |placement: &disk::ReplicaPlacement| self.created.contains(&ReplicaId(placement.replica_id));
             if shard.observed.is_some() || shard.shard_id == 0 || shard.replicas.iter().any(created) {
                 questions.push(self.describe(shard, &heard).boxed());
             }

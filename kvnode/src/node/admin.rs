@@ -33,12 +33,19 @@ impl Node for Core {
         self.maps.map()
     }
 
-    async fn bootstrap(&self, request: BootstrapRequest, deadline: Instant) -> Result<BootstrapResponse, Refusal> {
+    async fn bootstrap(
+        &self,
+        request: BootstrapRequest,
+        deadline: Instant,
+    ) -> Result<BootstrapResponse, Refusal> {
         let _one_at_a_time = self.forming.lock().await;
         if let Some(identity) = self.identity() {
             let kept = self.stores.kept_map();
             if kept.bootstrap_token == request.token && !request.token.is_empty() {
-                return Ok(BootstrapResponse { cluster_id: identity.cluster_id, node_id: identity.node.get() });
+                return Ok(BootstrapResponse {
+                    cluster_id: identity.cluster_id,
+                    node_id: identity.node.get(),
+                });
             }
             return Err(Refusal {
                 kind: Kind::FailedPrecondition.into(),
@@ -80,9 +87,9 @@ impl Node for Core {
         let registered = registration::register(&*self.store, record, held, deadline).await?;
         self.maps.refresh();
         let known = self.maps.registry.newer_than(registered.epoch.saturating_sub(1));
-        timeout_at(deadline, known)
-            .await
-            .map_err(|_| refusal::not_applied(refusal::STARTING, "this node's map is older than the registration"))?;
+        timeout_at(deadline, known).await.map_err(|_| {
+            refusal::not_applied(refusal::STARTING, "this node's map is older than the registration")
+        })?;
         Ok(NodeId(registered.node_id))
     }
 }

@@ -122,7 +122,12 @@ impl Core {
 
     /// Makes a cluster of this node. What is written before the identity is forgotten when the node dies there; what
     /// comes after is done again at the next start.
-    pub(super) async fn found(&self, token: &str, shards: u32, replication_factor: u32) -> anyhow::Result<()> {
+    pub(super) async fn found(
+        &self,
+        token: &str,
+        shards: u32,
+        replication_factor: u32,
+    ) -> anyhow::Result<()> {
         let cluster_id = self.new_cluster_id();
         let kept = MetaRecord {
             cluster_id: cluster_id.clone(),
@@ -159,7 +164,8 @@ impl Core {
         let command = MetaCommand { command: Some(meta_command::Command::Bootstrap(bootstrap)) };
         loop {
             let deadline = Instant::now() + FOUNDING_TIMEOUT;
-            let written = member.router.write(ShardId::META, vec![operation_of(command.clone())], deadline).await;
+            let written =
+                member.router.write(ShardId::META, vec![operation_of(command.clone())], deadline).await;
             match written.and_then(meta_outcome) {
                 Ok(_) => return Ok(()),
                 Err(refused) if refusal::surely_not_applied(&refused) => sleep(FOUNDING_PAUSE).await,

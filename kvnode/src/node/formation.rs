@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, time::Duration};
 use futures::future::join_all;
 use kv_proto::{
     admin::v1::{
-        GetNodeStatusRequest, JoinRequest, JoinResponse, NodeInfo, NodeStatus, ShardMap, admin_client::AdminClient,
+        GetNodeStatusRequest, JoinRequest, JoinResponse, NodeInfo, NodeStatus, ShardMap,
+        admin_client::AdminClient,
     },
     disk::v1::{MetaRecord, ReplicaPlacement, ShardRecord, SlotRange},
 };
@@ -40,7 +41,12 @@ pub enum Formed {
 }
 
 /// Asks and decides until this node knows where it belongs. `told` hears what it waits for, each time that changes.
-pub async fn form(intent: &Intent, identity: &Identity, own: &NodeInfo, mut told: impl FnMut(&Awaited)) -> Formed {
+pub async fn form(
+    intent: &Intent,
+    identity: &Identity,
+    own: &NodeInfo,
+    mut told: impl FnMut(&Awaited),
+) -> Formed {
     let mut waited = None;
     loop {
         let answers = ask_all(&startup::addresses_to_ask(intent)).await;
@@ -144,4 +150,3 @@ pub fn first_record(map: &ShardMap) -> MetaRecord {
         ..MetaRecord::default()
     }
 }
-

@@ -75,7 +75,11 @@ impl Hands for NodeHands {
     async fn record(&self, deadline: Instant) -> Result<Arc<MetaRecord>, Refusal> {
         let meta = self.meta()?;
         let point = meta.gate.ready(deadline).await?;
-        if point.leader_here { Ok(self.maps.meta()) } else { Err(refusal::not_leader(ShardId::META, meta.control.leader())) }
+        if point.leader_here {
+            Ok(self.maps.meta())
+        } else {
+            Err(refusal::not_leader(ShardId::META, meta.control.leader()))
+        }
     }
 
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaOutcome, Refusal> {

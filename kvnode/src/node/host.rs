@@ -127,8 +127,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         let parts = &self.parts;
         let replica = ReplicaId(descriptor.replica_id);
         let (shard, group) = (ShardId(descriptor.shard_id), GroupId(descriptor.group_id));
-        let log =
-            parts.log.replica::<RT>(replica).map_err(|source| HostError::Log { replica, source })?;
+        let log = parts.log.replica::<RT>(replica).map_err(|source| HostError::Log { replica, source })?;
         let machine = self.machine(replica, shard, &log)?;
         let state = parts.state.reader(replica).map(Arc::new);
         let state = state.ok_or_else(|| raft_error(replica, "its state is gone"))?;
@@ -150,12 +149,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         Ok(())
     }
 
-    fn machine(
-        &self,
-        replica: ReplicaId,
-        shard: ShardId,
-        log: &LogStore<RT>,
-    ) -> Result<Machine, HostError> {
+    fn machine(&self, replica: ReplicaId, shard: ShardId, log: &LogStore<RT>) -> Result<Machine, HostError> {
         let (retained, bytes) = (log.view(), self.parts.log_retention_bytes);
         let observer: MetaObserver = self.parts.meta_observer.clone();
         let options = MachineOptions {
@@ -184,7 +178,11 @@ impl<RT: AsyncRuntime> Host<RT> {
             group_id: create.group_id,
             quarantine_reason: String::new(),
         };
-        self.parts.log.put_descriptor(descriptor.clone()).await.map_err(|error| refusal::internal(error.to_string()))?;
+        self.parts
+            .log
+            .put_descriptor(descriptor.clone())
+            .await
+            .map_err(|error| refusal::internal(error.to_string()))?;
         self.start(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))
     }
 

@@ -68,7 +68,8 @@ impl MapFeed {
     }
 
     async fn ask(&self, node: NodeId, epoch: u64, peers: &OverTransport) {
-        let request = ControlRequest { request: Some(Request::FetchMap(FetchMap { newer_than_epoch: epoch })) };
+        let request =
+            ControlRequest { request: Some(Request::FetchMap(FetchMap { newer_than_epoch: epoch })) };
         let answer = peers.clone().control(node, request, Instant::now() + ASK_TIMEOUT).await;
         match answer.map(|answer| answer.response) {
             Ok(Some(Response::Map(record))) => self.offer(record),

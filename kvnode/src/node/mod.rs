@@ -39,6 +39,7 @@ use tokio::{
     time::{Instant, interval, timeout},
 };
 
+use self::{core::Core, formation::Formed, map_feed::MapFeed, store::NodeStore, stores::Stores};
 use crate::{
     api::{context::Context, health::Health, server},
     config::{Config, Listeners},
@@ -50,7 +51,6 @@ use crate::{
     runtime::{Spawner, Tasks},
     transport::{Identity, Randomness},
 };
-use self::{core::Core, formation::Formed, map_feed::MapFeed, store::NodeStore, stores::Stores};
 
 pub use stores::Fatal;
 
@@ -249,4 +249,3 @@ async fn act(core: &Core, formed: Formed) -> anyhow::Result<()> {
         Formed::Refused(reason) => anyhow::bail!(reason),
     }
 }
-

@@ -4,8 +4,8 @@ use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
     disk::v1::Operation,
     peer::v1::{
-        ControlRequest, ControlResponse, Outcome, ReadIndexRequest, ReadIndexResponse, ReadRequest, ReadResponse,
-        Refusal, WriteRequest, frame::Body,
+        ControlRequest, ControlResponse, Outcome, ReadIndexRequest, ReadIndexResponse, ReadRequest,
+        ReadResponse, Refusal, WriteRequest, frame::Body,
     },
 };
 use kv_topology::{GroupId, NodeId, ShardId};
@@ -66,7 +66,9 @@ impl Peers for OverTransport {
             match this.ask(node, lane, Body::WriteRequest(request), deadline).await? {
                 Body::WriteResponse(response) if response.outcomes.len() == asked => Ok(response.outcomes),
                 // It was proposed there: what became of it is not known.
-                _ => Err(refusal::outcome_unknown(format!("node {node} answered a write with something else"))),
+                _ => {
+                    Err(refusal::outcome_unknown(format!("node {node} answered a write with something else")))
+                }
             }
         }
         .boxed()

@@ -24,7 +24,8 @@ impl Readiness {
     /// The verdict after another look at the replicas.
     pub fn observe(&mut self, replicas: &[ReplicaStatus]) -> Verdict {
         for replica in replicas {
-            let (lag, known) = (replica.committed_index.saturating_sub(replica.applied_index), replica.leader_node_id != 0);
+            let (lag, known) =
+                (replica.committed_index.saturating_sub(replica.applied_index), replica.leader_node_id != 0);
             let before = self.caught_up.get(&replica.replica_id).copied();
             let now = match (replica.role(), before) {
                 (Role::Learner | Role::Quarantined, _) => true,

@@ -8,9 +8,9 @@ use futures::future::BoxFuture;
 use kv_proto::{
     disk::v1::{Operation, OwnSlots, operation},
     peer::v1::{
-        ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse, ReadRequest,
-        Refusal, WriteRequest, WriteResponse, control_request::Request, control_response::Response, frame::Body,
-        outcome,
+        ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse,
+        ReadRequest, Refusal, WriteRequest, WriteResponse, control_request::Request,
+        control_response::Response, frame::Body, outcome,
     },
 };
 use kv_topology::{GroupId, ReplicaId, ShardId};
@@ -85,7 +85,9 @@ impl Requests {
     /// # Errors
     /// What kept the step from being taken.
     pub async fn control(&self, request: ControlRequest) -> Result<ControlResponse, Refusal> {
-        let Some(request) = request.request else { return Err(refusal::internal("an empty control request")) };
+        let Some(request) = request.request else {
+            return Err(refusal::internal("an empty control request"));
+        };
         let response = match request {
             Request::CreateReplica(create) => done(self.hosting.clone().create(create).await?),
             Request::InitializeGroup(group) => done(self.initialize(group).await?),

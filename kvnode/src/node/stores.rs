@@ -80,7 +80,8 @@ impl Stores {
             tracing::error!(folder = %damage.folder.display(), damage.reason, "the Raft log was damaged");
             for replica in &damage.replicas {
                 let reason = format!("its Raft log was damaged: {}", damage.reason);
-                log.put_descriptor(ReplicaDescriptor { quarantine_reason: reason, ..replica.clone() }).await?;
+                log.put_descriptor(ReplicaDescriptor { quarantine_reason: reason, ..replica.clone() })
+                    .await?;
             }
             damage.settle()?;
         }
@@ -148,9 +149,7 @@ async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transpor
 fn workers(spawner: &Spawner) -> Workers {
     let spawner = spawner.clone();
     Workers::Threads {
-        threads: Arc::new(|name, work| {
-            thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-        }),
+        threads: Arc::new(|name, work| thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)),
         tasks: Arc::new(move |name, task| spawner.spawn(name, task)),
     }
 }

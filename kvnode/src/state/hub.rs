@@ -328,6 +328,21 @@ impl ReplicaReader {
         self.replica.progress.wait(index)
     }
 
+    /// Revision of the shard's data.
+    pub fn revision(&self) -> u64 {
+        self.replica.lock().group().revision
+    }
+
+    /// The log time that the state has reached, ms.
+    pub fn log_time_ms(&self) -> u64 {
+        self.replica.lock().group().log_time_ms
+    }
+
+    /// Whether the group was told its slots.
+    pub fn owns_slots(&self) -> bool {
+        !self.replica.lock().group().slots.is_empty()
+    }
+
     /// Answers a request from the newest state; refusals are answers. May block on the disk.
     ///
     /// Damaged bytes are told to the node, and the answer is `DATA_LOSS`.

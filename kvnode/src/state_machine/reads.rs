@@ -117,7 +117,9 @@ impl<'a> Reader<'a> {
         let mut results = Vec::with_capacity(get.keys.len());
         let mut bytes = 0;
         for key in &get.keys {
-            let kv = match self.key(keyspace, key)? {
+            let record = self.key(keyspace, key)?;
+            let upload_id = value::upload_id(record.as_ref());
+            let kv = match record {
                 None => None,
                 Some(record) if get.metadata_only => Some(value::describe(key.clone(), &record)),
                 Some(record) => Some(value::show(self.scope.replica, key.clone(), &record)?),
@@ -126,7 +128,7 @@ impl<'a> Reader<'a> {
             if bytes > READ_BYTES_MAX && !results.is_empty() {
                 break;
             }
-            results.push(GetOutcome { kv });
+            results.push(GetOutcome { kv, upload_id });
         }
         Ok(GotKeys { results })
     }

@@ -86,7 +86,7 @@ fn read(step: &Step<'_, '_>, get: &Get, current: Option<&KeyRecord>) -> Result<G
         Some(record) if get.metadata_only => Some(value::describe(get.key.clone(), record)),
         Some(record) => Some(value::show(step.scope.replica, get.key.clone(), record)?),
     };
-    Ok(GetOutcome { kv })
+    Ok(GetOutcome { kv, upload_id: value::upload_id(current) })
 }
 
 /// Refuses, before anything is written, what could not be answered. Values that the transaction itself writes are

@@ -80,3 +80,11 @@ pub(crate) fn inline_bytes(record: &KeyRecord) -> usize {
         Some(key_record::Value::Blob(_)) | None => 0,
     }
 }
+
+/// The id by which the chunks of an uploaded value are read; empty for an inline one.
+pub(super) fn upload_id(record: Option<&KeyRecord>) -> Bytes {
+    match record.and_then(|record| record.value.as_ref()) {
+        Some(key_record::Value::Blob(blob)) => blob.upload_id.clone(),
+        Some(key_record::Value::Inline(_)) | None => Bytes::new(),
+    }
+}

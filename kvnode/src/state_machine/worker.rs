@@ -128,10 +128,11 @@ fn finish(job: Applied) {
         let mut replica = job.replica.lock().unwrap_or_else(PoisonError::into_inner);
         (replica.commit(), replica.applied_index())
     };
-    job.progress.advance(applied);
+    // First: who waits for the index finds the record told.
     if let (Some(observer), Some(meta)) = (job.observer, changed) {
         observer(meta);
     }
+    job.progress.advance(applied);
     for (answer, outcomes) in job.answers {
         answer(outcomes);
     }
