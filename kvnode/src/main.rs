@@ -45,7 +45,7 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 }
 
 /// A device failed: what is in memory may never be on disk, and nobody may rely on it.
-fn end_process(reason: String) {
+fn end_process(reason: &str) {
     tracing::error!(reason, "the node ends");
     eprintln!("kvnode: {reason}");
     std::process::abort();

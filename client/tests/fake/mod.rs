@@ -58,6 +58,7 @@ pub struct State {
 
 impl FakeCluster {
     /// Starts `nodes` nodes. Node 1 leads everything.
+    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
     pub async fn start(nodes: usize) -> Self {
         let listeners: Vec<TcpListener> =
             (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();

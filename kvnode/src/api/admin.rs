@@ -245,7 +245,8 @@ mod tests {
     fn a_join_without_a_proper_name_disk_or_address_names_the_field() {
         assert!(check_join(Some(node())).is_ok());
         assert_eq!(check_join(None).expect_err("no node").field, "node");
-        let table: [(&str, fn(&mut NodeInfo)); 7] = [
+        type Spoil = fn(&mut NodeInfo);
+        let table: [(&str, Spoil); 7] = [
             ("node.name", |node| node.name = String::new()),
             ("node.name", |node| node.name = "1st".to_owned()),
             ("node.name", |node| node.name = "n".repeat(NAME_BYTES_MAX + 1)),

@@ -35,6 +35,7 @@ fn with(refused: Refused, change: impl FnOnce(&mut Refusal)) -> Refused {
 /// Situation, code, reason, retry after ms (0: no `RetryInfo`), metadata.
 type Row = (Refused, Code, &'static str, u64, &'static [(&'static str, &'static str)]);
 
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn rows() -> Vec<Row> {
     let violation = || Violation::new("key", "must not be empty");
     let leader =

@@ -71,7 +71,7 @@ mod tests {
 
         #[test]
         fn nothing_lies_between_a_key_and_its_successor(key in keys(), other in keys()) {
-            prop_assert_eq!(other > key, &other[..] >= &successor(&key)[..]);
+            prop_assert_eq!(other > key, other[..] >= successor(&key)[..]);
         }
     }
 }

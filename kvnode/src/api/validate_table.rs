@@ -212,7 +212,8 @@ fn an_upload_begins_with_a_header_that_fits_together() {
     let good = upload_request::Header { key: "k".into(), ..upload_request::Header::default() };
     assert_eq!(upload(&good), Ok(()));
     let chunk = CHUNK_BYTES as u64;
-    let table: [(&str, fn(&mut upload_request::Header)); 7] = [
+    type Spoil = fn(&mut upload_request::Header);
+    let table: [(&str, Spoil); 7] = [
         ("header.key", |header| header.key = Bytes::new()),
         ("header.sha256", |header| header.sha256 = bytes(31)),
         ("header.upload_id", |header| header.upload_id = bytes(15)),

@@ -10,7 +10,7 @@ use hyper::{
 use super::Verdict;
 
 /// What a handler gives back; building it fails never, since all parts are constants.
-pub type Result = hyper::http::Result<Response<Full<Bytes>>>;
+pub type Result = http::Result<Response<Full<Bytes>>>;
 
 const TEXT: &str = "text/plain; charset=utf-8";
 /// What the encoder of prometheus-client writes.

@@ -257,6 +257,7 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn to_error(refused: Refusal) -> anyhow::Error {
     anyhow::anyhow!("{}: {}", refused.reason, refused.message)
 }

@@ -33,7 +33,7 @@ use crate::{
 const STATE_MEMORY_DIVISOR: u64 = 2;
 
 /// Ends the node: a device failed, and an fsync is never retried. Given the reason.
-pub type Fatal = Arc<dyn Fn(String) + Send + Sync>;
+pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// Why the databases cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +74,7 @@ impl Stores {
         let log = LogHub::open(
             Arc::new(opened.device),
             Driver::Thread,
-            Box::new(move |error| log_failed(format!("the log device failed: {error}"))),
+            Box::new(move |error| log_failed(&format!("the log device failed: {error}"))),
         )?;
         for damage in opened.damages {
             tracing::error!(folder = %damage.folder.display(), damage.reason, "the Raft log was damaged");
@@ -87,7 +87,7 @@ impl Stores {
         }
         let (found, damages) = mpsc::unbounded_channel();
         let hooks = Hooks {
-            fatal: Arc::new(move |error| fatal(format!("the state store failed: {error}"))),
+            fatal: Arc::new(move |error| fatal(&format!("the state store failed: {error}"))),
             // Nobody listens any more when the node stops.
             damaged: Arc::new(move |damage| drop(found.send(damage))),
         };
