@@ -764,6 +764,23 @@ fn an_upload_is_read_back_in_chunks_until_it_is_replaced() {
 }
 
 #[test]
+fn the_chunks_of_an_upload_under_way_are_read_back_by_who_resumes_it() {
+    let driven = owning_all();
+    driven.apply(0, operation(Kind::UploadBegin(begin("k", 1))));
+    driven.apply(0, operation(Kind::UploadChunk(chunk("k", 1, 0, &vec![7; CHUNK]))));
+    let read = |key: &'static str| {
+        let key = Bytes::from_static(key.as_bytes());
+        let asked = ReadBlob { key, upload_id: upload_id(1), first_chunk: 0, chunks: 9 };
+        driven.read(read_request::Read::Blob(asked))
+    };
+    let read_response::Read::Blob(blob) = read("k") else { panic!("not read") };
+    assert_eq!(blob.chunks.len(), 1);
+    assert_eq!(blob.chunks[0].data[..], vec![7; CHUNK][..]);
+    let read_response::Read::Refusal(refusal) = read("other") else { panic!("of another key") };
+    assert_eq!(refusal.reason, "VALUE_REPLACED");
+}
+
+#[test]
 fn pages_of_a_scan_make_up_the_whole_both_ways() {
     let driven = owning_all();
     let keys: Vec<String> = (0..50).map(|number| format!("key{number:02}")).collect();

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{ChunkRecord, GroupRecord, KeyRecord, key_record},
+    disk::v1::{ChunkRecord, GroupRecord, KeyRecord, UploadRecord, key_record},
     kv::v1::KeyValue,
     peer::v1::{
         BlobChunks, GetKeys, GetOutcome, GotKeys, ReadBlob, ReadRequest, ReadResponse, Refusal, ReplyContext,
@@ -153,29 +153,46 @@ impl<'a> Reader<'a> {
         damage.map_or(Ok(page.page), Err)
     }
 
-    /// Chunks of the value that the key has, as many as fit.
+    /// How many chunks there are under the id that is asked for.
+    fn chunks_of(&self, keyspace: KeyspaceId, request: &ReadBlob) -> Result<u32, Rejection> {
+        let record = self.key(keyspace, &request.key)?;
+        match record.and_then(|record| record.value) {
+            Some(key_record::Value::Blob(blob)) if blob.upload_id == request.upload_id => {
+                return Ok(blob.chunks);
+            }
+            Some(_) | None => {}
+        }
+        // Whoever resumes an upload reads what is stored of it again, for the hash of the whole.
+        let Ok(id) = UploadId::try_from(request.upload_id.as_ref()) else {
+            return Err(refusal::value_replaced().into());
+        };
+        let Some(bytes) = self.view.get(&self.scope.upload(&id))? else {
+            return Err(refusal::value_replaced().into());
+        };
+        let upload: UploadRecord = value::decode(self.scope.replica, "an upload's record", bytes)?;
+        if upload.key == request.key && upload.keyspace_id == keyspace.get() {
+            Ok(upload.chunks)
+        } else {
+            Err(refusal::value_replaced().into())
+        }
+    }
+
+    /// Chunks of the value that the key has, or of an upload to it that is under way, as many as fit.
     fn blob(&self, keyspace: KeyspaceId, request: &ReadBlob) -> Result<BlobChunks, Rejection> {
         slots::check(&self.group, keyspace, &request.key)?;
-        let record = self.key(keyspace, &request.key)?;
-        let blob = match record.and_then(|record| record.value) {
-            Some(key_record::Value::Blob(blob)) if blob.upload_id == request.upload_id => blob,
-            Some(_) | None => return Err(refusal::value_replaced().into()),
-        };
+        let stored = self.chunks_of(keyspace, request)?;
         let replica = self.scope.replica;
-        let id = UploadId::try_from(blob.upload_id.as_ref())
+        let id = UploadId::try_from(request.upload_id.as_ref())
             .map_err(|_| StateError::damage(replica, "a value's upload id has a wrong length"))?;
-        let end = request.first_chunk.saturating_add(request.chunks).min(blob.chunks);
+        let end = request.first_chunk.saturating_add(request.chunks).min(stored);
         let mut chunks = Vec::new();
         let mut bytes = 0;
         for number in request.first_chunk..end {
-            let stored = self.view.get(&self.scope.chunk(keyspace, &id, number))?;
-            let stored = stored.ok_or_else(|| {
-                StateError::damage(
-                    replica,
-                    format!("chunk {number} of {} of a value is missing", blob.chunks),
-                )
+            let found = self.view.get(&self.scope.chunk(keyspace, &id, number))?;
+            let found = found.ok_or_else(|| {
+                StateError::damage(replica, format!("chunk {number} of {stored} of a value is missing"))
             })?;
-            let chunk: ChunkRecord = value::decode(replica, "a chunk", stored)?;
+            let chunk: ChunkRecord = value::decode(replica, "a chunk", found)?;
             value::check(replica, "a chunk", &chunk.data, chunk.crc32c)?;
             bytes += chunk.data.len();
             if bytes > READ_BYTES_MAX && !chunks.is_empty() {
