@@ -40,7 +40,13 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    node.stop().await;
+    // A second signal ends the wait: everything acknowledged is on disk.
+    tokio::select! {
+        biased;
+        () = node.stop() => {}
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
     Ok(())
 }
 

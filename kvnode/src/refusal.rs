@@ -70,6 +70,11 @@ pub fn deadline_exceeded(message: impl Into<String>) -> Refusal {
     refusal(Kind::DeadlineExceeded, EXPIRED, message.into())
 }
 
+/// The replica that would have to answer is damaged.
+pub fn quarantined(message: impl Into<String>) -> Refusal {
+    refusal(Kind::DataLoss, REPLICA_QUARANTINED, message.into())
+}
+
 /// A bug, or a failure that has no better name.
 pub fn internal(message: impl Into<String>) -> Refusal {
     refusal(Kind::Internal, INTERNAL, message.into())

@@ -6,9 +6,14 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use kv_proto::disk::v1::{Operation, Proposal};
+use kv_proto::{
+    disk::v1::{Operation, Proposal},
+    peer::v1::{Outcome, Refusal, outcome},
+};
 use prost::Message;
 use tokio::time::Instant;
+
+use crate::refusal;
 
 /// Most operations of one entry.
 pub const ENTRY_OPERATIONS_MAX: usize = 512;
@@ -133,6 +138,31 @@ pub fn cut(operations: Vec<Operation>) -> Vec<Vec<Operation>> {
     runs
 }
 
+/// Puts the results of a request's runs together: (operations, result) of each, in order.
+///
+/// # Errors
+/// The first refusal, when no run can have happened: the whole request may be made again. When some run happened, or
+/// may have, every operation of a refused run gets the refusal as its own outcome instead: nobody may repeat the rest.
+pub fn join(results: Vec<(usize, Result<Vec<Outcome>, Refusal>)>) -> Result<Vec<Outcome>, Refusal> {
+    let surely_nothing = |result: &Result<Vec<Outcome>, Refusal>| {
+        result.as_ref().err().is_some_and(refusal::surely_not_applied)
+    };
+    let nothing_happened = results.iter().all(|(_, result)| surely_nothing(result));
+    let mut outcomes = Vec::new();
+    let alone = results.len() == 1;
+    for (count, result) in results {
+        match result {
+            Ok(mut applied) => outcomes.append(&mut applied),
+            Err(refused) if nothing_happened || alone => return Err(refused),
+            Err(refused) => {
+                let own = Outcome { context: None, result: Some(outcome::Result::Refusal(refused)) };
+                outcomes.extend(std::iter::repeat_n(own, count));
+            }
+        }
+    }
+    Ok(outcomes)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -185,5 +215,24 @@ mod tests {
             }
             prop_assert_eq!(runs.concat(), operations);
         }
+    }
+
+    fn done() -> Result<Vec<Outcome>, Refusal> {
+        Ok(vec![Outcome::default()])
+    }
+
+    #[test]
+    fn a_request_is_refused_as_a_whole_only_when_nothing_of_it_can_have_happened() {
+        let nothing = || Err(refusal::not_applied(refusal::NO_LEADER, "no leader"));
+        let perhaps = || Err(refusal::outcome_unknown("the leader changed"));
+        assert!(join(vec![(1, nothing()), (1, nothing())]).is_err());
+        assert!(join(vec![(1, perhaps())]).is_err());
+        for (first, second) in [(nothing(), done()), (nothing(), perhaps()), (done(), nothing())] {
+            let outcomes = join(vec![(1, first), (1, second)]).expect("told one by one");
+            assert_eq!(outcomes.len(), 2);
+        }
+        let outcomes = join(vec![(3, nothing()), (1, done())]).expect("told one by one");
+        let refused = |outcome: &Outcome| matches!(outcome.result, Some(outcome::Result::Refusal(_)));
+        assert_eq!(outcomes.iter().map(refused).collect::<Vec<_>>(), [true, true, true, false]);
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! What it does not do: retry. A refusal says whether the write surely did not happen.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::sync::Arc;
 
 use kv_proto::{
     disk::v1::Operation,
@@ -85,8 +85,10 @@ impl Proposer {
 
     /// Proposes operations; one outcome for each, in order. They are atomic only within each entry.
     ///
+    /// A request that is cut into several entries may be refused in part: then the outcomes say so, one by one.
+    ///
     /// # Errors
-    /// `NOT_APPLIED_…` and `RESOURCE_EXHAUSTED`: nothing happened. `OUTCOME_UNKNOWN`: some may have.
+    /// `NOT_APPLIED_…` and `RESOURCE_EXHAUSTED`: nothing at all happened. `OUTCOME_UNKNOWN`: some may have.
     pub async fn propose(
         &self,
         operations: Vec<Operation>,
@@ -94,26 +96,17 @@ impl Proposer {
     ) -> Result<Vec<Outcome>, Refusal> {
         // Once it is in the log a malformed operation would stop every replica of the group.
         operations.iter().try_for_each(validate)?;
-        let mut answers = VecDeque::new();
-        for run in batch::cut(operations) {
-            match self.enqueue(run, deadline) {
-                Ok(answer) => answers.push_back(answer),
-                // What was queued before goes on; its outcome is not reported, so it is unknown.
-                Err(refused) if answers.is_empty() => return Err(refused),
-                Err(refused) => return Err(refusal::outcome_unknown(refused.message)),
-            }
+        let queued = batch::cut(operations).into_iter().map(|run| (run.len(), self.enqueue(run, deadline)));
+        let queued: Vec<_> = queued.collect();
+        let mut results = Vec::with_capacity(queued.len());
+        for (count, answer) in queued {
+            let result = match answer {
+                Ok(answer) => self.answer(answer, deadline).await,
+                Err(refused) => Err(refused),
+            };
+            results.push((count, result));
         }
-        let mut outcomes = Vec::new();
-        let mut some_applied = false;
-        for answer in answers {
-            match self.answer(answer, deadline).await {
-                Ok(mut applied) => outcomes.append(&mut applied),
-                Err(refused) if some_applied => return Err(refusal::outcome_unknown(refused.message)),
-                Err(refused) => return Err(refused),
-            }
-            some_applied = true;
-        }
-        Ok(outcomes)
+        batch::join(results)
     }
 
     /// Bytes of writes that wait or are in flight.

@@ -17,7 +17,7 @@ use openraft::{
 use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout_at},
 };
 
 use super::{
@@ -66,6 +66,7 @@ enum Waiter {
 #[derive(Clone)]
 pub struct ReadGate {
     shard: ShardId,
+    state: Arc<dyn ReadState>,
     queue: mpsc::Sender<Waiter>,
 }
 
@@ -82,7 +83,7 @@ impl ReadGate {
         SM: RaftStateMachine<TypeConfig<RT>>,
     {
         let (queue, waiting) = mpsc::channel(READS_WAITING_MAX);
-        (Self { shard, queue }, Task { shard, raft, state, leader, waiting }.run())
+        (Self { shard, state, queue }, Task { shard, raft, leader, waiting }.run())
     }
 
     /// Waits until a linearizable read of this replica's state may go on.
@@ -90,7 +91,17 @@ impl ReadGate {
     /// # Errors
     /// No leader, no quorum, or the deadline passed. Reads have no effect: all may be repeated.
     pub async fn ready(&self, deadline: Instant) -> Result<ReadPoint, Refusal> {
-        self.wait(Waiter::Ready, deadline).await
+        let point = self.wait(Waiter::Ready, deadline).await?;
+        // Here and not in the round: a slow apply must not keep later rounds waiting.
+        match timeout_at(deadline.min(Instant::now() + ROUND_TIMEOUT), self.state.wait_applied(point.index))
+            .await
+        {
+            Ok(()) => Ok(point),
+            Err(_) => Err(refusal::not_applied(
+                refusal::TOO_STALE,
+                format!("this replica of shard {} lags behind index {}", self.shard, point.index),
+            )),
+        }
     }
 
     /// A read index for another node's read; refused unless this node leads.
@@ -136,7 +147,6 @@ where
 {
     shard: ShardId,
     raft: Raft<TypeConfig<RT>, SM>,
-    state: Arc<dyn ReadState>,
     leader: Arc<dyn AskLeader>,
     waiting: mpsc::Receiver<Waiter>,
 }
@@ -151,76 +161,71 @@ where
         // The round starts after its waiters were taken: a later read never shares an earlier confirmation.
         while self.waiting.recv_many(&mut round, READS_WAITING_MAX).await > 0 {
             let deadline = Instant::now() + ROUND_TIMEOUT;
-            let point = match timeout_at(deadline, self.confirm(deadline)).await {
-                Ok(point) => point,
-                Err(_) => Err(no_quorum(self.shard)),
+            let here = match timeout_at(deadline, self.confirm()).await {
+                Ok(confirmed) => confirmed,
+                Err(_) => Err(NotHere::Refused(no_quorum(self.shard))),
             };
             let (ready, index): (Vec<_>, Vec<_>) =
                 round.drain(..).partition(|waiter| matches!(waiter, Waiter::Ready(_)));
-            answer(index, &only_as_leader(self.shard, &point, &self.raft));
+            // At once: two nodes that each take the other for the leader must not wait for one another.
+            answer(index, &here.clone().map_err(|why| why.into_refusal(self.shard)));
             if !ready.is_empty() {
-                let point = match point {
-                    Ok(point) => self.applied(point).await,
-                    Err(refused) => Err(refused),
+                let point = match here {
+                    Ok(point) => Ok(point),
+                    Err(NotHere::Refused(refused)) => Err(refused),
+                    Err(NotHere::LedBy(leader)) => self.ask(leader, deadline).await,
                 };
                 answer(ready, &point);
             }
         }
     }
 
-    /// The index up to which a read that was asked before now must see.
-    async fn confirm(&self, deadline: Instant) -> Result<ReadPoint, Refusal> {
+    /// The index up to which a read that was asked before now must see, if this node leads.
+    async fn confirm(&self) -> Result<ReadPoint, NotHere> {
         match self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await {
             Ok(linearizer) => {
                 let read = linearizer.read_log_id();
-                Ok(ReadPoint {
-                    index: read.index(),
-                    term: read.committed_leader_id().term,
-                    leader_here: true,
-                })
+                let term = read.committed_leader_id().term;
+                Ok(ReadPoint { index: read.index(), term, leader_here: true })
             }
             Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(forward))) => {
-                let Some(leader) = forward.leader_node.map(|member| NodeId(member.node)) else {
-                    return Err(refusal::not_leader(self.shard, None));
-                };
-                let response = self.leader.read_index(leader, self.shard, deadline).await?;
-                Ok(ReadPoint { index: response.index, term: response.term, leader_here: false })
+                Err(NotHere::LedBy(forward.leader_node.map(|member| NodeId(member.node))))
             }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(no_quorum(self.shard)),
-            Err(RaftError::Fatal(_)) => Err(stopped()),
+            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+                Err(NotHere::Refused(no_quorum(self.shard)))
+            }
+            Err(RaftError::Fatal(_)) => Err(NotHere::Refused(stopped())),
         }
     }
 
-    async fn applied(&self, point: ReadPoint) -> Result<ReadPoint, Refusal> {
-        match timeout(ROUND_TIMEOUT, self.state.wait_applied(point.index)).await {
-            Ok(()) => Ok(point),
-            Err(_) => Err(refusal::not_applied(
-                refusal::TOO_STALE,
-                format!("this replica of shard {} lags behind index {}", self.shard, point.index),
-            )),
+    /// The same from the leader on another node.
+    async fn ask(&self, leader: Option<NodeId>, deadline: Instant) -> Result<ReadPoint, Refusal> {
+        let Some(leader) = leader else { return Err(refusal::not_leader(self.shard, None)) };
+        let asked = self.leader.read_index(leader, self.shard, deadline);
+        let response = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(no_quorum(self.shard)))?;
+        Ok(ReadPoint { index: response.index, term: response.term, leader_here: false })
+    }
+}
+
+/// Why this node confirmed no index.
+#[derive(Clone)]
+enum NotHere {
+    /// Another node leads, as far as this one knows.
+    LedBy(Option<NodeId>),
+    Refused(Refusal),
+}
+
+impl NotHere {
+    fn into_refusal(self, shard: ShardId) -> Refusal {
+        match self {
+            Self::LedBy(leader) => refusal::not_leader(shard, leader),
+            Self::Refused(refused) => refused,
         }
     }
 }
 
 fn no_quorum(shard: ShardId) -> Refusal {
     refusal::not_applied(refusal::NO_LEADER, format!("the leader of shard {shard} reaches no quorum"))
-}
-
-/// The point, when this node confirmed it as leader.
-fn only_as_leader<RT, SM>(
-    shard: ShardId,
-    point: &Result<ReadPoint, Refusal>,
-    raft: &Raft<TypeConfig<RT>, SM>,
-) -> Result<ReadPoint, Refusal>
-where
-    RT: AsyncRuntime,
-    SM: RaftStateMachine<TypeConfig<RT>>,
-{
-    match point {
-        Ok(point) if point.leader_here => Ok(*point),
-        Ok(_) => Err(refusal::not_leader(shard, leader_of(raft))),
-        Err(refused) => Err(refused.clone()),
-    }
 }
 
 /// The node that leads, as far as this replica knows.

@@ -49,7 +49,7 @@ pub async fn form(
 ) -> Formed {
     let mut waited = None;
     loop {
-        let answers = ask_all(&startup::addresses_to_ask(intent)).await;
+        let answers = ask_all(&startup::addresses_to_ask(intent), &own.disk_uuid).await;
         match startup::decide(intent, identity, &answers) {
             Decision::Bootstrap => return Formed::Bootstrap,
             Decision::Resume => return Formed::Resume,
@@ -92,10 +92,12 @@ pub fn intent(config: &Config) -> Intent {
     intent
 }
 
-async fn ask_all(addresses: &[String]) -> BTreeMap<String, Answer> {
+/// An address that leads back to this very node says nothing about others: it counts as silent.
+async fn ask_all(addresses: &[String], own_disk: &str) -> BTreeMap<String, Answer> {
     let answers = join_all(addresses.iter().map(|address| async move {
-        let deadline = Instant::now() + ANSWER_TIMEOUT;
-        let answer = status_of(address, deadline).await.map_or(Answer::Silent, |status| Answer::of(&status));
+        let status = status_of(address, Instant::now() + ANSWER_TIMEOUT).await;
+        let other = |status: &NodeStatus| status.node.as_ref().is_none_or(|node| node.disk_uuid != own_disk);
+        let answer = status.filter(other).map_or(Answer::Silent, |status| Answer::of(&status));
         (address.clone(), answer)
     }));
     answers.await.into_iter().collect()

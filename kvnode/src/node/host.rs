@@ -70,6 +70,17 @@ pub enum HostError {
     },
 }
 
+impl HostError {
+    /// Whether bytes on this disk are damaged: the replica must never vote or serve again.
+    fn is_damage(&self) -> bool {
+        match self {
+            Self::Log { source, .. } => source.is_damage(),
+            Self::State { source, .. } => matches!(source, crate::state::StateError::Damage(_)),
+            Self::Settings(_) | Self::Raft { .. } => false,
+        }
+    }
+}
+
 /// What replicas are made of.
 pub struct Parts {
     /// This node.
@@ -107,20 +118,35 @@ impl<RT: AsyncRuntime> Host<RT> {
         Arc::new(Self { parts, replicas, starting: Mutex::new(()), runtime: PhantomData })
     }
 
-    /// Starts every replica that has a descriptor and is not quarantined.
-    ///
-    /// # Errors
-    /// The first replica that does not start.
-    pub async fn start_all(&self) -> Result<(), HostError> {
+    /// Starts every replica that has a descriptor and is not quarantined. One that does not start leaves the others
+    /// alone: damage quarantines it, anything else is reported, and the next request to create it tries again.
+    pub async fn start_all(&self) {
+        let _one_at_a_time = self.starting.lock().await;
         for descriptor in self.parts.log.descriptors() {
-            if descriptor.quarantine_reason.is_empty() {
-                self.start(&descriptor).await?;
-            } else {
-                let (replica, reason) = (descriptor.replica_id, descriptor.quarantine_reason);
-                tracing::error!(replica, shard = descriptor.shard_id, reason, "replica is quarantined");
+            let (replica, shard) = (descriptor.replica_id, descriptor.shard_id);
+            if !descriptor.quarantine_reason.is_empty() {
+                tracing::error!(
+                    replica,
+                    shard,
+                    reason = descriptor.quarantine_reason,
+                    "replica is quarantined"
+                );
+            } else if let Err(error) = self.start(&descriptor).await {
+                self.give_up(descriptor, &error).await;
             }
         }
-        Ok(())
+    }
+
+    /// After a failed start.
+    async fn give_up(&self, descriptor: ReplicaDescriptor, error: &HostError) {
+        let (replica, shard) = (descriptor.replica_id, descriptor.shard_id);
+        tracing::error!(replica, shard, %error, "replica did not start");
+        if error.is_damage() {
+            let marked = ReplicaDescriptor { quarantine_reason: error.to_string(), ..descriptor };
+            if let Err(error) = self.parts.log.put_descriptor(marked).await {
+                tracing::error!(replica, shard, %error, "the quarantine could not be written");
+            }
+        }
     }
 
     async fn start(&self, descriptor: &ReplicaDescriptor) -> Result<(), HostError> {
@@ -168,9 +194,20 @@ impl<RT: AsyncRuntime> Host<RT> {
 
     async fn create_once(&self, create: CreateReplica) -> Result<(), Refusal> {
         let _one_at_a_time = self.starting.lock().await;
-        let known = self.parts.log.descriptors();
-        if known.iter().any(|descriptor| descriptor.replica_id == create.replica_id) {
+        let replica = ReplicaId(create.replica_id);
+        if self.replicas.all().iter().any(|running| running.id == replica) {
             return Ok(());
+        }
+        let known =
+            self.parts.log.descriptors().into_iter().find(|known| known.replica_id == create.replica_id);
+        if let Some(known) = known {
+            return self.start_again(known).await;
+        }
+        // An id is never used again on an empty log: what it voted and held would be forgotten.
+        let used =
+            self.parts.state.has_records(replica).map_err(|error| refusal::internal(error.to_string()))?;
+        if used {
+            return Err(refusal::quarantined(format!("{replica} lost its log on this node")));
         }
         let descriptor = ReplicaDescriptor {
             replica_id: create.replica_id,
@@ -184,6 +221,20 @@ impl<RT: AsyncRuntime> Host<RT> {
             .await
             .map_err(|error| refusal::internal(error.to_string()))?;
         self.start(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))
+    }
+
+    async fn start_again(&self, known: ReplicaDescriptor) -> Result<(), Refusal> {
+        if !known.quarantine_reason.is_empty() {
+            return Err(refusal::quarantined(known.quarantine_reason));
+        }
+        match self.start(&known).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let refused = refusal::internal(error.to_string());
+                self.give_up(known, &error).await;
+                Err(refused)
+            }
+        }
     }
 
     /// Gives all leaderships away, all groups at once.

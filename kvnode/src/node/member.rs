@@ -76,7 +76,7 @@ impl Member {
     /// Starts everything, the replicas on this disk included.
     ///
     /// # Errors
-    /// A replica does not start.
+    /// The settings of Raft are invalid.
     pub async fn start(with: Ingredients) -> Result<Self, HostError> {
         let Ingredients { identity, own, config, stores, maps, spawner, randomness, peer_listener } = with;
         let me = identity.node;
@@ -99,7 +99,7 @@ impl Member {
         let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
         let requests = Arc::new(requests);
         answers.open(requests.clone());
-        host.start_all().await?;
+        host.start_all().await;
         stores.guard(&replicas, &transport, &spawner);
         spawn_listener(&spawner, peer_listener, &transport, limits);
         let hands = NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone());

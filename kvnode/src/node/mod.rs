@@ -32,7 +32,7 @@ use kv_proto::{
     admin::v1::Phase,
     disk::v1::{ClusterCache, MetaRecord},
 };
-use kv_topology::NodeId;
+use kv_topology::{NodeId, ReplicaId};
 use rand::rngs::StdRng;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -65,6 +65,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
 pub struct Node {
     core: Arc<Core>,
     tasks: Tasks,
+    health: Health,
     stop_serving: Option<oneshot::Sender<()>>,
     served: oneshot::Receiver<()>,
 }
@@ -80,6 +81,10 @@ impl Node {
         let listeners = Listeners::bind(&config.listen).await?;
         let dir = DataDir::open(&config.data_dir, &config.node_name, &mut rng)?;
         let stores = Stores::open(&dir, &config, &spawner, fatal).await?;
+        if dir.identity().membership.is_none() {
+            // Left by a founding that died before the node belonged to its cluster: nothing of it was ever used.
+            forget_unfinished_founding(&stores).await.context("clearing an unfinished founding")?;
+        }
         let registry = registry(&stores, &spawner).context("the kept map")?;
         let maps = Arc::new(MapFeed::new(registry.clone()));
         let core = Arc::new(Core {
@@ -100,15 +105,18 @@ impl Node {
             started: Instant::now(),
         });
         spawner.spawn("http", http::serve(listeners.http, core.clone()));
-        let (stop_serving, served) = serve_clients(&core, listeners.client).await;
+        let health = Health::starting().await;
+        let (stop_serving, served) = serve_clients(&core, listeners.client, health.clone());
         let forming = core.clone();
         spawner.spawn("formation", async move { form(&forming).await });
-        Ok(Self { core, tasks, stop_serving: Some(stop_serving), served })
+        Ok(Self { core, tasks, health, stop_serving: Some(stop_serving), served })
     }
 
     /// Stops gracefully: hands leaderships over, lets running requests finish, flushes.
     pub async fn stop(mut self) {
         self.core.enter(Phase::Stopping, "the node is stopping");
+        // First of all: clients that look go elsewhere while the leaderships move.
+        self.health.set(true, false).await;
         if let Some(member) = self.core.member.get() {
             // Bounded: when everybody leaves there is nobody to take over.
             timeout(HAND_OVER_TIMEOUT, member.host.hand_over()).await.ok();
@@ -126,6 +134,16 @@ impl Node {
         }
         self.tasks.shutdown().await;
     }
+}
+
+async fn forget_unfinished_founding(stores: &Stores) -> anyhow::Result<()> {
+    for descriptor in stores.log.descriptors() {
+        stores.log.remove_replica(ReplicaId(descriptor.replica_id)).await?;
+    }
+    if stores.log.cluster_cache().is_some() {
+        stores.log.put_cluster_cache(ClusterCache::default()).await?;
+    }
+    Ok(())
 }
 
 /// What was known at the last run, kept again whenever it changes. Maps come from the apply thread too, which must not
@@ -147,13 +165,13 @@ fn registry(stores: &Stores, spawner: &Spawner) -> anyhow::Result<Arc<Registry>>
 }
 
 /// Answers clients. The first end asks for the end of it, the second one tells it.
-async fn serve_clients(
+fn serve_clients(
     core: &Arc<Core>,
     listener: tokio::net::TcpListener,
+    health: Health,
 ) -> (oneshot::Sender<()>, oneshot::Receiver<()>) {
     let (stop, stopping) = oneshot::channel();
     let (serving, served) = oneshot::channel();
-    let health = Health::starting().await;
     let (spawner, randomness) = (core.spawner.clone(), core.randomness.clone());
     let context = Context::new(
         core.store.clone(),

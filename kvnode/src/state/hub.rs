@@ -265,6 +265,16 @@ impl StateHub {
     }
 }
 
+impl StateHub {
+    /// Whether a replica with this id ever had a state on this disk.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn has_records(&self, replica: ReplicaId) -> Result<bool, StateError> {
+        Ok(self.shared.engine.get(&keys::replica_record(replica))?.is_some())
+    }
+}
+
 fn start_apply(shared: &Arc<Shared>, worker: ApplyWorker) -> Result<(), StateError> {
     let hooks = shared.hooks.clone();
     match &shared.workers {
