@@ -155,6 +155,8 @@ fn start(kvnode: &Path, plan: &Plan, plans: &[Plan]) -> Result<Running> {
         .arg("--data-dir")
         .arg(&plan.data_dir)
         .args(["--initial-nodes", &initial.join(",")])
+        // Several nodes share one disk, and nobody reserves space on a laptop.
+        .args(["--ballast", "0"])
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("cannot share a log file")?)
         .stderr(log)

@@ -94,6 +94,10 @@ impl Registry {
     pub fn offer(&self, record: MetaRecord) -> Offered {
         {
             let mut view = self.lock();
+            if record.epoch == 0 {
+                // A new replica of meta that has applied nothing yet: it does not even know its cluster.
+                return Offered::NotNewer;
+            }
             if !view.map.cluster_id.is_empty() && view.map.cluster_id != record.cluster_id {
                 return Offered::OtherCluster;
             }
@@ -154,6 +158,7 @@ mod tests {
         assert_eq!(registry.offer(record("a", 3)), Offered::NotNewer);
         assert_eq!(registry.offer(record("a", 2)), Offered::NotNewer);
         assert_eq!(registry.offer(record("b", 9)), Offered::OtherCluster);
+        assert_eq!(registry.offer(record("", 0)), Offered::NotNewer, "a replica that has applied nothing");
         let mut broken = record("a", 9);
         broken.nodes.push(kv_proto::disk::v1::NodeRecord { state: 77, ..Default::default() });
         assert!(matches!(registry.offer(broken), Offered::Malformed(_)));

@@ -222,6 +222,17 @@ impl Core {
         running.iter().map(|replica| replica.control.status()).chain(quarantined).collect()
     }
 
+    /// A shard whose replica here counts and refuses every key: its group was formed a moment ago.
+    fn shard_without_slots(&self, statuses: &[ReplicaStatus]) -> Option<ShardId> {
+        let counts =
+            |id: u64| statuses.iter().any(|status| status.replica_id == id && status.role() != Role::Learner);
+        let running = self.member.get().map(|member| member.replicas.all()).unwrap_or_default();
+        let unusable = running.into_iter().find(|replica| {
+            !replica.shard.is_meta() && counts(replica.id.get()) && !replica.state.owns_slots()
+        });
+        unusable.map(|replica| replica.shard)
+    }
+
     fn verdict(&self) -> Verdict {
         let (phase, message) = self.phase();
         if phase != Phase::Running {
@@ -231,6 +242,9 @@ impl Core {
             return Verdict::No("the data shards are not known yet".to_owned());
         }
         let statuses = self.replica_statuses();
+        if let Some(shard) = self.shard_without_slots(&statuses) {
+            return Verdict::No(format!("shard {shard} has not applied its slots yet"));
+        }
         lock(&self.readiness).observe(&statuses)
     }
 }

@@ -23,6 +23,7 @@ use crate::{
     runtime::Spawner,
     state::{
         Damage, StateError,
+        flush::FlushPolicy,
         hub::{Hooks, StateHub},
         workers::Workers,
     },
@@ -92,7 +93,8 @@ impl Stores {
             damaged: Arc::new(move |damage| drop(found.send(damage))),
         };
         let memory = usize::try_from(config.memory.0 / STATE_MEMORY_DIVISOR).unwrap_or(usize::MAX);
-        let state = StateHub::open(&dir.state(), memory, hooks, workers(spawner))?;
+        let policy = FlushPolicy { interval: config.compaction.flush_interval, ..FlushPolicy::default() };
+        let state = StateHub::open(&dir.state(), memory, policy, hooks, workers(spawner))?;
         Ok(Self { log, state: Arc::new(state), damages: Mutex::new(Some(damages)) })
     }
 

@@ -174,6 +174,10 @@ impl store::Store for Router {
                 }
                 (Target::Nobody | Target::Here, _) => Err(self.nobody(&course)),
             };
+            let result = result.and_then(|outcomes| match route::refused_as_wrong_shard(&outcomes) {
+                Some(refused) => Err(refused.clone()),
+                None => Ok(outcomes),
+            });
             match result {
                 Ok(mut outcomes) => {
                     self.remember(shard, outcomes.first().and_then(|outcome| outcome.context.as_ref()));

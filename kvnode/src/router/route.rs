@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_proto::peer::v1::{Refusal, refusal::Kind};
+use kv_proto::peer::v1::{Outcome, Refusal, outcome, refusal::Kind};
 use kv_topology::{NodeId, map::ShardEntry};
 
 /// First wait before an attempt that has no better idea than the last one.
@@ -96,6 +96,22 @@ pub enum Next {
     Final,
 }
 
+/// The refusal in outcomes that all say that the key is not here: nothing happened, as if the whole had been refused.
+/// So answers a group that was formed and has not applied its slots yet.
+pub fn refused_as_wrong_shard(outcomes: &[Outcome]) -> Option<&Refusal> {
+    let refusal = |outcome: &'_ Outcome| match &outcome.result {
+        Some(outcome::Result::Refusal(refused)) => refused.kind() == Kind::WrongShard,
+        _ => false,
+    };
+    if !outcomes.iter().all(refusal) {
+        return None;
+    }
+    match outcomes.first()?.result.as_ref()? {
+        outcome::Result::Refusal(refused) => Some(refused),
+        _ => None,
+    }
+}
+
 /// Decides about a refused write: again only when it surely did not happen.
 pub fn after_write(refused: &Refusal, tried: Target, attempt: u32) -> Next {
     match refused.kind() {
@@ -148,6 +164,20 @@ mod tests {
 
     use super::*;
     use crate::refusal;
+
+    fn outcome_of(kind: Kind) -> Outcome {
+        let refused = Refusal { kind: kind.into(), ..Refusal::default() };
+        Outcome { result: Some(outcome::Result::Refusal(refused)), ..Outcome::default() }
+    }
+
+    #[test]
+    fn a_write_is_tried_again_only_when_all_of_it_met_the_wrong_shard() {
+        let (wrong, other) = (outcome_of(Kind::WrongShard), outcome_of(Kind::FailedPrecondition));
+        assert!(refused_as_wrong_shard(&[wrong.clone(), wrong.clone()]).is_some());
+        assert!(refused_as_wrong_shard(&[wrong.clone(), other]).is_none());
+        assert!(refused_as_wrong_shard(&[wrong, Outcome::default()]).is_none());
+        assert!(refused_as_wrong_shard(&[]).is_none());
+    }
 
     const ME: NodeId = NodeId(1);
 

@@ -122,11 +122,12 @@ impl StateHub {
     pub fn open(
         path: &Path,
         memory_bytes: usize,
+        policy: FlushPolicy,
         hooks: Hooks,
         workers: Workers,
     ) -> Result<Self, StateError> {
         let engine = RocksEngine::open(path, MemoryBudget::of(memory_bytes))?;
-        Self::with_engine(Arc::new(engine), FlushPolicy::default(), hooks, workers)
+        Self::with_engine(Arc::new(engine), policy, hooks, workers)
     }
 
     /// Over a store that is open: in simulation, one in memory.

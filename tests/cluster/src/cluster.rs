@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    api::Api,
+    api::{Api, Read},
     binary::{self, Binary},
     network::Network,
     node::Node,
@@ -253,14 +253,15 @@ impl Cluster {
         led.await.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The shard that holds `key`, which is written for that purpose.
+    /// The shard that holds `key`, or would: it is asked for by a read, since a write would be missing in the history
+    /// of a load that uses the key.
     ///
     /// # Panics
-    /// When the key cannot be written in time.
+    /// When the key cannot be read in time.
     pub async fn shard_of(&self, key: &str) -> u32 {
-        let shard = wait_until(format!("a write of {key}"), DEADLINE, || async {
+        let shard = wait_until(format!("the shard of {key}"), DEADLINE, || async {
             let mut api = self.api(0);
-            let response = api.put(key, "probe".into(), None).await.map_err(|status| status.to_string())?;
+            let response = api.get(key, Read::Linearizable).await.map_err(|status| status.to_string())?;
             response.header.map(|header| header.shard_id).ok_or_else(|| "the reply has no header".to_owned())
         });
         shard.await.unwrap_or_else(|error| panic!("{error}"))
@@ -277,6 +278,8 @@ impl Cluster {
         let name = name_of(index);
         let folder = self.folder.as_ref().expect("kept until the end").path();
         let mut arguments = self.plan.arguments.clone();
+        // Every test would write it anew for each node.
+        arguments.extend(["--ballast".to_owned(), "0".to_owned()]);
         arguments.extend(["--shards".to_owned(), self.plan.data_shards.to_string()]);
         arguments.extend(["--replication-factor".to_owned(), self.plan.replication_factor.to_string()]);
         arguments.extend(self.forming_arguments(index, ports));
