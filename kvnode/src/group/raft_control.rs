@@ -118,6 +118,12 @@ where
         }
     }
 
+    fn failure(&self) -> Option<String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.running_state.as_ref().err().map(ToString::to_string)
+    }
+
     fn status(&self) -> ReplicaStatus {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();

@@ -52,6 +52,8 @@ pub trait GroupControl: Send + Sync + 'static {
     fn term(&self) -> u64;
     /// When this replica last heard of a leader that is backed by a quorum; now, if it is that leader.
     fn last_contact(&self) -> Option<Instant>;
+    /// Why the replica has stopped by itself, if it has: it neither votes nor serves any more.
+    fn failure(&self) -> Option<String>;
     /// For status and metrics.
     fn status(&self) -> ReplicaStatus;
     /// See [`super::membership::Membership::describe`].

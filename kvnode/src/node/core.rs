@@ -241,6 +241,10 @@ impl Core {
         if self.maps.map().shards.keys().all(|shard| shard.is_meta()) {
             return Verdict::No("the data shards are not known yet".to_owned());
         }
+        let failed = self.member.get().map(|member| member.replicas.failed()).unwrap_or_default();
+        if let Some((shard, reason)) = failed.into_iter().next() {
+            return Verdict::No(format!("the replica of shard {shard} has stopped: {reason}"));
+        }
         let statuses = self.replica_statuses();
         if let Some(shard) = self.shard_without_slots(&statuses) {
             return Verdict::No(format!("shard {shard} has not applied its slots yet"));

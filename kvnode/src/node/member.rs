@@ -14,7 +14,7 @@ use openraft_rt_tokio::TokioRuntime;
 use tokio::net::TcpListener;
 
 use super::{
-    compaction,
+    compaction, failures,
     hands::NodeHands,
     host::{Host, HostError, Parts},
     map_feed::MapFeed,
@@ -105,6 +105,7 @@ impl Member {
         let hands = NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone());
         let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
         spawner.spawn("controller", controller.run());
+        spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
         let retained = config.compaction.log_retention.0;
         let sizes = Arc::new(Logs(stores.log.clone()));

@@ -7,6 +7,7 @@
 mod admin;
 pub mod compaction;
 pub mod core;
+pub mod failures;
 pub mod formation;
 pub mod hands;
 pub mod host;

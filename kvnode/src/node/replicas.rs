@@ -14,6 +14,7 @@ use crate::{group::replica::Replica, router::Replicas};
 #[derive(Default)]
 pub struct LocalReplicas {
     running: RwLock<BTreeMap<ShardId, Replica>>,
+    failed: RwLock<BTreeMap<ShardId, String>>,
 }
 
 impl LocalReplicas {
@@ -27,6 +28,18 @@ impl LocalReplicas {
         let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
         let shard = running.values().find(|running| running.id == replica)?.shard;
         running.remove(&shard)
+    }
+
+    /// Takes a replica that has stopped by itself out of service, for this reason.
+    pub fn fail(&self, replica: ReplicaId, reason: String) {
+        if let Some(replica) = self.remove(replica) {
+            self.failed.write().unwrap_or_else(PoisonError::into_inner).insert(replica.shard, reason);
+        }
+    }
+
+    /// Shards whose replica here has stopped by itself, and why.
+    pub fn failed(&self) -> BTreeMap<ShardId, String> {
+        self.failed.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The replica of a group.
