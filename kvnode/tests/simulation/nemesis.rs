@@ -1,0 +1,150 @@
+//! Whoever makes things go wrong: crashes of one or all nodes, some aimed at what is not on disk yet; isolation and
+//! one-way cuts; loss, repetition and delay; slow disks; leaders sent away. Compaction needs no help: logs are small.
+
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use kv_proto::peer::v1::{TransferLeader, control_request::Request};
+use kvnode::router::Replicas;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+
+use crate::{
+    clients::Book,
+    oracles::{Oracles, WATCH_EVERY},
+    weather::{Conditions, Moment},
+    world::{SHARD, World, replica_of},
+};
+
+/// Faults between two periods of calm.
+const FAULTS_PER_STORM: u64 = 12;
+/// After this everything works again: an election, a snapshot, the longest pause between two dials.
+const CALM_SETTLE: Duration = Duration::from_secs(12);
+/// In this, something must be written.
+const CALM_PROBE: Duration = Duration::from_secs(6);
+/// Longest pause between two faults, ms.
+const PAUSE_MS: u64 = 3_000;
+
+/// Makes trouble for so long, with periods of calm in which the group must work.
+pub async fn rage(
+    world: &Arc<World>,
+    book: &Arc<Mutex<Book>>,
+    aimed: &mut mpsc::UnboundedReceiver<Moment>,
+    length: Duration,
+) {
+    let raging = async {
+        loop {
+            world.conditions.lock().unwrap().aim = true;
+            for _ in 0..FAULTS_PER_STORM {
+                let pause = world.dice.millis(100, PAUSE_MS);
+                // Moments are taken as they come; the time-out is the pause.
+                timeout(pause, take_aim(world, aimed)).await.ok();
+                strike(world);
+            }
+            calm(world);
+            sleep(CALM_SETTLE).await;
+            let before = book.lock().unwrap().acknowledged_writes;
+            sleep(CALM_PROBE).await;
+            if book.lock().unwrap().acknowledged_writes == before {
+                world.violated(format!("liveness: no write in {} s of calm", CALM_PROBE.as_secs()));
+            }
+        }
+    };
+    timeout(length, raging).await.ok();
+    calm(world);
+}
+
+/// Looks at the world all the time.
+pub async fn watch(world: Arc<World>, oracles: Arc<Mutex<Oracles>>) {
+    loop {
+        sleep(WATCH_EVERY).await;
+        oracles.lock().unwrap().look(&world);
+    }
+}
+
+/// Ends all faults, and starts who is down.
+fn calm(world: &Arc<World>) {
+    world.event(format_args!("calm"));
+    world.network.heal();
+    *world.conditions.lock().unwrap() = Conditions::CALM;
+    world.node_ids().into_iter().for_each(|node| world.start(node));
+}
+
+async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment>) {
+    while let Some(moment) = aimed.recv().await {
+        match moment {
+            Moment::Voted(node) => {
+                world.event(format_args!("{node} voted: power loss"));
+                let after = world.dice.millis(0, 4);
+                world.bounce(node, after);
+            }
+            Moment::Acknowledged(node) => {
+                world.event(format_args!("{node} acknowledged: power loss"));
+                let all = world.dice.below(2) == 0;
+                let after = world.dice.millis(0, 4);
+                let struck = world.node_ids().into_iter().filter(|other| all || *other == node);
+                struck.for_each(|node| world.bounce(node, after));
+            }
+        }
+    }
+    // Nobody aims any more.
+    std::future::pending().await
+}
+
+fn strike(world: &Arc<World>) {
+    let (one, other) = (world.any_node(), world.any_node());
+    match world.dice.below(12) {
+        0 | 1 => world.bounce(one, Duration::ZERO),
+        2 => world.node_ids().into_iter().for_each(|node| world.bounce(node, world.dice.millis(0, 20))),
+        3 => {
+            world.event(format_args!("isolate {one}"));
+            world.network.isolate(one);
+        }
+        4 | 5 if one != other => {
+            world.event(format_args!("cut {one}>{other}"));
+            world.network.cut(one, other);
+        }
+        6 => {
+            let mut now = world.conditions.lock().unwrap();
+            now.loss = world.dice.below(150);
+            now.repeated = world.dice.below(200);
+            now.flight_ms = 1 + world.dice.below(40);
+            now.late = world.dice.below(40);
+        }
+        7 | 8 => {
+            let mut now = world.conditions.lock().unwrap();
+            now.sync_ms = 1 + world.dice.below(30);
+            now.slow_disk = (world.dice.below(2) == 0).then_some(one);
+        }
+        9 => {
+            world.event(format_args!("sever {one}"));
+            world.network.sever(|way| way.from == one || way.to == one);
+        }
+        10 => transfer(world.clone()),
+        _ => {
+            world.event(format_args!("heal"));
+            world.network.heal();
+        }
+    }
+}
+
+/// Asks every node to give the leadership to one of them; who leads may do so.
+fn transfer(world: Arc<World>) {
+    let to = world.any_node();
+    world.event(format_args!("transfer to {to}"));
+    for node in world.node_ids() {
+        let Some(replica) = world.running(node).and_then(|running| running.replicas.replica(SHARD)) else {
+            continue;
+        };
+        if replica.control.leader() != Some(node) {
+            continue;
+        }
+        let request = TransferLeader { group_id: replica.group.get(), to_replica: replica_of(to).get() };
+        let world = world.clone();
+        drop(tokio::spawn(async move { world.control(node, Request::TransferLeader(request)).await }));
+    }
+}
