@@ -29,6 +29,11 @@ const CALM_PROBE: Duration = Duration::from_secs(6);
 /// Longest pause between two faults, ms.
 const PAUSE_MS: u64 = 3_000;
 
+/// After a moment that was aimed at, ms: what was said has arrived by then, and a slow disk has not synced yet.
+const STRUCK_WITHIN_MS: u64 = 12;
+/// Longest sync in trouble, ms.
+const STORM_SYNC_MS: u64 = 10;
+
 /// Makes trouble for so long, with periods of calm in which the group must work.
 pub async fn rage(
     world: &Arc<World>,
@@ -38,7 +43,10 @@ pub async fn rage(
 ) {
     let raging = async {
         loop {
-            world.conditions.lock().unwrap().aim = true;
+            {
+                let mut now = world.conditions.lock().unwrap();
+                (now.aim, now.sync_ms) = (true, STORM_SYNC_MS);
+            }
             for _ in 0..FAULTS_PER_STORM {
                 let pause = world.dice.millis(100, PAUSE_MS);
                 // Moments are taken as they come; the time-out is the pause.
@@ -79,13 +87,13 @@ async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment
         match moment {
             Moment::Voted(node) => {
                 world.event(format_args!("{node} voted: power loss"));
-                let after = world.dice.millis(0, 4);
+                let after = world.dice.millis(0, STRUCK_WITHIN_MS);
                 world.bounce(node, after);
             }
             Moment::Acknowledged(node) => {
                 world.event(format_args!("{node} acknowledged: power loss"));
                 let all = world.dice.below(2) == 0;
-                let after = world.dice.millis(0, 4);
+                let after = world.dice.millis(0, STRUCK_WITHIN_MS);
                 let struck = world.node_ids().into_iter().filter(|other| all || *other == node);
                 struck.for_each(|node| world.bounce(node, after));
             }

@@ -97,8 +97,8 @@ pub struct Sky {
 }
 
 /// Moments reported, of a thousand.
-const VOTES_AIMED_AT: u64 = 150;
-const ACKNOWLEDGEMENTS_AIMED_AT: u64 = 2;
+const VOTES_AIMED_AT: u64 = 300;
+const ACKNOWLEDGEMENTS_AIMED_AT: u64 = 4;
 
 impl Sky {
     fn aim(&self, from: NodeId, body: &Body) {
