@@ -119,7 +119,8 @@ enum Found {
 
 fn open_folder(folder: &Path, memory: &LogMemory) -> Result<Found, OpenError> {
     let path = folder.join(SIDE_FILE);
-    let synced = fs::create_dir_all(folder).and_then(|()| SyncedFile::open(&path));
+    // RocksDB syncs what is in its folder, and nobody but we the name of that folder.
+    let synced = make_durably(&folder.join(DATABASE)).and_then(|()| SyncedFile::open(&path));
     let synced = synced.map_err(|source| OpenError::File { path, source })?;
     let path = folder.join(DATABASE);
     let strict = DB::open(&options::raftlog(Recovery::Strict, memory), &path);
@@ -227,6 +228,12 @@ fn numbered_prefix(folder: &Path) -> String {
 
 fn numbered(folder: &Path, number: u64) -> PathBuf {
     folder.with_file_name(format!("{}{number}", numbered_prefix(folder)))
+}
+
+/// Makes a folder and those above it, and all their names durable as far up as the data folder.
+fn make_durably(database: &Path) -> io::Result<()> {
+    fs::create_dir_all(database)?;
+    database.ancestors().skip(1).take(2).try_for_each(sync_folder)
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -10,6 +10,7 @@
 
 use std::{
     collections::BTreeMap,
+    fs::File,
     future::Future,
     io,
     path::Path,
@@ -127,6 +128,9 @@ impl StateHub {
         workers: Workers,
     ) -> Result<Self, StateError> {
         let engine = RocksEngine::open(path, MemoryBudget::of(memory_bytes))?;
+        // RocksDB syncs what is in its folder, and nobody but we the name of that folder.
+        let named = path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all());
+        named.map_err(|error| StateError::engine("sync the data folder", error))?;
         Self::with_engine(Arc::new(engine), policy, hooks, workers)
     }
 

@@ -205,8 +205,10 @@ impl World {
         drop(machine);
         let (world, replicas, log) = (self.clone(), running.replicas.clone(), running.log.clone());
         running.tasks.spawner().spawn("start", async move {
-            if let Err(error) = host.start_all().await {
-                world.violated(format!("{node} does not start: {error}"));
+            host.start_all().await;
+            let sound = log.descriptors().iter().all(|descriptor| descriptor.quarantine_reason.is_empty());
+            if !sound || replicas.all().len() != log.descriptors().len() {
+                world.violated(format!("{node} does not start all of its replicas"));
             }
             compaction::run(replicas, Arc::new(Logs(log)), LOG_RETENTION_BYTES).await;
         });

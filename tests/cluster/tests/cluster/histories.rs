@@ -17,7 +17,7 @@ const FAULTS_PER_LOAD: usize = 10;
 #[tokio::test(flavor = "multi_thread")]
 async fn histories_under_kills_pauses_and_partitions_are_linearizable() {
     let mut random = seed::generator("histories_under_kills_pauses_and_partitions_are_linearizable");
-    let rounds = seed::rounds(30);
+    let rounds = seed::rounds(10);
     let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_network()).await else { return };
     for load_number in 0..rounds.div_ceil(FAULTS_PER_LOAD) {
         let plan = LoadPlan { prefix: format!("load{load_number}/"), ..LoadPlan::default() };

@@ -18,6 +18,11 @@ const CUT: Duration = Duration::from_secs(4);
 
 const ALL: [usize; 3] = [0, 1, 2];
 
+/// Clients that ask the cut-off side wait there for their deadlines: there are enough others for progress.
+fn many_clients() -> LoadPlan {
+    LoadPlan { clients: 40, ..LoadPlan::default() }
+}
+
 fn others(node: usize) -> Vec<usize> {
     ALL.into_iter().filter(|other| *other != node).collect()
 }
@@ -102,7 +107,7 @@ async fn majority_goes_on_while_a_minority_is_cut_off_and_all_agree_after_healin
     // With fewer replicas than nodes, two nodes would be the majority of some shard.
     let plan = Plan::nodes(5).with_replication_factor(5).with_network();
     let Some(cluster) = Cluster::start(plan).await else { return };
-    let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
+    let load = Load::start(many_clients(), cluster.addresses(), &mut random);
     for (side, link) in [([0, 1], Link::Silent), ([2, 3], Link::Reset), ([1, 4], Link::Stalled)] {
         load.must_progress(100).await;
         cluster.network.cut_off(&side, link);
@@ -128,7 +133,7 @@ async fn one_way(silence_the_leader: bool) {
     let mut random = seed::generator("one_way");
     let Some(cluster) = Cluster::start(Plan::nodes(3).with_network()).await else { return };
     let shard = cluster.shard_of("load/0").await;
-    let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
+    let load = Load::start(many_clients(), cluster.addresses(), &mut random);
     load.must_progress(100).await;
     let leader = cluster.wait_leader(shard, &ALL).await;
     for other in others(leader) {

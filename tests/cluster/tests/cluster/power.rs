@@ -14,7 +14,7 @@ async fn nothing_acknowledged_is_lost_with_the_power_of_all_nodes() {
     let plan = plan.with_flag("--log-retention-bytes", "256Ki");
     let Some(mut cluster) = Cluster::start(plan).await else { return };
     let (mut lost_bytes, mut lost_files) = (0, 0);
-    for round in 0..seed::rounds(8) {
+    for round in 0..seed::rounds(3) {
         let plan = LoadPlan { prefix: format!("load{round}/"), value_bytes: 500, ..LoadPlan::default() };
         let load = Load::start(plan, cluster.addresses(), &mut random);
         load.must_progress(random.random_range(50..600)).await;
@@ -39,7 +39,7 @@ async fn power_loss_of_one_node_after_the_other_costs_nothing() {
     let mut random = seed::generator("power_loss_of_one_node_after_the_other_costs_nothing");
     let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_power_loss()).await else { return };
     let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
-    for round in 0..seed::rounds(6) {
+    for round in 0..seed::rounds(3) {
         load.must_progress(100).await;
         let node = &mut cluster.nodes[round % 3];
         node.lose_power(choose_tail(&mut random), &mut random);
