@@ -4,6 +4,8 @@
 //! `KV_SIM_SEEDS` asks for more seeds, `KV_SIM_SECONDS` for longer ones; `KV_SIM_SEED` and `KV_SIM_BUG` choose the run
 //! of `one_seed`, and `KV_SIM_TRACE` prints its events.
 
+#![allow(clippy::unwrap_used, reason = "a test: a panic is its verdict")]
+
 mod clients;
 mod dice;
 mod nemesis;

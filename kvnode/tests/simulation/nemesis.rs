@@ -100,7 +100,7 @@ async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment
         }
     }
     // Nobody aims any more.
-    std::future::pending().await
+    std::future::pending().await;
 }
 
 fn strike(world: &Arc<World>) {
@@ -141,6 +141,7 @@ fn strike(world: &Arc<World>) {
 }
 
 /// Asks every node to give the leadership to one of them; who leads may do so.
+#[allow(clippy::needless_pass_by_value, reason = "like its siblings")]
 fn transfer(world: Arc<World>) {
     let to = world.any_node();
     world.event(format_args!("transfer to {to}"));
