@@ -100,7 +100,7 @@ async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment
         }
     }
     // Nobody aims any more.
-    std::future::pending().await;
+    std::future::pending::<()>().await;
 }
 
 fn strike(world: &Arc<World>) {
