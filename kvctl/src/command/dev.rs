@@ -65,8 +65,9 @@ struct Plan {
 }
 
 impl Plan {
+    /// Beside the data folder, in which a node tolerates nothing but its own files.
     fn log(&self) -> PathBuf {
-        self.data_dir.join("kvnode.log")
+        self.data_dir.with_extension("log")
     }
 }
 
