@@ -1,6 +1,6 @@
 # Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run build test verify fix setup install
+.PHONY: help run build test soak verify fix bench setup install
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -14,11 +14,17 @@ build: ## set up and build kvnode and kvctl
 test: ## set up, build, and run all tests
 	@scripts/test
 
+soak: ## the tests that run in rounds, for an hour, with other seeds each time
+	@scripts/soak
+
 verify: ## what CI checks beside the tests: format, lints, compatibility, docs; writes nothing
 	@scripts/verify
 
 fix: ## format, apply lints, write down generated files
 	@scripts/fix
+
+bench: ## measure KvCluster and etcd in one run on this machine; needs Go
+	@scripts/bench
 
 setup: ## install what the build needs; asks before it uses sudo
 	@scripts/setup

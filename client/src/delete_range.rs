@@ -1,12 +1,16 @@
 //! Deletion of a range, step by step. Not atomic: each step is one revision of one shard.
 
 use bytes::Bytes;
-use kv_proto::kv::v1 as proto;
-use tokio::time::timeout_at;
-use tonic::Streaming;
+use kv_proto::kv::v1::{self as proto, kv_client::KvClient};
+use tonic::{Response, Status, Streaming, transport::Channel};
 
 use crate::{
-    call::Call, client::Client, error::Result, options::KeyRange, pool::Node, retry::Kind, routing::Route,
+    client::Client,
+    error::Result,
+    options::KeyRange,
+    pages::{Paged, Pages},
+    retry::Kind,
+    routing::Route,
     value::Header,
 };
 
@@ -24,11 +28,20 @@ pub struct DeleteRangeStep {
 /// A deletion under way. Dropping it stops after the step in progress.
 #[derive(Debug)]
 pub struct DeleteRange {
-    call: Call,
-    request: proto::DeleteRangeRequest,
-    open: Option<(Node, Streaming<proto::DeleteRangeResponse>)>,
+    steps: Pages<proto::DeleteRangeRequest>,
     deleted: u64,
     done: bool,
+}
+
+impl Paged for proto::DeleteRangeRequest {
+    type Page = proto::DeleteRangeResponse;
+
+    async fn send(
+        mut kv: KvClient<Channel>,
+        request: tonic::Request<Self>,
+    ) -> std::result::Result<Response<Streaming<Self::Page>>, Status> {
+        kv.delete_range(request).await
+    }
 }
 
 impl Client {
@@ -41,7 +54,7 @@ impl Client {
     pub fn resume_delete_range(&self, range: KeyRange, page_token: Bytes) -> DeleteRange {
         let request = proto::DeleteRangeRequest { range: Some(range.into()), page_token };
         let call = self.call("DeleteRange", Kind::Write, Route::Any);
-        DeleteRange { call, request, open: None, deleted: 0, done: false }
+        DeleteRange { steps: Pages::new(call, request), deleted: 0, done: false }
     }
 }
 
@@ -62,7 +75,7 @@ impl DeleteRange {
 
     /// Goes on after the last acknowledged step.
     pub fn page_token(&self) -> &Bytes {
-        &self.request.page_token
+        &self.steps.request.page_token
     }
 
     /// The next step; `None`: done.
@@ -71,42 +84,12 @@ impl DeleteRange {
     /// When a step failed. Its own outcome may be unknown.
     pub async fn next_step(&mut self) -> Result<Option<DeleteRangeStep>> {
         while !self.done {
-            let (node, mut stream) = match self.open.take() {
-                Some(open) => open,
-                None => self.open().await?,
-            };
-            match timeout_at(self.call.deadline(), stream.message()).await {
-                Ok(Ok(Some(message))) => {
-                    let step = self.took(message);
-                    self.open = Some((node, stream));
-                    return Ok(Some(step));
-                }
-                Ok(Ok(None)) => self.done = self.request.page_token.is_empty(),
-                Ok(Err(status)) => self.call.failed_at(&node, &status).await?,
-                Err(_) => {
-                    let failure = self.call.silence_of(&node);
-                    self.call.failed(failure).await?;
-                }
+            match self.steps.next().await? {
+                Some(message) => return Ok(Some(self.took(message))),
+                None => self.done = self.page_token().is_empty(),
             }
         }
         Ok(None)
-    }
-
-    async fn open(&mut self) -> Result<(Node, Streaming<proto::DeleteRangeResponse>)> {
-        loop {
-            let node = self.call.node().await?;
-            let mut kv = node.kv();
-            match timeout_at(self.call.deadline(), kv.delete_range(self.call.request(self.request.clone())))
-                .await
-            {
-                Ok(Ok(reply)) => return Ok((node, reply.into_inner())),
-                Ok(Err(status)) => self.call.failed_at(&node, &status).await?,
-                Err(_) => {
-                    let failure = self.call.silence_of(&node);
-                    self.call.failed(failure).await?;
-                }
-            }
-        }
     }
 
     fn took(&mut self, message: proto::DeleteRangeResponse) -> DeleteRangeStep {
@@ -115,10 +98,10 @@ impl DeleteRange {
             deleted: message.deleted,
             next_page_token: message.next_page_token,
         };
-        self.call.client.core().learn(&step.header);
-        self.call.progressed();
+        self.steps.call.client.core().learn(&step.header);
+        self.steps.call.progressed();
         self.deleted += step.deleted;
-        self.request.page_token = step.next_page_token.clone();
+        self.steps.request.page_token = step.next_page_token.clone();
         self.done = step.next_page_token.is_empty();
         step
     }

@@ -211,14 +211,18 @@ impl fmt::Display for Failure {
             write!(formatter, " at {node}")?;
         }
         write!(formatter, ": {}", code_name(self.code))?;
-        if let Some(reason) = &self.reason {
+        if let Some(reason) = self.reason.as_deref().filter(|reason| *reason != code_name(self.code)) {
             write!(formatter, " {reason}")?;
         }
         if !self.message.is_empty() {
             write!(formatter, ": {}", self.message)?;
         }
         for violation in &self.violations {
-            write!(formatter, "; {}: {}", violation.field, violation.description)?;
+            let said = format!("{}: {}", violation.field, violation.description);
+            // The store's own message names the first one.
+            if !self.message.contains(&said) {
+                write!(formatter, "; {said}")?;
+            }
         }
         if self.attempts > 1 {
             write!(formatter, " (after {} attempts)", self.attempts)?;

@@ -47,6 +47,7 @@ mod download;
 mod error;
 mod failure;
 mod options;
+mod pages;
 mod pool;
 pub mod retry;
 mod routing;

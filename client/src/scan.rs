@@ -2,16 +2,14 @@
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
-use kv_proto::kv::v1 as proto;
-use tokio::time::timeout_at;
-use tonic::Streaming;
+use kv_proto::kv::v1::{self as proto, kv_client::KvClient};
+use tonic::{Response, Status, Streaming, transport::Channel};
 
 use crate::{
-    call::Call,
     client::Client,
     error::{Error, Result},
     options::{KeyRange, ReadOptions, ScanOptions},
-    pool::Node,
+    pages::{Paged, Pages},
     retry::Kind,
     routing::Route,
     value::{Header, KeyValue},
@@ -33,11 +31,9 @@ pub struct ScanPage {
 /// A scan under way. Each page is a snapshot of its shards; the whole is none.
 #[derive(Debug)]
 pub struct Scan {
-    call: Call,
-    request: proto::ScanRequest,
+    pages: Pages<proto::ScanRequest>,
     limit: Budget,
     max_bytes: Budget,
-    open: Option<(Node, Streaming<proto::ScanResponse>)>,
     done: bool,
 }
 
@@ -61,6 +57,17 @@ impl Budget {
     /// As the wire says it; ask [`Self::is_spent`] first, since 0 means none.
     fn get(self) -> u64 {
         self.0.unwrap_or(0)
+    }
+}
+
+impl Paged for proto::ScanRequest {
+    type Page = proto::ScanResponse;
+
+    async fn send(
+        mut kv: KvClient<Channel>,
+        request: tonic::Request<Self>,
+    ) -> std::result::Result<Response<Streaming<Self::Page>>, Status> {
+        kv.scan(request).await
     }
 }
 
@@ -98,7 +105,7 @@ impl Scan {
             options: Some(options.read.into()),
         };
         let call = client.call("Scan", Kind::Read, Route::Any);
-        Self { call, request, limit, max_bytes, open: None, done: false }
+        Self { pages: Pages::new(call, request), limit, max_bytes, done: false }
     }
 
     /// The next page; `None`: the range or a limit is exhausted.
@@ -108,22 +115,9 @@ impl Scan {
     /// tells how far the scan came.
     pub async fn next_page(&mut self) -> Result<Option<ScanPage>> {
         while !self.done {
-            let (node, mut stream) = match self.open.take() {
-                Some(open) => open,
-                None => self.open().await?,
-            };
-            match timeout_at(self.call.deadline(), stream.message()).await {
-                Ok(Ok(Some(message))) => {
-                    let page = self.took(message);
-                    self.open = Some((node, stream));
-                    return Ok(Some(page));
-                }
-                Ok(Ok(None)) => self.ended(),
-                Ok(Err(status)) => self.call.failed_at(&node, &status).await?,
-                Err(_) => {
-                    let failure = self.call.silence_of(&node);
-                    self.call.failed(failure).await?;
-                }
+            match self.pages.next().await? {
+                Some(message) => return Ok(Some(self.took(message))),
+                None => self.ended(),
             }
         }
         Ok(None)
@@ -131,7 +125,7 @@ impl Scan {
 
     /// Goes on after the last page that was returned; empty: at the beginning, or exhausted.
     pub fn page_token(&self) -> &Bytes {
-        &self.request.page_token
+        &self.pages.request.page_token
     }
 
     /// The keys of all pages, one by one. Ends after an error.
@@ -143,21 +137,6 @@ impl Scan {
         .try_flatten()
     }
 
-    async fn open(&mut self) -> Result<(Node, Streaming<proto::ScanResponse>)> {
-        loop {
-            let node = self.call.node().await?;
-            let mut kv = node.kv();
-            match timeout_at(self.call.deadline(), kv.scan(self.call.request(self.request.clone()))).await {
-                Ok(Ok(reply)) => return Ok((node, reply.into_inner())),
-                Ok(Err(status)) => self.call.failed_at(&node, &status).await?,
-                Err(_) => {
-                    let failure = self.call.silence_of(&node);
-                    self.call.failed(failure).await?;
-                }
-            }
-        }
-    }
-
     fn took(&mut self, message: proto::ScanResponse) -> ScanPage {
         let page = ScanPage {
             header: message.header.into(),
@@ -165,14 +144,14 @@ impl Scan {
             count: message.count,
             next_page_token: message.next_page_token,
         };
-        self.call.client.core().learn(&page.header);
-        self.call.progressed();
+        self.pages.call.client.core().learn(&page.header);
+        self.pages.call.progressed();
         let bytes = page.kvs.iter().map(|kv| kv.key.len() + kv.inline().map_or(0, Bytes::len)).sum::<usize>();
         self.limit.spend(page.kvs.len() as u64);
         self.max_bytes.spend(bytes as u64);
-        self.request.limit = self.limit.get();
-        self.request.max_bytes = self.max_bytes.get();
-        self.request.page_token = page.next_page_token.clone();
+        self.pages.request.limit = self.limit.get();
+        self.pages.request.max_bytes = self.max_bytes.get();
+        self.pages.request.page_token = page.next_page_token.clone();
         if page.next_page_token.is_empty() || self.limit.is_spent() || self.max_bytes.is_spent() {
             self.done = true;
         }
@@ -182,6 +161,6 @@ impl Scan {
     /// The stream ended in order. A token means that there is more to ask for, unless the node's byte budget for the
     /// whole call is what ended it.
     fn ended(&mut self) {
-        self.done = self.request.page_token.is_empty() || self.request.max_bytes != 0;
+        self.done = self.pages.request.page_token.is_empty() || self.pages.request.max_bytes != 0;
     }
 }

@@ -56,9 +56,9 @@ pub struct UploadReply {
     pub applied: bool,
     /// The key as it is now.
     pub kv: Option<KeyValue>,
-    /// Bytes that were sent.
+    /// Bytes of the source; 0 when the answer came before all were read, which only a failed precondition does.
     pub size_bytes: u64,
-    /// Of the bytes that were read from the source.
+    /// Of the bytes that were read from the source; zeros when the answer came before all were read.
     pub sha256: [u8; 32],
 }
 
@@ -66,7 +66,7 @@ pub struct UploadReply {
 const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
 
 /// What the source had, known when its end was reached.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Digested {
     size_bytes: u64,
     sha256: [u8; 32],
@@ -223,9 +223,12 @@ impl Upload {
     }
 
     fn verify(&self, reply: proto::UploadResponse, progress: &Progress) -> Result<UploadReply> {
-        let digested = progress
-            .digested()
-            .ok_or_else(|| Error::protocol("Upload", "the node answered before it had all bytes"))?;
+        // A precondition that does not hold is told before the bytes are there.
+        let digested = match progress.digested() {
+            Some(digested) => digested,
+            None if !reply.applied => Digested::default(),
+            None => return Err(Error::protocol("Upload", "the node answered before it had all bytes")),
+        };
         let reply = UploadReply {
             header: reply.header.into(),
             applied: reply.applied,

@@ -37,9 +37,12 @@ impl Context {
     }
 
     /// A client with connections of its own, which tries until the deadline.
-    pub fn another_client(&self) -> Result<Client, kv_client::Error> {
+    pub fn another_client(&self, number: usize) -> Result<Client, kv_client::Error> {
         let routing = if self.direct { Routing::Direct } else { Routing::ThroughOneNode };
-        let builder = Client::builder(self.client.addresses().iter().cloned());
+        let mut addresses = self.client.addresses().to_vec();
+        let first = number % addresses.len().max(1);
+        addresses.rotate_left(first);
+        let builder = Client::builder(addresses);
         builder.timeout(self.timeout).routing(routing).build()
     }
 

@@ -1,18 +1,25 @@
 //! The kvnode process: flags in, a node, signals, out.
 
-use std::{num::NonZeroUsize, process::ExitCode, sync::Arc, thread};
+use std::{num::NonZeroUsize, panic, process::ExitCode, sync::Arc, thread};
 
 use anyhow::Context as _;
-use kvnode::{config::Config, node::Node, telemetry};
+use kvnode::{config::Config, node::Node, runtime::open_files, telemetry};
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// Below this number of cores more worker threads only switch contexts.
 const CORES_FOR_MORE_WORKERS: usize = 4;
 
+/// The node begins anew when it is started again: `EX_TEMPFAIL` of sysexits.h.
+const START_AGAIN: u8 = 75;
+
 fn main() -> ExitCode {
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(None) => ExitCode::SUCCESS,
+        Ok(Some(reason)) => {
+            eprintln!("kvnode: {reason}: start it again");
+            ExitCode::from(START_AGAIN)
+        }
         Err(error) => {
             eprintln!("kvnode: {error:#}");
             ExitCode::FAILURE
@@ -20,26 +27,33 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> anyhow::Result<()> {
+fn run() -> anyhow::Result<Option<String>> {
     let config = Config::of_this_process()?;
     telemetry::start(&config.log)?;
+    end_with_any_panic();
+    let open_files = open_files::raise_limit();
+    if open_files < open_files::OPEN_FILES_WANTED {
+        tracing::warn!(open_files, wanted = open_files::OPEN_FILES_WANTED, "few files may be open at once");
+    }
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let workers = if cores < CORES_FOR_MORE_WORKERS { 1 } else { cores / 2 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(workers).enable_all().build()?;
     runtime.block_on(serve(config))
 }
 
-async fn serve(config: Config) -> anyhow::Result<()> {
+/// Until it is asked to stop, or wants to be started again: why.
+async fn serve(config: Config) -> anyhow::Result<Option<String>> {
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
     let rng = StdRng::from_rng(&mut rand::rng());
     let node = Node::start(config, rng, Arc::new(end_process)).await?;
-    tokio::select! {
+    let start_again = tokio::select! {
         biased;
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    tracing::info!("stopping");
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        reason = node.over() => Some(reason),
+    };
+    tracing::info!(start_again, "stopping");
     // A second signal ends the wait: everything acknowledged is on disk.
     tokio::select! {
         biased;
@@ -47,10 +61,19 @@ async fn serve(config: Config) -> anyhow::Result<()> {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    Ok(())
+    Ok(start_again)
 }
 
-/// A device failed: what is in memory may never be on disk, and nobody may rely on it.
+/// The node hears of panics of its own tasks; this is for those of the libraries' tasks and threads, which nobody watches.
+fn end_with_any_panic() {
+    let print = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        print(panic);
+        end_process("a panic");
+    }));
+}
+
+/// A device failed, or something panicked: what is in memory may never be on disk, and nobody may rely on it.
 fn end_process(reason: &str) {
     tracing::error!(reason, "the node ends");
     eprintln!("kvnode: {reason}");

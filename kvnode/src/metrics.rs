@@ -96,7 +96,7 @@ pub struct RaftMetrics {
 pub struct StorageMetrics {
     /// One synced write of the committer.
     pub log_sync_seconds: Histogram,
-    /// Entries in one synced write.
+    /// Records in one synced write: entries, and what goes with them.
     pub log_batch_entries: Histogram,
     /// Bytes written to the log.
     pub log_written_bytes: Counter,
@@ -136,7 +136,7 @@ pub struct QueueMetrics {
 }
 
 /// The metrics of one bounded queue, or of several alike: their lengths add up, the limit is that of one.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct QueueMetric {
     /// What waits.
     pub length: Gauge,
@@ -160,17 +160,17 @@ impl QueueMetrics {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[allow(non_camel_case_types, reason = "they are label values")]
 pub enum Queue {
-    /// Operations that wait to be proposed.
+    /// Bytes of writes between their arrival at a leader and their answer.
     proposals,
-    /// Operations of the log committer.
+    /// Bytes that wait for the log committer.
     log_commits,
-    /// Entries that wait for the apply thread.
+    /// Batches of entries that wait for the apply thread.
     applies,
     /// Frames that wait for a replica.
     replica_inbox,
     /// Frames that wait for a stream to another node.
     peer_outbox,
-    /// Requests that wait for another node's answer.
+    /// Requests of other nodes that are handled here.
     forwarded,
     /// Reads that wait for a read index.
     read_index,
@@ -259,6 +259,57 @@ impl Metrics {
             Ok(()) => text,
             Err(_) => String::new(),
         }
+    }
+}
+
+/// What the replicas of a node feed.
+#[derive(Clone, Debug, Default)]
+pub struct GroupMetrics {
+    /// Proposals and reads.
+    pub raft: RaftMetrics,
+    /// What was refused of writes.
+    pub proposals: QueueMetric,
+    /// What was refused of reads.
+    pub reads: QueueMetric,
+}
+
+/// What the log of a node feeds.
+#[derive(Clone, Debug, Default)]
+pub struct LogMetrics {
+    /// Its writes.
+    pub storage: StorageMetrics,
+    /// A vote for itself begins an election.
+    pub elections: Counter,
+}
+
+/// What the transport of a node feeds.
+#[derive(Clone, Debug, Default)]
+pub struct LinkMetrics {
+    /// Streams.
+    pub transport: TransportMetrics,
+    /// Frames that wait for a replica.
+    pub inbox: QueueMetric,
+    /// Frames that wait for a stream.
+    pub outbox: QueueMetric,
+    /// Requests of other nodes.
+    pub requests: QueueMetric,
+}
+
+impl Default for RequestMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl Default for RaftMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl Default for StorageMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
     }
 }
 
@@ -378,7 +429,7 @@ impl StorageMetrics {
             log_batch_entries: add(
                 registry,
                 "kv_storage_log_batch_entries",
-                "Entries in one synced write",
+                "Records in one synced write: entries, and what goes with them",
                 batch_size(),
             ),
             log_written_bytes: add(

@@ -26,8 +26,14 @@ pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 pub const TOO_STALE: &str = "NOT_APPLIED_TOO_STALE";
 /// The proposal queue of the shard is full.
 pub const PROPOSAL_QUEUE_FULL: &str = "PROPOSAL_QUEUE_FULL";
+/// The disk of the leader, or those of a quorum of the shard's nodes, are full.
+pub const DISK_FULL: &str = "DISK_FULL";
 /// The queue of waiting reads of the shard is full.
 pub const READ_QUEUE_FULL: &str = "READ_QUEUE_FULL";
+/// The queue of requests to the node that would have to answer is full.
+pub const PEER_QUEUE_FULL: &str = "PEER_QUEUE_FULL";
+/// No message between nodes can hold the request.
+pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 /// The group's membership is no longer the one that the change was made for, or another change is under way.
 pub const MEMBERSHIP_CHANGED: &str = "NOT_APPLIED_MEMBERSHIP_CHANGED";
 /// A leadership cannot be transferred to a replica that lags or is no voter.
@@ -63,6 +69,11 @@ pub fn outcome_unknown(message: impl Into<String>) -> Refusal {
 /// A named limit was reached. Nothing was done.
 pub fn exhausted(reason: &str, message: impl Into<String>, retry_after_ms: u32) -> Refusal {
     Refusal { retry_after_ms, ..refusal(Kind::ResourceExhausted, reason, message.into()) }
+}
+
+/// A request that can never be carried out, however often it comes.
+pub fn too_large(message: impl Into<String>) -> Refusal {
+    refusal(Kind::InvalidArgument, REQUEST_TOO_LARGE, message.into())
 }
 
 /// The caller's deadline passed.

@@ -48,6 +48,10 @@ const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
 /// What our libraries say below warn is of use to those who debug them: per connection, per heartbeat.
 const QUIET_LIBRARIES: [&str; 4] = ["openraft", "h2", "hyper", "tower"];
 
+/// Modules that warn of each message that an unreachable node does not get.
+const REPEATING: [&str; 3] =
+    ["openraft::core::heartbeat", "openraft::replication", "openraft::engine::handler::replication_handler"];
+
 impl Default for LogFilter {
     fn default() -> Self {
         Self("info".to_owned())
@@ -61,6 +65,13 @@ impl LogFilter {
         for library in QUIET_LIBRARIES {
             if !self.0.contains(library) && self.0 != "error" {
                 directives.push_str(&format!(",{library}=warn"));
+            }
+        }
+        if !self.0.contains("openraft") {
+            // Several a second for each group and silent node. The transport says once that a peer is unreachable, and
+            // once that its stream is up again.
+            for repeating in REPEATING {
+                directives.push_str(&format!(",{repeating}=error"));
             }
         }
         directives
@@ -120,7 +131,7 @@ pub fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{LogFilter, LogFormat};
+    use super::{LogFilter, LogFormat, REPEATING};
 
     #[test]
     fn levels_and_filters_are_taken() {
@@ -140,8 +151,10 @@ mod tests {
     #[test]
     fn libraries_are_quiet_unless_they_are_named() {
         let directives = |text: &str| text.parse::<LogFilter>().expect(text).directives();
-        assert_eq!(directives("debug"), "debug,openraft=warn,h2=warn,hyper=warn,tower=warn");
+        let repeating = REPEATING.map(|module| format!(",{module}=error")).concat();
+        let quiet = format!("openraft=warn,h2=warn,hyper=warn,tower=warn{repeating}");
+        assert_eq!(directives("debug"), format!("debug,{quiet}"));
         assert_eq!(directives("info,openraft=debug"), "info,openraft=debug,h2=warn,hyper=warn,tower=warn");
-        assert_eq!(directives("error"), "error");
+        assert_eq!(directives("error"), format!("error{repeating}"));
     }
 }

@@ -27,6 +27,7 @@ use kv_proto::{
 use kv_topology::{Generation, KeyspaceId, ReplicaId};
 use kvnode::{
     group::type_config::{Member, Proposal, TokioConfig},
+    log::codec,
     state::{
         Batch, Damage, StateEngine, StateError, View,
         flush::FlushPolicy,
@@ -34,7 +35,7 @@ use kvnode::{
         keys::{self, Scope},
         memory::MemoryEngine,
         options::MemoryBudget,
-        rocks::RocksEngine,
+        rocks::{OpenError, RocksEngine},
         snapshot::SnapshotData,
         workers::Workers,
     },
@@ -55,7 +56,7 @@ use tokio::sync::mpsc;
 
 const BUDGET: usize = 64 << 20;
 
-fn rocks(path: &Path) -> Result<RocksEngine, StateError> {
+fn rocks(path: &Path) -> Result<RocksEngine, OpenError> {
     RocksEngine::open(path, MemoryBudget::of(BUDGET))
 }
 
@@ -103,6 +104,7 @@ fn node(engine: Arc<dyn StateEngine>, workers: Workers) -> Node {
     let hooks = Hooks {
         fatal: Arc::new(|error| panic!("{error}")),
         damaged: Arc::new(move |damage| told.lock().unwrap().push(damage)),
+        metrics: Default::default(),
     };
     Node { hub: StateHub::with_engine(engine, FlushPolicy::default(), hooks, workers).unwrap(), damaged }
 }
@@ -121,10 +123,10 @@ fn entry(ready: &ReadyEntry) -> EntryOf<TokioConfig> {
         Payload::Blank => EntryPayload::Blank,
         Payload::Proposal(bytes) => EntryPayload::Normal(Proposal(bytes.clone())),
         Payload::Membership(membership) => {
-            EntryPayload::Membership(record::membership_from_disk(membership).unwrap())
+            EntryPayload::Membership(codec::membership_from_disk(membership).unwrap())
         }
     };
-    Entry { log_id: record::log_id_from_disk(&ready.id), payload }
+    Entry { log_id: codec::log_id_from_disk(&ready.id), payload }
 }
 
 async fn apply(machine: &mut StateMachine<AlwaysDurable>, entries: &[ReadyEntry]) -> io::Result<()> {
@@ -136,8 +138,8 @@ async fn apply(machine: &mut StateMachine<AlwaysDurable>, entries: &[ReadyEntry]
 fn membership(index: u64, voters: &[u64]) -> ReadyEntry {
     let members: BTreeMap<u64, Member> = voters.iter().map(|id| (*id, Member { node: *id })).collect();
     let voters = BTreeSet::from_iter(voters.iter().copied());
-    let membership = record::Membership::new(vec![voters], members).unwrap();
-    ReadyEntry { id: log_id(index), payload: Payload::Membership(record::membership_to_disk(&membership)) }
+    let membership = codec::Membership::new(vec![voters], members).unwrap();
+    ReadyEntry { id: log_id(index), payload: Payload::Membership(codec::membership_to_disk(&membership)) }
 }
 
 fn filled(keys: u64, bytes: usize) -> Vec<ReadyEntry> {
@@ -291,6 +293,124 @@ fn has(node: &Node, replica: ReplicaId, key: &str) -> bool {
         read_response::Read::Get(got) => got.results[0].kv.is_some(),
         other => panic!("{other:?}"),
     }
+}
+
+/// A store with four tables of the same names, closed.
+fn with_tables() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for round in 0..4u8 {
+        // Each flush makes a table, and fewer than four are not compacted.
+        add_table(&rocks(folder.path()).unwrap(), round);
+    }
+    folder
+}
+
+fn add_table(engine: &RocksEngine, round: u8) {
+    let mut batch = Batch::default();
+    for number in 0..200u8 {
+        let name = Scope::new(REPLICA, Generation(1)).key(KeyspaceId(0), &[number]);
+        let noise = (0..400u16).map(|at| (at * 7 + u16::from(number ^ round) * 31).to_le_bytes()[0]);
+        batch.put(name, noise.collect::<Vec<u8>>());
+    }
+    engine.write(batch).unwrap();
+    engine.flush().unwrap();
+}
+
+fn files(folder: &Path, part: &str) -> Vec<std::path::PathBuf> {
+    let files = fs::read_dir(folder.join("db")).unwrap().map(|file| file.unwrap().path());
+    let mut found: Vec<_> = files.filter(|path| path.to_string_lossy().contains(part)).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn a_store_that_is_damaged_as_a_whole_is_told_and_left_as_it_is() {
+    type Harm = fn(&Path);
+    let harms: [(&str, Harm); 5] = [
+        ("no root", |folder| fs::remove_file(folder.join("db/CURRENT")).unwrap()),
+        ("a garbled root", |folder| fs::write(folder.join("db/CURRENT"), "MANI").unwrap()),
+        ("no manifest", |folder| fs::remove_file(files(folder, "MANIFEST").pop().unwrap()).unwrap()),
+        ("a garbled manifest", |folder| {
+            let path = files(folder, "MANIFEST").pop().unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 0x55;
+            fs::write(path, bytes).unwrap();
+        }),
+        ("a truncated table", |folder| {
+            let path = files(folder, ".sst").pop().unwrap();
+            let bytes = fs::read(&path).unwrap();
+            fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+    ];
+    for (what, harm) in harms {
+        let folder = with_tables();
+        let tables = files(folder.path(), ".sst");
+        harm(folder.path());
+        match rocks(folder.path()) {
+            Err(OpenError::Damaged(_)) => {}
+            Err(OpenError::Failed(error)) => panic!("{what}: {error}"),
+            Ok(_) => panic!("{what}: opened"),
+        }
+        assert_eq!(files(folder.path(), ".sst"), tables, "{what}");
+    }
+}
+
+#[test]
+fn damage_that_compaction_meets_ends_the_node_once_and_not_at_each_start() {
+    let folder = with_tables();
+    let table = files(folder.path(), ".sst").remove(0);
+    let mut bytes = fs::read(&table).unwrap();
+    bytes[1_000] ^= 1;
+    fs::write(table, bytes).unwrap();
+    let engine = rocks(folder.path()).unwrap();
+    let mut round = 4;
+    let failed = loop {
+        if let Err(error) = engine.check_health() {
+            break error;
+        }
+        assert!(round < 200, "compaction never met the damage");
+        let mut batch = Batch::default();
+        batch.put(Scope::new(REPLICA, Generation(1)).key(KeyspaceId(0), &[round]), vec![round; 100]);
+        if let Err(error) = engine.write(batch).and_then(|()| engine.flush()) {
+            break error;
+        }
+        round += 1;
+    };
+    assert!(failed.ends_node(), "{failed}");
+    drop(engine);
+    assert!(matches!(rocks(folder.path()), Err(OpenError::Damaged(_))), "{failed}");
+}
+
+#[tokio::test]
+async fn damage_that_a_snapshot_meets_is_told() {
+    let engine = Arc::new(MemoryEngine::new());
+    let node = node(engine.clone(), simulated());
+    let mut machine = machine(&node, REPLICA, None);
+    apply(&mut machine, &filled(3, 10)).await.unwrap();
+    node.hub.flush().await.unwrap();
+    let offer = offered(&mut machine).await;
+    let mut batch = Batch::default();
+    batch.put(keys::replica_record(REPLICA), b"garbage".to_vec());
+    engine.write(batch).unwrap();
+    let mut chunks = offer.stream(ReplicaId(20), Generation(2)).unwrap();
+    assert!(chunks.recv().await.unwrap().is_err());
+    assert_eq!(node.damaged.lock().unwrap()[0].replica, REPLICA);
+}
+
+#[test]
+fn the_replicas_of_a_store_are_found_without_being_told() {
+    let engine = Arc::new(MemoryEngine::new());
+    for id in [3, 700, u64::from(u32::MAX)] {
+        let mut batch = Batch::default();
+        batch.put(keys::replica_record(ReplicaId(id)), ReplicaRecord::default().encode_to_vec());
+        batch.put(Scope::new(ReplicaId(id), Generation(1)).group(), Vec::new());
+        engine.write(batch).unwrap();
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let _entered = runtime.enter();
+    let found = node(engine, simulated()).hub.replicas_on_disk().unwrap();
+    assert_eq!(found, [3, 700, u64::from(u32::MAX)].map(ReplicaId));
 }
 
 #[tokio::test]
@@ -520,4 +640,74 @@ async fn two_snapshots_come_in_at_a_time_each_with_a_generation_of_its_own() {
     let three = node.hub.stage_snapshot(REPLICA).unwrap();
     assert!(three.generation() > two.generation());
     assert!(matches!(node.hub.stage_snapshot(ReplicaId(99)), Err(StateError::BadSnapshot(_))));
+}
+
+/// A table with these names, as a sender would cut it into chunks.
+fn table_of(engine: &dyn StateEngine, names: &[Vec<u8>]) -> Vec<SnapshotChunk> {
+    let table = engine.build_table(&mut |sink| names.iter().try_for_each(|name| sink.put(name, b"value")));
+    let mut chunks = Vec::new();
+    table
+        .unwrap()
+        .unwrap()
+        .read_pieces(64 << 10, &mut |offset, data, end_of_file| {
+            let crc32c = crc32c::crc32c(&data);
+            chunks.push(SnapshotChunk {
+                offset,
+                data: data.into(),
+                crc32c,
+                end_of_file,
+                ..Default::default()
+            });
+            true
+        })
+        .unwrap();
+    chunks
+}
+
+async fn refuses_foreign_records(from: Arc<dyn StateEngine>, to: Arc<dyn StateEngine>, workers: Workers) {
+    let node = node(to.clone(), workers);
+    let mut machine = machine(&node, REPLICA, None);
+    apply(&mut machine, &filled(3, 100)).await.unwrap();
+    let before = dump(to.as_ref());
+    let in_scope = |replica: ReplicaId, generation: Generation, key: &str| {
+        Scope::new(replica, generation).key(KeyspaceId(0), key.as_bytes())
+    };
+    let generation = node.hub.stage_snapshot(REPLICA).unwrap().generation();
+    let next = |generation: Generation, add: u64| Generation(generation.0 + add);
+    // Each stage gets the next generation; a table is right, or foreign at one of its ends.
+    for (number, (first, last, is_right)) in [
+        ((REPLICA, 0), (REPLICA, 0), true),
+        ((REPLICA, 0), (ReplicaId(REPLICA.0 + 1), 0), false),
+        ((ReplicaId(REPLICA.0 - 1), 0), (REPLICA, 0), false),
+        ((REPLICA, 0), (REPLICA, 1), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let mut stage = node.hub.stage_snapshot(REPLICA).unwrap();
+        assert_eq!(stage.generation(), next(generation, number as u64 + 1));
+        let name =
+            |(replica, add): (ReplicaId, u64), key| in_scope(replica, next(stage.generation(), add), key);
+        let names = [name(first, "a"), name(last, "z")];
+        let mut result = Ok(());
+        for chunk in table_of(from.as_ref(), &names) {
+            result = stage.accept(chunk).await;
+        }
+        match result {
+            Ok(()) => assert!(is_right, "table {number} was taken"),
+            Err(StateError::BadSnapshot(why)) => {
+                assert!(!is_right && why.contains("another replica or generation"), "table {number}: {why}");
+            }
+            Err(error) => panic!("table {number}: {error}"),
+        }
+    }
+    assert_eq!(dump(to.as_ref()), before, "nothing was taken in");
+}
+
+#[tokio::test]
+async fn a_table_with_records_of_another_replica_or_generation_is_refused() {
+    refuses_foreign_records(Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()), simulated()).await;
+    let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (from, to) = (rocks(from.path()).unwrap(), rocks(to.path()).unwrap());
+    refuses_foreign_records(Arc::new(from), Arc::new(to), workers()).await;
 }

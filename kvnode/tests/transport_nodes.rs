@@ -6,6 +6,8 @@
 mod calls;
 #[path = "transport_nodes/cluster.rs"]
 mod cluster;
+#[path = "transport_nodes/disks.rs"]
+mod disks;
 #[path = "transport_nodes/group.rs"]
 mod group;
 #[path = "transport_nodes/grpc.rs"]

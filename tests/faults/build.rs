@@ -1,13 +1,17 @@
-//! Compiles the power-loss shim: a shared library for LD_PRELOAD, which has to be C (the workspace forbids unsafe).
+//! Compiles the shims: shared libraries for LD_PRELOAD, which have to be C (the workspace forbids unsafe).
 
 use std::{env, error::Error, path::PathBuf, process::Command};
 
-const SOURCE: &str = "shim/powerloss.c";
-
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("cargo:rerun-if-changed={SOURCE}");
     println!("cargo:rerun-if-env-changed=CC");
-    let shim = PathBuf::from(env::var("OUT_DIR")?).join("libpowerloss.so");
+    compile("shim/powerloss.c", "libpowerloss.so", "KV_POWERLOSS_SHIM")?;
+    compile("shim/volume.c", "libvolume.so", "KV_VOLUME_SHIM")
+}
+
+/// Compiles `source`; `variable` says at compile time of the crate where the library is.
+fn compile(source: &str, library: &str, variable: &str) -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed={source}");
+    let shim = PathBuf::from(env::var("OUT_DIR")?).join(library);
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
     let status = Command::new(&compiler)
         .args([
@@ -23,12 +27,12 @@ fn main() -> Result<(), Box<dyn Error>> {
             "-o",
         ])
         .arg(&shim)
-        .args([SOURCE, "-ldl"])
+        .args([source, "-ldl"])
         .status()
         .map_err(|error| format!("the C compiler {compiler} does not start: {error}"))?;
     if !status.success() {
-        return Err(format!("{compiler} could not compile {SOURCE}: {status}").into());
+        return Err(format!("{compiler} could not compile {source}: {status}").into());
     }
-    println!("cargo:rustc-env=KV_POWERLOSS_SHIM={}", shim.display());
+    println!("cargo:rustc-env={variable}={}", shim.display());
     Ok(())
 }

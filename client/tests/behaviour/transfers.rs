@@ -72,7 +72,9 @@ async fn inline_and_empty_values_are_downloaded_too() {
 async fn an_upload_with_a_precondition_that_does_not_hold_is_a_reply() {
     let (_cluster, client, value) = uploaded(1).await;
     let options = UploadOptions { precondition: Some(Precondition::Absent), ..Default::default() };
-    assert!(!client.upload("k", "other", options).await.unwrap().applied);
+    assert!(!client.upload("k", "other", options.clone()).await.unwrap().applied);
+    let large = Bytes::from(vec![7; 8 << 20]);
+    assert!(!client.upload("k", large, options).await.unwrap().applied, "told before all bytes were sent");
     assert_eq!(download(&client, DownloadOptions::default()).await.unwrap(), value);
 }
 

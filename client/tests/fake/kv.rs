@@ -274,6 +274,12 @@ impl Kv for FakeNode {
         if let Some(Fault::Refuse(status)) = fault {
             return Err(status);
         }
+        // As the store does: a precondition that does not hold is told before the bytes come.
+        if !self.shared.state().store.holds(&header.key, header.precondition) {
+            guard.ended = true;
+            let kv = self.shared.state().store.describe(&header.key, false);
+            return Ok(Response::new(proto::UploadResponse { header: None, applied: false, kv }));
+        }
         let mut value = self.shared.state().store.take_partial(&header.upload_id);
         if value.len() as u64 != header.resume_from_bytes {
             let stored = value.len().to_string();

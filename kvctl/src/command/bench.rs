@@ -153,9 +153,10 @@ impl Bench {
         Ok(if total.latencies_us.is_empty() { Exit::Unavailable } else { Exit::Ok })
     }
 
-    /// Several clients: each has its own connection to a node.
+    /// Several clients: each has its own connection, and the nodes take turns.
     fn connect(&self, context: &Context) -> Result<Vec<Client>> {
-        (0..self.connections.min(self.clients)).map(|_| Ok(context.another_client()?)).collect()
+        let connections = 0..self.connections.min(self.clients) as usize;
+        connections.map(|number| Ok(context.another_client(number)?)).collect()
     }
 
     fn value(&self) -> Bytes {

@@ -87,6 +87,8 @@ impl Dev {
         check_ports(&plans)?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+        // The terminal was closed: nobody would stop the nodes later.
+        let mut hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
         let mut nodes = Vec::new();
         for plan in &plans {
             nodes.push(start(&kvnode, plan, &plans)?);
@@ -95,6 +97,7 @@ impl Dev {
             biased;
             _ = interrupt.recv() => Ok(()),
             _ = terminate.recv() => Ok(()),
+            _ = hangup.recv() => Ok(()),
             outcome = live(&mut nodes, &plans) => outcome,
         };
         eprintln!("stopping the nodes; the data stay in {}", self.data_dir.display());

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use kv_client::admin::{ClusterStatus, NodeInfo, NodeState, NodeStatus, NodeView, Phase, Role};
+use kv_client::admin::{ClusterStatus, DiskLevel, NodeInfo, NodeState, NodeStatus, NodeView, Phase, Role};
 use serde_json::{Value as Json, json};
 
 use crate::{
@@ -33,7 +33,7 @@ impl Node {
     }
 }
 
-/// All nodes in a table.
+/// All nodes in a table, and below it what they say of themselves.
 pub fn table(status: &ClusterStatus) -> Result<()> {
     let rows = status.nodes.iter().map(|view| {
         let info = view.info.clone().unwrap_or_default();
@@ -54,7 +54,18 @@ pub fn table(status: &ClusterStatus) -> Result<()> {
     });
     let header =
         ["ID", "NAME", "STATE", "HEALTH", "LEADERS", "REPLICAS", "DISK", "ZONE", "VERSION", "ADDRESS"];
-    output::table(header, rows.collect())
+    output::table(header, rows.collect())?;
+    remarks(status).iter().try_for_each(|remark| output::line(remark))
+}
+
+/// What nodes say of themselves that a person should know: what they wait for, what they have lost.
+fn remarks(status: &ClusterStatus) -> Vec<String> {
+    let remark = |view: &NodeView| {
+        let message = &view.status.as_ref()?.message;
+        let name = view.info.as_ref().map_or("?", |info| info.name.as_str());
+        (!message.is_empty()).then(|| format!("{name}: {message}"))
+    };
+    status.nodes.iter().filter_map(remark).collect()
 }
 
 /// Replicas by role; quarantined ones are counted apart.
@@ -72,7 +83,7 @@ impl Counts {
             match replica.role() {
                 Role::Leader => counts.leaders += 1,
                 Role::Quarantined => counts.quarantined += 1,
-                Role::Unspecified | Role::Follower | Role::Learner | Role::Candidate => {}
+                Role::Unspecified | Role::Follower | Role::Learner | Role::Candidate | Role::Stopped => {}
             }
         }
         counts
@@ -87,13 +98,18 @@ fn health(view: &NodeView) -> String {
         return format!("{} quarantined", counts.quarantined);
     }
     match (status.ready, status.phase()) {
-        (true, _) => "ready".to_owned(),
+        (true, _) => match status.disk_level() {
+            DiskLevel::DiskEnough => "ready".to_owned(),
+            DiskLevel::DiskSoft => "ready, disk nearly full".to_owned(),
+            DiskLevel::DiskHard => "ready, disk full".to_owned(),
+        },
         (false, Phase::Unspecified | Phase::Running) => "not ready".to_owned(),
         (false, phase) => phase_name(phase).to_owned(),
     }
 }
 
-fn phase_name(phase: Phase) -> &'static str {
+/// What a person reads of a phase.
+pub fn phase_name(phase: Phase) -> &'static str {
     match phase {
         Phase::Unspecified => "unknown",
         Phase::Empty => "empty",
@@ -165,4 +181,22 @@ pub fn json_of(status: &ClusterStatus) -> Json {
         })
     };
     status.nodes.iter().map(node).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_node_says_of_itself_is_shown_with_its_name() {
+        let view = |name: &str, message: Option<&str>| NodeView {
+            info: Some(NodeInfo { name: name.to_owned(), ..NodeInfo::default() }),
+            status: message
+                .map(|message| NodeStatus { message: message.to_owned(), ..NodeStatus::default() }),
+        };
+        let nodes =
+            vec![view("n1", Some("")), view("n2", None), view("n3", Some("all 3 replicas quarantined"))];
+        let status = ClusterStatus { nodes, ..ClusterStatus::default() };
+        assert_eq!(remarks(&status), ["n3: all 3 replicas quarantined"]);
+    }
 }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
-use kv_client::admin::{ClusterStatus, NodeState};
+use kv_client::admin::{ClusterStatus, NodeState, NodeStatus};
 use serde_json::json;
 
 use crate::{
@@ -21,6 +21,10 @@ impl Status {
     pub async fn run(self, context: &Context) -> Result<Exit> {
         let status = context.client.cluster_status().await?;
         match context.format {
+            Format::Table if status.cluster_id.is_empty() => {
+                output::line(&lonely(&context.client.node_status().await?))?;
+                return Ok(Exit::Unavailable);
+            }
             Format::Table => table(&status)?,
             Format::Json => output::json(&json!({
                 "cluster_id": status.cluster_id,
@@ -33,6 +37,14 @@ impl Status {
         }
         Ok(Exit::Ok)
     }
+}
+
+/// A node that belongs to no cluster has nothing to tell of one, but what it waits for.
+fn lonely(status: &NodeStatus) -> String {
+    let name = status.node.as_ref().map_or("the node", |info| info.name.as_str());
+    let phase = node::phase_name(status.phase());
+    let message = if status.message.is_empty() { String::new() } else { format!(": {}", status.message) };
+    format!("{name} belongs to no cluster yet ({phase}{message})")
 }
 
 fn table(status: &ClusterStatus) -> Result<()> {
@@ -60,5 +72,21 @@ fn tolerance(nodes: i32) -> String {
         0 => "0: no further node may fail now".to_owned(),
         1 => "1 more node may fail now".to_owned(),
         nodes => format!("{nodes} more nodes may fail now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_client::admin::{NodeInfo, Phase};
+
+    use super::*;
+
+    #[test]
+    fn a_node_without_a_cluster_says_what_it_waits_for() {
+        let node = Some(NodeInfo { name: "n1".to_owned(), ..NodeInfo::default() });
+        let phase = Phase::Empty.into();
+        let status =
+            NodeStatus { node, phase, message: "n2 does not answer".to_owned(), ..NodeStatus::default() };
+        assert_eq!(lonely(&status), "n1 belongs to no cluster yet (empty: n2 does not answer)");
     }
 }

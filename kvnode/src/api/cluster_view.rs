@@ -117,9 +117,9 @@ fn tolerance(shard: &ShardRecord, reports: &Reports) -> i32 {
     let voters = voters(shard, reports);
     let votes = |node: &&u64| {
         let replicas = reports.get(node).into_iter().flat_map(|report| &report.replicas);
-        replicas
-            .into_iter()
-            .any(|replica| replica.group_id == shard.group_id && replica.role() != Role::Quarantined)
+        replicas.into_iter().any(|replica| {
+            replica.group_id == shard.group_id && !matches!(replica.role(), Role::Quarantined | Role::Stopped)
+        })
     };
     let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
     count(voters.iter().filter(votes).count()) - count(voters.len() / 2 + 1)

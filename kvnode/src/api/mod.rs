@@ -23,6 +23,7 @@ pub mod header;
 pub mod health;
 pub mod kv;
 pub mod limits;
+pub mod measure;
 pub mod merge;
 pub mod operation;
 pub mod page_token;

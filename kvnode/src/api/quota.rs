@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     time::{Instant, timeout_at},
@@ -50,12 +51,30 @@ pub struct NodeQuota {
     request_bytes: AtomicUsize,
     ended: AtomicBool,
     epoch: Instant,
+    requests_max: usize,
+    refused: Refusals,
+}
+
+/// Counters of what was refused, by limit.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    /// Requests.
+    pub requests: Counter,
+    /// Scans, uploads and downloads.
+    pub streams: Counter,
 }
 
 impl NodeQuota {
     /// With the limits of the API, except those that are given.
     pub fn new(connections: usize, requests: usize) -> Arc<Self> {
+        Self::counted(connections, requests, Refusals::default())
+    }
+
+    /// The same, with counters of what it refuses.
+    pub fn counted(connections: usize, requests: usize, refused: Refusals) -> Arc<Self> {
         Arc::new(Self {
+            requests_max: requests.min(REQUESTS_IN_FLIGHT_MAX),
+            refused,
             connections: Arc::new(Semaphore::new(connections.min(CONNECTIONS_MAX))),
             requests: Arc::new(Semaphore::new(requests.min(REQUESTS_IN_FLIGHT_MAX))),
             large: Arc::new(Semaphore::new(LARGE_REPLIES_MAX)),
@@ -64,6 +83,16 @@ impl NodeQuota {
             ended: AtomicBool::new(false),
             epoch: Instant::now(),
         })
+    }
+
+    /// Requests between their arrival and the end of their reply.
+    pub fn requests_in_flight(&self) -> usize {
+        self.requests_max.saturating_sub(self.requests.available_permits())
+    }
+
+    /// Scans, uploads and downloads in progress.
+    pub fn streams_in_progress(&self) -> usize {
+        STREAMED_REPLIES_MAX.saturating_sub(self.streams.available_permits())
     }
 
     /// Tells every connection to close.
@@ -121,8 +150,10 @@ impl ConnectionQuota {
     /// # Errors
     /// When too many are running.
     pub fn request(self: &Arc<Self>) -> Result<Arc<InFlight>, Refused> {
-        let permit =
-            self.node.requests.clone().try_acquire_owned().map_err(|_| Refused::Limit(limit::REQUESTS))?;
+        let permit = self.node.requests.clone().try_acquire_owned().map_err(|_| {
+            self.node.refused.requests.inc();
+            Refused::Limit(limit::REQUESTS)
+        })?;
         Ok(Arc::new(InFlight { connection: self.clone(), bytes: AtomicUsize::new(0), _request: permit }))
     }
 
@@ -131,8 +162,12 @@ impl ConnectionQuota {
     /// # Errors
     /// When too many are running.
     pub fn stream(&self) -> Result<Share, Refused> {
-        let take =
-            |of: &Arc<Semaphore>| of.clone().try_acquire_owned().map_err(|_| Refused::Limit(limit::STREAMS));
+        let take = |of: &Arc<Semaphore>| {
+            of.clone().try_acquire_owned().map_err(|_| {
+                self.node.refused.streams.inc();
+                Refused::Limit(limit::STREAMS)
+            })
+        };
         Ok(Share(Arc::new((take(&self.streams)?, take(&self.node.streams)?))))
     }
 

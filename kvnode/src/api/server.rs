@@ -19,7 +19,8 @@ use super::{
     health::Health,
     kv::KvService,
     limits,
-    quota::NodeQuota,
+    measure::{ApiMetrics, Measured},
+    quota::{NodeQuota, Refusals},
     text::KvTextService,
 };
 use crate::router::store::Store;
@@ -27,6 +28,8 @@ use crate::router::store::Store;
 /// What can be set; the default is what the limits say.
 #[derive(Clone)]
 pub struct Options {
+    /// What is counted and timed.
+    pub metrics: ApiMetrics,
     /// Decides who may call what.
     pub authorize: Authorize,
     /// Connections at the same time.
@@ -50,6 +53,7 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
+            metrics: ApiMetrics::default(),
             authorize: allow_all(),
             connections_max: limits::CONNECTIONS_MAX,
             requests_max: limits::REQUESTS_IN_FLIGHT_MAX,
@@ -86,9 +90,15 @@ pub async fn serve<S: Store, N: Node>(
     options: Options,
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
-    let quota = NodeQuota::new(options.connections_max, options.requests_max);
+    let metrics = &options.metrics;
+    let refused =
+        Refusals { requests: metrics.in_flight.refused.clone(), streams: metrics.transfers.refused.clone() };
+    let quota = NodeQuota::counted(options.connections_max, options.requests_max, refused);
+    // Served once in a node's life; in tests a second server shows the first one's.
+    metrics.quota.set(quota.clone()).ok();
     let routes = routes(context, node, &health)?;
     let admission = Admission::new(routes, options.authorize.clone(), options.request_idle_max);
+    let admission = Measured::new(admission, options.metrics.requests.clone());
     let connections = incoming(listener, quota.clone(), options.patience);
     let (going, gone) = tokio::sync::oneshot::channel::<()>();
     let goaway = async move {

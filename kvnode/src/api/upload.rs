@@ -14,7 +14,7 @@ use futures::{Stream, StreamExt, future::BoxFuture, stream::FuturesOrdered};
 use kv_proto::{
     disk::v1::{UploadAbort, UploadBegin, UploadChunk, UploadCommit, operation},
     kv::v1::{UploadRequest, UploadResponse, upload_request},
-    peer::v1::{ReplyContext, UploadOutcome, outcome, refusal::Kind},
+    peer::v1::{ReplyContext, UploadOutcome, outcome},
 };
 use kv_topology::ShardId;
 use tokio::time::Instant;
@@ -222,12 +222,15 @@ impl<S: Store> Upload<S> {
     /// Looks at what became of a chunk. Those before it are stored.
     async fn written(&mut self, (chunk, written): Written) -> Result<(), Refused> {
         let end = u64::from(chunk.number) * CHUNK_BYTES as u64 + chunk.data.len() as u64;
+        let has = |outcome: &UploadOutcome| outcome.next_chunk > chunk.number;
         match written {
-            Ok(_) => {}
-            // It may have overtaken the one before it, which the store refuses: that one is there now.
-            Err(Refused::Store(refusal)) if refusal.kind() == Kind::FailedPrecondition => {
-                let again = self.proposal(&chunk);
-                self.write(again).await?;
+            Ok(outcome) if has(&outcome) => {}
+            // It has overtaken the one before it, and the store takes them in order: that one is there now.
+            Ok(_) => {
+                let (_, outcome) = self.write(self.proposal(&chunk)).await?;
+                if !has(&outcome) {
+                    return Err(Refused::UploadOffset { stored_bytes: outcome.stored_bytes });
+                }
             }
             Err(refused) => return Err(refused),
         }

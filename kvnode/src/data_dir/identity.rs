@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use kv_proto::disk::v1::NodeIdentity;
+use kv_proto::disk::v1::{Founding, NodeIdentity};
 use prost::Message;
 use rand::Rng;
 use uuid::{Builder, Uuid};
@@ -27,6 +27,11 @@ pub struct Identity {
     pub boot_counter: u64,
     /// `None` until the node belongs to a cluster.
     pub membership: Option<Membership>,
+    /// The cluster that is being founded here. With a membership, its first record may not be committed yet; without,
+    /// nobody has heard of it and it may be forgotten.
+    pub founding: Option<Founding>,
+    /// Why the cluster goes on without this folder. Its replicas never start again.
+    pub fenced: Option<String>,
 }
 
 /// The cluster that a disk belongs to, and the node that it is there.
@@ -48,6 +53,8 @@ impl Identity {
             node_name: name.to_string(),
             boot_counter: 0,
             membership: None,
+            founding: None,
+            fenced: None,
         }
     }
 
@@ -82,7 +89,7 @@ impl Identity {
 }
 
 fn encode(identity: &Identity) -> NodeIdentity {
-    let Identity { disk_uuid, node_name, boot_counter, membership } = identity.clone();
+    let Identity { disk_uuid, node_name, boot_counter, membership, founding, fenced } = identity.clone();
     let (cluster_id, node_id) = membership.map(|own| (own.cluster_id, own.node_id)).unwrap_or_default();
     NodeIdentity {
         format: FORMAT,
@@ -91,11 +98,14 @@ fn encode(identity: &Identity) -> NodeIdentity {
         boot_counter,
         cluster_id,
         node_id,
+        founding,
+        fenced: fenced.unwrap_or_default(),
     }
 }
 
 fn decode(stored: NodeIdentity) -> Result<Identity, String> {
-    let NodeIdentity { format: _, disk_uuid, node_name, boot_counter, cluster_id, node_id } = stored;
+    let NodeIdentity { format: _, disk_uuid, node_name, boot_counter, cluster_id, node_id, founding, fenced } =
+        stored;
     let disk_uuid = Uuid::from_slice(&disk_uuid)
         .map_err(|_| format!("its disk UUID has {} bytes, not 16", disk_uuid.len()))?;
     let membership = match (cluster_id.is_empty(), node_id) {
@@ -104,5 +114,6 @@ fn decode(stored: NodeIdentity) -> Result<Identity, String> {
         (true, _) => return Err("it names a node id without a cluster".to_owned()),
         (false, _) => return Err("it names a cluster without a node id".to_owned()),
     };
-    Ok(Identity { disk_uuid, node_name, boot_counter, membership })
+    let fenced = (!fenced.is_empty()).then_some(fenced);
+    Ok(Identity { disk_uuid, node_name, boot_counter, membership, founding, fenced })
 }

@@ -7,6 +7,7 @@
 //! ```text
 //! LOCK         held while a process uses the folder; says which
 //! IDENTITY     format stamp, disk UUID, node name, boot counter, cluster and node id
+//! CLUSTER      the last registry and map, and which replicas live here: what a lost database does not take along
 //! raftlog/     Raft logs of all replicas       state/      their data
 //! snapshots/   staging of received snapshots   ballast     space that is freed when the disk is full
 //! SET_ASIDE    an order to move all that into set-aside-N/ at the next start
@@ -16,6 +17,7 @@
 //! databases hold. A folder that it does not understand is refused and left as it is.
 
 mod ballast;
+pub mod database;
 mod identity;
 mod lock;
 mod set_aside;
@@ -30,6 +32,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use kv_proto::disk::v1::Founding;
 use rand::Rng;
 use thiserror::Error;
 
@@ -46,8 +49,10 @@ const LOCK: &str = "LOCK";
 const IDENTITY: &str = "IDENTITY";
 const RAFTLOG: &str = "raftlog";
 const STATE: &str = "state";
+const CLUSTER: &str = "CLUSTER";
 const SNAPSHOTS: &str = "snapshots";
-const BALLAST: &str = "ballast";
+/// The name of the ballast file.
+pub(crate) const BALLAST: &str = "ballast";
 /// What `mkfs.ext4` puts into a new volume.
 const LOST_AND_FOUND: &str = "lost+found";
 
@@ -192,9 +197,7 @@ impl DataDir {
         identity.check_name(&path, name)?;
         identity.boot_counter += 1;
         identity.write(&path)?;
-        for folder in [RAFTLOG, STATE, SNAPSHOTS] {
-            create_durably(&path.join(folder))?;
-        }
+        make_folders(&path)?;
         Ok(Self { path, identity, _lock: lock })
     }
 
@@ -222,12 +225,43 @@ impl DataDir {
             Some(_) => Ok(()),
             None => {
                 let membership = identity::Membership { cluster_id: cluster_id.to_owned(), node_id };
-                let identity = Identity { membership: Some(membership), ..self.identity.clone() };
-                identity.write(&self.path)?;
-                self.identity = identity;
-                Ok(())
+                self.change(Identity { membership: Some(membership), ..self.identity.clone() })
             }
         }
+    }
+
+    /// Notes durably that a cluster is being founded here, before the first step of it is taken. `None`: its first
+    /// record is committed, or it is given up.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_founding(&mut self, founding: Option<Founding>) -> Result<(), DataDirError> {
+        self.change(Identity { founding, ..self.identity.clone() })
+    }
+
+    /// Notes durably that the cluster goes on without this folder: no replica in it may ever start again.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn fence(&mut self, reason: &str) -> Result<(), DataDirError> {
+        self.change(Identity { fenced: Some(reason.to_owned()), ..self.identity.clone() })
+    }
+
+    fn change(&mut self, identity: Identity) -> Result<(), DataDirError> {
+        identity.write(&self.path)?;
+        self.identity = identity;
+        Ok(())
+    }
+
+    /// Moves what `scope` names into a folder set-aside-N at once, and leaves empty folders behind. Only before
+    /// anything in it was opened. A move that is cut short is finished by the next start.
+    ///
+    /// # Errors
+    /// When something cannot be moved.
+    pub fn set_aside_now(&self, scope: Scope, reason: &str) -> Result<(), DataDirError> {
+        set_aside::order(&self.path, scope, reason)?;
+        set_aside::finish(&self.path)?;
+        make_folders(&self.path)
     }
 
     /// Orders durably that the next start moves what `scope` names into a folder set-aside-N, and begins anew.
@@ -242,6 +276,11 @@ impl DataDir {
     /// The folder itself, with links resolved.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file of what the node knows of its cluster.
+    pub fn cluster(&self) -> PathBuf {
+        self.path.join(CLUSTER)
     }
 
     /// The folder of the Raft log database.
@@ -263,6 +302,10 @@ impl DataDir {
     pub fn ballast(&self) -> PathBuf {
         self.path.join(BALLAST)
     }
+}
+
+fn make_folders(path: &Path) -> Result<(), DataDirError> {
+    [RAFTLOG, STATE, SNAPSHOTS].iter().try_for_each(|folder| create_durably(&path.join(folder)))
 }
 
 /// Creates a folder and those above it, each durable in the one that holds it.
@@ -300,7 +343,7 @@ fn refuse_unknown_content(path: &Path) -> Result<(), DataDirError> {
         match entry.as_str() {
             LOCK | LOST_AND_FOUND | BALLAST => {}
             _ if entry.starts_with(set_aside::FOLDER_PREFIX) || entry.ends_with(small_file::UNFINISHED) => {}
-            RAFTLOG | STATE | SNAPSHOTS => {
+            CLUSTER | RAFTLOG | STATE | SNAPSHOTS => {
                 return Err(DataDirError::NoIdentity { path: path.to_owned(), entry });
             }
             _ => return Err(DataDirError::Foreign { path: path.to_owned(), entry }),

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{DataDirError, IDENTITY, RAFTLOG, SNAPSHOTS, STATE, small_file};
+use super::{CLUSTER, DataDirError, IDENTITY, RAFTLOG, SNAPSHOTS, STATE, small_file};
 
 pub const FOLDER_PREFIX: &str = "set-aside-";
 const ORDER: &str = "SET_ASIDE";
@@ -22,22 +22,30 @@ pub enum Scope {
     Everything,
     /// The databases: the node keeps its identity, and its replicas are lost.
     Databases,
+    /// The state database: what of it is still in the Raft logs comes back from there.
+    State,
 }
 
 impl Scope {
-    const ALL: [Self; 2] = [Self::Everything, Self::Databases];
+    const ALL: [Self; 3] = [Self::Everything, Self::Databases, Self::State];
 
     fn word(self) -> &'static str {
         match self {
             Self::Everything => "everything",
             Self::Databases => "databases",
+            Self::State => "state",
         }
     }
 
-    fn entries(self) -> &'static [&'static str] {
+    /// Whether it names this entry of the data folder.
+    fn names(self, entry: &str) -> bool {
+        // A damaged log or file was renamed beside its place.
+        let of =
+            |name: &str| entry == name || entry.strip_prefix(name).is_some_and(|rest| rest.starts_with('.'));
         match self {
-            Self::Everything => &[IDENTITY, RAFTLOG, STATE, SNAPSHOTS],
-            Self::Databases => &[RAFTLOG, STATE, SNAPSHOTS],
+            Self::Everything => [IDENTITY, CLUSTER, RAFTLOG, STATE, SNAPSHOTS].into_iter().any(of),
+            Self::Databases => [RAFTLOG, STATE, SNAPSHOTS].into_iter().any(of),
+            Self::State => of(STATE),
         }
     }
 }
@@ -63,8 +71,11 @@ pub fn finish(folder: &Path) -> Result<(), DataDirError> {
         .ok_or_else(|| DataDirError::Damaged { path: path.clone(), reason: "it is no order".to_owned() })?;
     let target = folder.join(target);
     super::create_durably(&target)?;
-    for entry in scope.entries() {
-        move_if_present(&folder.join(entry), &target.join(entry))?;
+    for entry in fs::read_dir(folder).map_err(DataDirError::io("list", folder))? {
+        let name = entry.map_err(DataDirError::io("list", folder))?.file_name();
+        if name.to_str().is_some_and(|name| scope.names(name)) {
+            move_if_present(&folder.join(&name), &target.join(&name))?;
+        }
     }
     // What moved must be durable in both folders before the order is gone.
     small_file::sync_parent(&target.join(ORDER)).map_err(DataDirError::small_file)?;

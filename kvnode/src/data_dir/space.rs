@@ -1,9 +1,9 @@
 //! How full the volume is, and what follows.
 //!
 //! [`SpaceWatch`] decides, purely, from one measurement after the other; [`watch_space`] is the loop around it.
-//! What a level means is carried out elsewhere: at [`Level::Soft`] the node takes no proposals and hands its
-//! leaderships away; at [`Level::Hard`] it drops append frames too, and the ballast is freed so that the databases
-//! can still flush and compact.
+//! What a level means is carried out in `node/space.rs`: at [`Level::Soft`] the node hands its leaderships away and
+//! takes only deletes; at [`Level::Hard`] it refuses entries too. Then the ballast is given up here, so that the
+//! databases can still flush and compact.
 
 use std::{io, path::Path, time::Duration};
 
@@ -141,8 +141,12 @@ fn log_level(level: Level, space: Space) {
     let (free_bytes, total_bytes) = (space.free.get(), space.total.get());
     match level {
         Level::Enough => tracing::info!(free_bytes, total_bytes, "disk space is sufficient"),
-        Level::Soft => tracing::warn!(free_bytes, total_bytes, "disk space is low: no proposals are taken"),
-        Level::Hard => tracing::error!(free_bytes, total_bytes, "disk is full: no entries are taken"),
+        Level::Soft => tracing::warn!(
+            free_bytes,
+            total_bytes,
+            "disk space is low: leaderships go elsewhere, and values are refused"
+        ),
+        Level::Hard => tracing::error!(free_bytes, total_bytes, "disk is full: no writes are taken"),
     }
 }
 

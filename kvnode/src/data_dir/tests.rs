@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use kv_proto::disk::v1::NodeIdentity;
+use kv_proto::disk::v1::{Founding, NodeIdentity};
 use prost::Message;
 use rand::{SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
@@ -193,6 +193,49 @@ fn databases_are_set_aside_without_the_identity() {
     assert_eq!(opened.identity().boot_counter, 2);
     assert!(opened.identity().membership.is_some());
     assert!(path.join("set-aside-1/state").exists());
+}
+
+#[test]
+fn a_damaged_state_is_set_aside_at_once_and_alone() {
+    let temporary = folder();
+    let opened = open(temporary.path());
+    fs::write(opened.state().join("data"), "damaged").expect("written");
+    fs::write(opened.raftlog().join("data"), "sound").expect("written");
+    opened.set_aside_now(Scope::State, "a table is truncated").expect("moved");
+    assert_eq!(fs::read(temporary.path().join("set-aside-1/state/data")).expect("kept"), b"damaged");
+    assert_eq!(names(&opened.state()), Vec::<String>::new());
+    assert_eq!(fs::read(opened.raftlog().join("data")).expect("untouched"), b"sound");
+    assert!(!temporary.path().join("SET_ASIDE").exists(), "nothing is left to do");
+}
+
+#[test]
+fn what_was_damaged_before_is_set_aside_with_everything() {
+    let (_temporary, path) = ordered(Scope::Everything);
+    fs::create_dir(path.join("raftlog.damaged-1")).expect("created");
+    fs::write(path.join("CLUSTER"), "").expect("written");
+    open(&path);
+    let aside = names(&path.join("set-aside-1"));
+    assert!(
+        ["CLUSTER", "raftlog.damaged-1"].iter().all(|name| aside.contains(&(*name).to_owned())),
+        "{aside:?}"
+    );
+}
+
+#[test]
+fn a_founding_and_a_fence_are_kept_until_they_are_taken_back() {
+    let temporary = folder();
+    let founding =
+        Founding { cluster_id: "c1".to_owned(), token: "t".to_owned(), shards: 8, replication_factor: 3 };
+    let mut opened = open(temporary.path());
+    opened.note_founding(Some(founding.clone())).expect("written");
+    opened.fence("a copy was started").expect("written");
+    drop(opened);
+    let mut opened = open(temporary.path());
+    assert_eq!(opened.identity().founding, Some(founding));
+    assert_eq!(opened.identity().fenced.as_deref(), Some("a copy was started"));
+    opened.note_founding(None).expect("written");
+    drop(opened);
+    assert_eq!(open(temporary.path()).identity().founding, None);
 }
 
 #[test]

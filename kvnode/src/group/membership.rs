@@ -3,13 +3,16 @@
 //! Raft membership is the truth. Every step is idempotent and carries what it expects to find, so that the controller
 //! may die between any two of them and another one goes on. Who may ask for what is not decided here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use kv_proto::{
     disk::v1 as disk,
     peer::v1::{GroupDescription, Progress, Refusal},
 };
-use kv_topology::{ReplicaId, ShardId};
+use kv_topology::{NodeId, ReplicaId, ShardId};
 use openraft::{
     ChangeMembers, Raft,
     errors::{ClientWriteError, InitializeError, RaftError},
@@ -19,6 +22,7 @@ use openraft::{
 use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
 
 use super::{
+    raft_control::Heard,
     read_gate::leader_of,
     type_config::{Member, TypeConfig},
 };
@@ -40,6 +44,8 @@ where
     pub shard: ShardId,
     /// The replica's Raft.
     pub raft: &'a Raft<TypeConfig<RT>, SM>,
+    /// When other nodes were heard of.
+    pub heard: &'a Heard,
 }
 
 impl<RT, SM> Membership<'_, RT, SM>
@@ -95,7 +101,8 @@ where
         self.written(self.raft.change_membership_if(change, true, [precondition]).await.map(drop))
     }
 
-    /// Hands the leadership to `target`, after checking that it is a voter that has caught up.
+    /// Hands the leadership to `target`, after checking that it is a voter that has caught up and was heard of within two
+    /// heartbeats.
     ///
     /// # Errors
     /// Not the leader, or the target cannot take over now.
@@ -132,6 +139,15 @@ where
         })
     }
 
+    /// Whether the node of another member was heard of within two heartbeats.
+    pub(super) fn is_heard(&self, replica: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let member = metrics.borrow_watched().membership_config.membership().get_node(&replica).copied();
+        let limit = Duration::from_millis(self.raft.config().heartbeat_interval * 2);
+        let heard = member.and_then(|member| (self.heard)(NodeId(member.node)));
+        heard.is_some_and(|at| at.elapsed() <= limit)
+    }
+
     fn check_target(&self, target: ReplicaId) -> Result<(), Refusal> {
         let group = self.describe()?;
         let metrics = self.raft.metrics();
@@ -142,7 +158,13 @@ where
             .find(|progress| progress.replica_id == target.get())
             .map(|progress| group.last_log_index.saturating_sub(progress.matching_index));
         match lag {
-            Some(lag) if voter && lag <= TRANSFER_LAG_ENTRIES_MAX => Ok(()),
+            Some(lag) if voter && lag <= TRANSFER_LAG_ENTRIES_MAX => {
+                if self.is_heard(target.get()) {
+                    Ok(())
+                } else {
+                    Err(unfit(format!("replica {target} has not been heard of lately")))
+                }
+            }
             Some(lag) if voter => Err(unfit(format!("replica {target} lags {lag} entries behind"))),
             Some(_) | None => Err(unfit(format!("replica {target} is no voter of shard {}", self.shard))),
         }

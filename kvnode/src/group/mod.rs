@@ -7,5 +7,6 @@ pub mod proposer;
 pub mod raft_control;
 pub mod read_gate;
 pub mod replica;
+pub mod room;
 pub mod settings;
 pub mod type_config;

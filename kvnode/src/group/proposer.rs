@@ -6,7 +6,7 @@
 //!
 //! What it does not do: retry. A refusal says whether the write surely did not happen.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kv_proto::{
     disk::v1::Operation,
@@ -15,6 +15,7 @@ use kv_proto::{
 use kv_topology::{NodeId, ShardId};
 use openraft::{Raft, errors::ClientWriteError, raft::ClientWriteResult, storage::RaftStateMachine};
 use openraft_rt::AsyncRuntime;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     time::{Instant, timeout_at},
@@ -24,9 +25,14 @@ use super::{
     batch::{self, Pending, Queue},
     log_time::LogTime,
     replica::ReadState,
+    room::{Limit, Room},
     type_config::{Applied, Callback, Proposal, TypeConfig},
 };
-use crate::{refusal, state_machine::validate};
+use crate::{
+    metrics::{GroupMetrics, RaftMetrics},
+    refusal,
+    state_machine::validate,
+};
 
 /// Bytes of writes of one group that may wait or be in flight.
 pub const ADMITTED_BYTES_MAX: usize = 32 * 1024 * 1024;
@@ -56,6 +62,8 @@ pub struct Proposer {
     shard: ShardId,
     queue: mpsc::UnboundedSender<Pending<Reply>>,
     admission: Arc<Semaphore>,
+    room: Arc<Limit>,
+    refused: Counter,
 }
 
 impl Proposer {
@@ -64,6 +72,7 @@ impl Proposer {
         shard: ShardId,
         raft: Raft<TypeConfig<RT>, SM>,
         state: Arc<dyn ReadState>,
+        metrics: &GroupMetrics,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
         RT: AsyncRuntime,
@@ -77,10 +86,12 @@ impl Proposer {
             raft,
             incoming,
             state,
+            metrics: metrics.raft.clone(),
             clock: None,
             in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
         };
-        (Self { shard, queue, admission }, task.run())
+        let refused = metrics.proposals.refused.clone();
+        (Self { shard, queue, admission, room: Arc::default(), refused }, task.run())
     }
 
     /// Proposes operations; one outcome for each, in order. They are atomic only within each entry.
@@ -96,6 +107,7 @@ impl Proposer {
     ) -> Result<Vec<Outcome>, Refusal> {
         // Once it is in the log a malformed operation would stop every replica of the group.
         operations.iter().try_for_each(validate)?;
+        self.room.admit(&operations)?;
         let queued = batch::cut(operations).into_iter().map(|run| (run.len(), self.enqueue(run, deadline)));
         let queued: Vec<_> = queued.collect();
         let mut results = Vec::with_capacity(queued.len());
@@ -107,6 +119,11 @@ impl Proposer {
             results.push((count, result));
         }
         batch::join(results)
+    }
+
+    /// Admits from now on what there is room for on the disks of the group; `reason` names the full one.
+    pub fn set_room(&self, room: Room, reason: impl Into<String>) {
+        self.room.set(room, reason);
     }
 
     /// Bytes of writes that wait or are in flight.
@@ -123,6 +140,7 @@ impl Proposer {
         let size: usize = operations.iter().map(prost::Message::encoded_len).sum();
         let permits = u32::try_from(size.max(ADMITTED_BYTES_MIN)).unwrap_or(u32::MAX);
         let admitted = Arc::clone(&self.admission).try_acquire_many_owned(permits).map_err(|_| {
+            self.refused.inc();
             let message = format!("shard {} has {ADMITTED_BYTES_MAX} B of writes waiting", self.shard);
             refusal::exhausted(refusal::PROPOSAL_QUEUE_FULL, message, RETRY_AFTER_MS)
         })?;
@@ -149,6 +167,15 @@ impl Proposer {
     }
 }
 
+/// Who waits for an entry, until the first one answers them.
+struct Callers(Mutex<Vec<(usize, Reply)>>);
+
+impl Callers {
+    fn take(&self) -> Vec<(usize, Reply)> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 struct Task<RT, SM>
 where
     RT: AsyncRuntime,
@@ -158,6 +185,7 @@ where
     raft: Raft<TypeConfig<RT>, SM>,
     incoming: mpsc::UnboundedReceiver<Pending<Reply>>,
     state: Arc<dyn ReadState>,
+    metrics: RaftMetrics,
     clock: Option<LogTime>,
     in_flight: Arc<Semaphore>,
 }
@@ -190,14 +218,26 @@ where
         };
         let Some(batch) = queue.take(now, expired) else { return };
         let stamp = self.stamp(now);
+        self.metrics.proposal_operations.observe(count(batch.operations.len()));
+        let commit_seconds = self.metrics.commit_seconds.clone();
         let (encoded, callers) = batch.into_proposal(stamp);
         let shard = self.shard;
-        let answer = Callback::new(move |result| {
+        let callers = Arc::new(Callers(Mutex::new(callers)));
+        let answered = callers.clone();
+        let answer = Callback::new(move |result: ClientWriteResult<TypeConfig<RT>>| {
             drop(slot);
-            answer_callers::<TypeConfig<RT>>(shard, result, callers);
+            if result.is_ok() {
+                commit_seconds.observe(now.elapsed().as_secs_f64());
+            }
+            answer_callers::<TypeConfig<RT>>(shard, result, answered.take());
         });
         if let Err(fatal) = self.raft.client_write_ff(Proposal(encoded), Some(answer)).await {
             tracing::warn!(shard = self.shard.get(), %fatal, "a proposal met a stopped replica");
+            // It never reached the replica's Raft, which has ended: nothing was appended.
+            let message = "the replica has stopped";
+            for (_, reply) in callers.take() {
+                reply.send(Err(refusal::not_applied(refusal::STOPPING, message)));
+            }
         }
     }
 
@@ -208,6 +248,11 @@ where
         let clock = self.clock.take().filter(|clock| clock.term() == term);
         self.clock.insert(clock.unwrap_or_else(|| LogTime::start(term, state.log_time_ms(), now))).at(now)
     }
+}
+
+/// A number of operations, at most 512 or those of one request.
+fn count(operations: usize) -> f64 {
+    f64::from(u32::try_from(operations).unwrap_or(u32::MAX))
 }
 
 /// Gives each caller its share of the outcomes.

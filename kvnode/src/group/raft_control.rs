@@ -22,6 +22,10 @@ use super::{
 
 /// A hand-over that takes longer is given up: the election after the stop finds a leader too.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
+/// A successor that has not taken over by then does not: it needs a sync of its log and one round of votes.
+const SUCCESSION_TIMEOUT: Duration = Duration::from_millis(400);
+/// A replica that has not stopped by then waits for its disk; it ends with the process.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a hand-over looks whether the target has taken over.
 const HAND_OVER_POLL: Duration = Duration::from_millis(10);
 
@@ -44,7 +48,7 @@ where
     pub raft: Raft<TypeConfig<RT>, SM>,
     /// For the revision in the status.
     pub state: Arc<dyn ReadState>,
-    /// For the age of the last contact with a leader.
+    /// For whether a successor is there.
     pub heard: Heard,
 }
 
@@ -64,10 +68,10 @@ where
     SM: RaftStateMachine<TypeConfig<RT>>,
 {
     fn membership(&self) -> Membership<'_, RT, SM> {
-        Membership { shard: self.shard, raft: &self.raft }
+        Membership { shard: self.shard, raft: &self.raft, heard: &self.heard }
     }
 
-    /// The other voters, the one that has caught up best first.
+    /// The other voters that were heard of lately, the one that has caught up best first.
     fn successors(&self) -> Vec<ReplicaId> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -75,7 +79,7 @@ where
         let mut voters: Vec<(u64, u64)> = metrics
             .membership_config
             .voter_ids()
-            .filter(|id| *id != metrics.id)
+            .filter(|id| *id != metrics.id && self.membership().is_heard(*id))
             .map(|id| (replication.get(&id).and_then(Option::as_ref).map_or(0, |log| log.index), id))
             .collect();
         voters.sort_unstable_by(|one, other| other.cmp(one));
@@ -87,7 +91,7 @@ where
             if self.membership().transfer_leader(target).await.is_err() {
                 continue;
             }
-            let attempt = Instant::now() + HAND_OVER_TIMEOUT / 2;
+            let attempt = Instant::now() + SUCCESSION_TIMEOUT;
             while self.raft.is_leader() && Instant::now() < attempt {
                 sleep(HAND_OVER_POLL).await;
             }
@@ -109,13 +113,6 @@ where
 
     fn term(&self) -> u64 {
         self.raft.server_metrics().borrow_watched().vote.leader_id.term
-    }
-
-    fn last_contact(&self) -> Option<Instant> {
-        match self.leader()? {
-            leader if leader == self.node => Some(Instant::now()),
-            leader => (self.heard)(leader),
-        }
     }
 
     fn failure(&self) -> Option<String> {
@@ -167,6 +164,8 @@ where
     fn hand_over(&self) -> BoxFuture<'static, ()> {
         let this = self.clone();
         async move {
+            // It would give away at once what it won now.
+            this.raft.runtime_config().elect(false);
             if this.raft.is_leader() && timeout(HAND_OVER_TIMEOUT, this.give_away()).await.is_err() {
                 tracing::warn!(shard = this.shard.get(), "nobody took the leadership over in time");
             }
@@ -187,8 +186,12 @@ where
     fn stop(&self) -> BoxFuture<'static, ()> {
         let this = self.clone();
         async move {
-            if let Err(error) = this.raft.shutdown().await {
-                tracing::warn!(shard = this.shard.get(), %error, "a replica did not stop cleanly");
+            match timeout(STOP_TIMEOUT, this.raft.shutdown()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(shard = this.shard.get(), %error, "a replica did not stop cleanly");
+                }
+                Err(_) => tracing::warn!(shard = this.shard.get(), "a replica did not stop in time"),
             }
         }
         .boxed()

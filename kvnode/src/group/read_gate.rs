@@ -3,10 +3,23 @@
 //! ReadIndex (thesis 6.4), batched per group: everything that waits when a round starts shares its answer, and what
 //! arrives meanwhile waits for the next one. At the leader a round confirms the leadership with a quorum; at a
 //! follower it asks the leader, and then waits until its own state has applied the index.
+//!
+//! Each confirmation also says how old the state is at most, measured by this node's own clock from the moment of the
+//! question: [`ReadGate::current_at`], which bounds STALE reads. It is renewed now and then, reads or not, so that a node
+//! that is cut off goes on answering them for as long as they allow.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
-use futures::future::BoxFuture;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, OptionFuture},
+};
 use kv_proto::peer::v1::{ReadIndexResponse, Refusal};
 use kv_topology::{NodeId, ShardId};
 use openraft::{
@@ -17,19 +30,24 @@ use openraft::{
 use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until, timeout_at},
 };
 
 use super::{
     replica::ReadState,
     type_config::{Member, TypeConfig},
 };
-use crate::refusal;
+use crate::{metrics::GroupMetrics, refusal};
 
 /// Reads of one group that may wait for a round.
 pub const READS_WAITING_MAX: usize = 65_536;
 /// A round that takes longer has failed: a leader that is cut off must not keep its readers waiting.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(2_000);
+/// The same while the replica takes no entries: what it lacks will not come.
+const STUCK_TIMEOUT: Duration = Duration::from_millis(20);
+/// How often it is confirmed that the state is current, when no reads do. A third of the default bound of a STALE read, so
+/// that one lost confirmation does not matter; rare next to heartbeats.
+const RENEW_EVERY: Duration = Duration::from_secs(3);
 /// Advice to a refused caller, ms.
 const RETRY_AFTER_MS: u32 = 50;
 
@@ -60,6 +78,23 @@ enum Waiter {
     Ready(oneshot::Sender<Result<ReadPoint, Refusal>>),
     /// Another node's question: the index is enough, and only the leader may answer.
     Index(oneshot::Sender<Result<ReadPoint, Refusal>>),
+    /// Nobody: only that the state is current is to be known.
+    Renewal,
+}
+
+/// The last moment of which it is known that the state reflects everything acknowledged before it.
+#[derive(Clone, Default)]
+struct Current(Arc<Mutex<Option<Instant>>>);
+
+impl Current {
+    fn get(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn at(&self, moment: Instant) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        *known = (*known).max(Some(moment));
+    }
 }
 
 /// The handle: clone it freely.
@@ -68,6 +103,9 @@ pub struct ReadGate {
     shard: ShardId,
     state: Arc<dyn ReadState>,
     queue: mpsc::Sender<Waiter>,
+    stuck: Arc<AtomicBool>,
+    current: Current,
+    metrics: GroupMetrics,
 }
 
 impl ReadGate {
@@ -77,13 +115,17 @@ impl ReadGate {
         raft: Raft<TypeConfig<RT>, SM>,
         state: Arc<dyn ReadState>,
         leader: Arc<dyn AskLeader>,
+        metrics: &GroupMetrics,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
         RT: AsyncRuntime,
         SM: RaftStateMachine<TypeConfig<RT>>,
     {
         let (queue, waiting) = mpsc::channel(READS_WAITING_MAX);
-        (Self { shard, state, queue }, Task { shard, raft, leader, waiting }.run())
+        let current = Current::default();
+        let task = Task { shard, raft, state: state.clone(), leader, waiting, current: current.clone() };
+        let stuck = Arc::default();
+        (Self { shard, state, queue, stuck, current, metrics: metrics.clone() }, task.run())
     }
 
     /// Waits until a linearizable read of this replica's state may go on.
@@ -91,17 +133,38 @@ impl ReadGate {
     /// # Errors
     /// No leader, no quorum, or the deadline passed. Reads have no effect: all may be repeated.
     pub async fn ready(&self, deadline: Instant) -> Result<ReadPoint, Refusal> {
+        let asked = Instant::now();
         let point = self.wait(Waiter::Ready, deadline).await?;
         // Here and not in the round: a slow apply must not keep later rounds waiting.
-        match timeout_at(deadline.min(Instant::now() + ROUND_TIMEOUT), self.state.wait_applied(point.index))
-            .await
+        let patience = if self.stuck.load(Relaxed) { STUCK_TIMEOUT } else { ROUND_TIMEOUT };
+        match timeout_at(deadline.min(Instant::now() + patience), self.state.wait_applied(point.index)).await
         {
-            Ok(()) => Ok(point),
+            Ok(()) => {
+                self.current.at(asked);
+                Ok(point)
+            }
             Err(_) => Err(refusal::not_applied(
                 refusal::TOO_STALE,
                 format!("this replica of shard {} lags behind index {}", self.shard, point.index),
             )),
         }
+    }
+
+    /// Reads that wait for a round.
+    pub fn waiting(&self) -> usize {
+        READS_WAITING_MAX.saturating_sub(self.queue.capacity())
+    }
+
+    /// Whether this replica takes no entries for now: reads that would have to wait for some are refused at once, and
+    /// go elsewhere.
+    pub fn set_stuck(&self, stuck: bool) {
+        self.stuck.store(stuck, Relaxed);
+    }
+
+    /// The last moment of which a leader that was backed by a quorum has confirmed that this replica's state reflects
+    /// everything acknowledged before it. `None`: of no moment yet.
+    pub fn current_at(&self) -> Option<Instant> {
+        self.current.get()
     }
 
     /// A read index for another node's read; refused unless this node leads.
@@ -118,15 +181,22 @@ impl ReadGate {
         deadline: Instant,
     ) -> Result<ReadPoint, Refusal> {
         let (answer, answered) = oneshot::channel();
+        let asked = Instant::now();
         self.queue.try_send(waiter(answer)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
+                self.metrics.reads.refused.inc();
                 let message = format!("shard {} has {READS_WAITING_MAX} reads waiting", self.shard);
                 refusal::exhausted(refusal::READ_QUEUE_FULL, message, RETRY_AFTER_MS)
             }
             mpsc::error::TrySendError::Closed(_) => stopped(),
         })?;
         match timeout_at(deadline, answered).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(result)) => {
+                if result.is_ok() {
+                    self.metrics.raft.read_index_seconds.observe(asked.elapsed().as_secs_f64());
+                }
+                result
+            }
             Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(refusal::deadline_exceeded(format!(
                 "shard {} could not confirm a read index before the deadline",
@@ -147,8 +217,10 @@ where
 {
     shard: ShardId,
     raft: Raft<TypeConfig<RT>, SM>,
+    state: Arc<dyn ReadState>,
     leader: Arc<dyn AskLeader>,
     waiting: mpsc::Receiver<Waiter>,
+    current: Current,
 }
 
 impl<RT, SM> Task<RT, SM>
@@ -158,26 +230,59 @@ where
 {
     async fn run(mut self) {
         let mut round = Vec::new();
-        // The round starts after its waiters were taken: a later read never shares an earlier confirmation.
-        while self.waiting.recv_many(&mut round, READS_WAITING_MAX).await > 0 {
-            let deadline = Instant::now() + ROUND_TIMEOUT;
-            let here = match timeout_at(deadline, self.confirm()).await {
-                Ok(confirmed) => confirmed,
-                Err(_) => Err(NotHere::Refused(no_quorum(self.shard))),
-            };
-            let (ready, index): (Vec<_>, Vec<_>) =
-                round.drain(..).partition(|waiter| matches!(waiter, Waiter::Ready(_)));
-            // At once: two nodes that each take the other for the leader must not wait for one another.
-            answer(index, &here.clone().map_err(|why| why.into_refusal(self.shard)));
-            if !ready.is_empty() {
-                let point = match here {
-                    Ok(point) => Ok(point),
-                    Err(NotHere::Refused(refused)) => Err(refused),
-                    Err(NotHere::LedBy(leader)) => self.ask(leader, deadline).await,
-                };
-                answer(ready, &point);
+        // The moment of a confirmation, once its index is visible here.
+        let mut renewing: Option<BoxFuture<'static, Instant>> = None;
+        let mut renew_at = Instant::now() + RENEW_EVERY;
+        loop {
+            tokio::select! {
+                biased;
+                // The round starts after its waiters were taken: a later read never shares an earlier confirmation.
+                count = self.waiting.recv_many(&mut round, READS_WAITING_MAX) => if count == 0 { return },
+                moment = OptionFuture::from(renewing.as_mut()), if renewing.is_some() => {
+                    renewing = None;
+                    moment.into_iter().for_each(|moment| self.current.at(moment));
+                    continue;
+                }
+                () = sleep_until(renew_at) => {
+                    renew_at = Instant::now() + RENEW_EVERY;
+                    if self.current.get().is_none_or(|known| known.elapsed() > RENEW_EVERY / 2) {
+                        round.push(Waiter::Renewal);
+                    }
+                }
+            }
+            if let Some(renewal) = self.round(&mut round).await {
+                renewing = Some(renewal);
             }
         }
+    }
+
+    /// Answers all that wait; what is left to wait for, if one of them was a renewal.
+    async fn round(&self, round: &mut Vec<Waiter>) -> Option<BoxFuture<'static, Instant>> {
+        if round.is_empty() {
+            return None;
+        }
+        let asked = Instant::now();
+        let deadline = asked + ROUND_TIMEOUT;
+        let here = match timeout_at(deadline, self.confirm()).await {
+            Ok(confirmed) => confirmed,
+            Err(_) => Err(NotHere::Refused(no_quorum(self.shard))),
+        };
+        let (index, ready): (Vec<_>, Vec<_>) =
+            round.drain(..).partition(|waiter| matches!(waiter, Waiter::Index(_)));
+        // At once: two nodes that each take the other for the leader must not wait for one another.
+        answer(index, &here.clone().map_err(|why| why.into_refusal(self.shard)));
+        if ready.is_empty() {
+            return None;
+        }
+        let point = match here {
+            Ok(point) => Ok(point),
+            Err(NotHere::Refused(refused)) => Err(refused),
+            Err(NotHere::LedBy(leader)) => self.ask(leader, deadline).await,
+        };
+        let renewal = ready.iter().any(|waiter| matches!(waiter, Waiter::Renewal));
+        answer(ready, &point);
+        let visible = self.state.wait_applied(point.ok().filter(|_| renewal)?.index);
+        Some(visible.map(move |()| asked).boxed())
     }
 
     /// The index up to which a read that was asked before now must see, if this node leads.
@@ -243,8 +348,10 @@ where
 
 fn answer(waiters: Vec<Waiter>, point: &Result<ReadPoint, Refusal>) {
     for waiter in waiters {
-        let (Waiter::Ready(reply) | Waiter::Index(reply)) = waiter;
-        // The reader may have gone away.
-        reply.send(point.clone()).ok();
+        match waiter {
+            // The reader may have gone away.
+            Waiter::Ready(reply) | Waiter::Index(reply) => drop(reply.send(point.clone())),
+            Waiter::Renewal => {}
+        }
     }
 }

@@ -10,25 +10,30 @@ use kv_proto::{
     admin::v1::ReplicaStatus,
     disk::v1 as disk,
     kv::v1::{Consistency, ReadOptions, ServedBy},
-    peer::v1::{GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext},
+    peer::v1::{GroupDescription, Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, refusal::Kind},
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, timeout_at};
 
 use super::{proposer::Proposer, read_gate::ReadGate};
 use crate::refusal;
 
-/// STALE reads without a stated bound are refused after this long without contact with a leader.
+/// How old the state may be that answers a STALE read without a stated bound.
 pub const STALENESS_DEFAULT: Duration = Duration::from_secs(10);
-/// How often a read that waits for a revision looks again.
-const REVISION_POLL: Duration = Duration::from_millis(5);
 
 /// The state of one replica, for reads. Pins nothing between two calls.
 pub trait ReadState: Send + Sync + 'static {
-    /// Answers the read from the state as it is now; the context of the answer has its revision.
+    /// Answers the read from the state as it is now; the context of the answer has its revision. Never blocks: what may
+    /// touch the disk runs on threads of its own.
     ///
     /// # Errors
-    /// Damaged bytes, a slot that is not owned, a replaced value.
+    /// Damaged bytes, a slot that is not owned, a replaced value, too many reads at once.
+    fn answer(&self, request: ReadRequest) -> BoxFuture<'static, Result<ReadResponse, Refusal>>;
+
+    /// The same on this thread, which it may block.
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
     fn read(&self, request: &ReadRequest) -> Result<ReadResponse, Refusal>;
 
     /// Revision of the shard's data.
@@ -40,8 +45,14 @@ pub trait ReadState: Send + Sync + 'static {
     /// Whether the group knows its slots: the first thing that a new data group is told.
     fn owns_slots(&self) -> bool;
 
+    /// Whether uploads to the shard are under way.
+    fn has_uploads(&self) -> BoxFuture<'static, bool>;
+
     /// Waits until the entry at `index` is visible; for ever, if it never is.
     fn wait_applied(&self, index: u64) -> BoxFuture<'static, ()>;
+
+    /// Waits until the shard's data have reached this revision here; for ever, if they never do.
+    fn wait_revision(&self, revision: u64) -> BoxFuture<'static, ()>;
 }
 
 /// What the rest of the node asks of a replica's Raft.
@@ -50,8 +61,6 @@ pub trait GroupControl: Send + Sync + 'static {
     fn leader(&self) -> Option<NodeId>;
     /// The term that this replica is in.
     fn term(&self) -> u64;
-    /// When this replica last heard of a leader that is backed by a quorum; now, if it is that leader.
-    fn last_contact(&self) -> Option<Instant>;
     /// Why the replica has stopped by itself, if it has: it neither votes nor serves any more.
     fn failure(&self) -> Option<String>;
     /// For status and metrics.
@@ -73,11 +82,12 @@ pub trait GroupControl: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<(), Refusal>>;
     /// See [`super::membership::Membership::transfer_leader`].
     fn transfer_leader(&self, target: ReplicaId) -> BoxFuture<'static, Result<(), Refusal>>;
-    /// Gives the leadership away to whoever has caught up best; nothing when this replica does not lead.
+    /// Gives the leadership away to whoever has caught up best of those that are there, if this replica leads. It never
+    /// campaigns again.
     fn hand_over(&self) -> BoxFuture<'static, ()>;
     /// Starts compaction up to what is on disk.
     fn compact(&self) -> BoxFuture<'static, ()>;
-    /// Stops the replica; its durable state stays.
+    /// Stops the replica, and waits for that for a few seconds at most; its durable state stays.
     fn stop(&self) -> BoxFuture<'static, ()>;
 }
 
@@ -134,12 +144,13 @@ impl Replica {
                 (point.term, point.leader_here)
             }
             Consistency::Stale => {
-                self.check_staleness(&options)?;
-                self.reach_revision(request, options.min_revision, deadline).await?;
+                self.be_young_enough(&options, deadline).await?;
+                self.reach_revision(options.min_revision, deadline).await?;
                 (self.control.term(), self.control.leader() == Some(self.node))
             }
         };
-        let mut response = self.state.read(request)?;
+        let answer = timeout_at(deadline, self.state.answer(request.clone()));
+        let mut response = answer.await.unwrap_or_else(|_| Err(slow(self.shard)))?;
         let context = response.context.get_or_insert_default();
         context.node_id = self.node.get();
         context.shard_id = self.shard.get();
@@ -148,44 +159,41 @@ impl Replica {
         Ok(response)
     }
 
-    fn check_staleness(&self, options: &ReadOptions) -> Result<(), Refusal> {
+    /// A state that is known to be young enough answers at once; otherwise the leader is asked as for a linearizable
+    /// read, and without its answer the read is refused.
+    async fn be_young_enough(&self, options: &ReadOptions, deadline: Instant) -> Result<(), Refusal> {
         let limit = match options.max_staleness_ms {
             0 => STALENESS_DEFAULT,
             stated => Duration::from_millis(u64::from(stated)),
         };
-        match self.control.last_contact() {
-            Some(contact) if contact.elapsed() <= limit => Ok(()),
-            Some(contact) => Err(too_stale(format!(
-                "this replica of shard {} last heard of a leader {} ms ago",
-                self.shard,
-                contact.elapsed().as_millis()
-            ))),
-            None => Err(too_stale(format!("this replica of shard {} has not heard of a leader", self.shard))),
+        let age = || self.gate.current_at().map(|known| known.elapsed());
+        if age().is_some_and(|age| age <= limit) {
+            return Ok(());
+        }
+        match self.gate.ready(deadline).await {
+            Ok(_) => Ok(()),
+            Err(refused) if refused.kind() == Kind::ResourceExhausted => Err(refused),
+            Err(refused) => {
+                let known =
+                    age().map_or("not at all".to_owned(), |age| format!("{} ms ago", age.as_millis()));
+                let (shard, why) = (self.shard, refused.message);
+                Err(too_stale(format!(
+                    "the replica of shard {shard} was last known to be current {known}: {why}"
+                )))
+            }
         }
     }
 
-    /// Asks the state again until its answer reflects the revision: what is applied is visible a moment later.
-    async fn reach_revision(
-        &self,
-        request: &ReadRequest,
-        revision: u64,
-        deadline: Instant,
-    ) -> Result<(), Refusal> {
-        if revision == 0 {
-            return Ok(());
-        }
-        loop {
-            let reached = self.state.read(request)?.context.map_or(0, |context| context.revision);
-            if reached >= revision {
-                return Ok(());
-            }
-            let now = Instant::now();
-            if now >= deadline {
-                return Err(too_stale(format!("shard {} is at revision {reached} here", self.shard)));
-            }
-            sleep_until(deadline.min(now + REVISION_POLL)).await;
-        }
+    async fn reach_revision(&self, revision: u64, deadline: Instant) -> Result<(), Refusal> {
+        let reached = timeout_at(deadline, self.state.wait_revision(revision)).await;
+        reached.map_err(|_| {
+            too_stale(format!("shard {} is at revision {} here", self.shard, self.state.revision()))
+        })
     }
+}
+
+fn slow(shard: ShardId) -> Refusal {
+    refusal::deadline_exceeded(format!("the state of shard {shard} was not read before the deadline"))
 }
 
 fn too_stale(message: String) -> Refusal {

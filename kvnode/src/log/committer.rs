@@ -15,14 +15,15 @@ use std::{
 };
 
 use futures::future::BoxFuture;
-use tokio::sync::Notify as Wake;
+use tokio::{sync::Notify as Wake, time::Instant};
 
 use crate::log::{
-    device::{DeviceError, LogDevice},
+    device::{DeviceError, LogDevice, Write},
     lock,
     queue::{Commit, Operation, Purpose, Queue},
     simulated::PlantedBug,
 };
+use crate::metrics::StorageMetrics;
 
 /// Hears of the device's failure, once, on the committer's thread or task. In production it ends the process.
 pub type Fatal = Box<dyn FnOnce(DeviceError) + Send>;
@@ -37,6 +38,7 @@ pub struct Commits {
     for_thread: Condvar,
     for_task: Wake,
     bug: PlantedBug,
+    metrics: StorageMetrics,
 }
 
 #[derive(Default)]
@@ -56,7 +58,12 @@ enum Next {
 impl Commits {
     /// An empty queue.
     pub fn new(bug: PlantedBug) -> Self {
-        Self { bug, ..Self::default() }
+        Self::measured(bug, StorageMetrics::default())
+    }
+
+    /// The same; the thread's writes are measured.
+    pub fn measured(bug: PlantedBug, metrics: StorageMetrics) -> Self {
+        Self { bug, metrics, ..Self::default() }
     }
 
     /// Queues an operation. It is told when it is on disk.
@@ -163,7 +170,7 @@ fn commit_all(commits: &Commits, device: &dyn LogDevice) -> Result<(), DeviceErr
         let rest = device.rest(false)?;
         match commits.wait(rest) {
             Next::Commit(commit) => {
-                let result = write_synced(device, &commit);
+                let result = write_synced(device, &commit, &commits.metrics);
                 commit.complete(&result);
                 result?;
             }
@@ -174,8 +181,21 @@ fn commit_all(commits: &Commits, device: &dyn LogDevice) -> Result<(), DeviceErr
 }
 
 /// An operation without writes waits for its predecessors only, and those were synced with an earlier batch.
-fn write_synced(device: &dyn LogDevice, commit: &Commit) -> Result<(), DeviceError> {
-    if commit.writes.is_empty() { Ok(()) } else { device.write(&commit.writes, true) }
+fn write_synced(
+    device: &dyn LogDevice,
+    commit: &Commit,
+    metrics: &StorageMetrics,
+) -> Result<(), DeviceError> {
+    if commit.writes.is_empty() {
+        return Ok(());
+    }
+    let began = Instant::now();
+    device.write(&commit.writes, true)?;
+    metrics.log_sync_seconds.observe(began.elapsed().as_secs_f64());
+    let records = u32::try_from(commit.writes.len()).unwrap_or(u32::MAX);
+    metrics.log_batch_entries.observe(f64::from(records));
+    metrics.log_written_bytes.inc_by(commit.writes.iter().map(Write::bytes).sum::<usize>() as u64);
+    Ok(())
 }
 
 /// The committer as a future, for simulation: each batch is written, then `delay` passes, then it is synced.

@@ -1,17 +1,16 @@
 //! The log of a node: one device, one committer, the logs of all replicas that the node hosts.
 //!
-//! It also keeps which replicas those are (a descriptor each, written with a sync before the replica starts) and the
-//! node's cached view of the cluster. Both are small, read at every start, and belong where syncs are cheap.
+//! It also keeps which replicas those are: a descriptor each, written with a sync before the replica starts.
 
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock},
     thread::JoinHandle,
 };
 
 use futures::future::BoxFuture;
-use kv_proto::disk::v1::{ClusterCache, ReplicaDescriptor};
+use kv_proto::disk::v1::ReplicaDescriptor;
 use kv_topology::ReplicaId;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -21,14 +20,15 @@ use crate::log::{
     committer::{self, Commits, Fatal, SyncDelay},
     device::{LogDevice, Write},
     error::LogError,
-    keys::{self, NODE_RECORDS, Place},
+    keys::{self, Place},
     lock,
     queue::{Completion, Operation, Purpose},
-    replica::{Replica, Shared},
+    replica::{OnDamage, Replica, Shared},
     simulated::PlantedBug,
     store::LogStore,
     view::LogView,
 };
+use crate::metrics::LogMetrics;
 
 /// Runs the committer's task, in simulation.
 pub type Spawn = Box<dyn FnOnce(BoxFuture<'static, ()>) + Send>;
@@ -65,7 +65,6 @@ struct Node {
 #[derive(Default)]
 struct Records {
     descriptors: BTreeMap<ReplicaId, ReplicaDescriptor>,
-    cluster: Option<ClusterCache>,
 }
 
 impl Drop for Node {
@@ -84,6 +83,19 @@ impl LogHub {
         Self::with_tail_budget(device, driver, fatal, TAIL_BYTES)
     }
 
+    /// The same, measured.
+    ///
+    /// # Errors
+    /// As [`LogHub::open`].
+    pub fn open_measured(
+        device: Arc<dyn LogDevice>,
+        driver: Driver,
+        fatal: Fatal,
+        metrics: LogMetrics,
+    ) -> Result<Self, LogError> {
+        Self::with(device, driver, fatal, TAIL_BYTES, metrics)
+    }
+
     /// The same with another budget for the decoded tails, in bytes.
     ///
     /// # Errors
@@ -94,17 +106,29 @@ impl LogHub {
         fatal: Fatal,
         tail_bytes: usize,
     ) -> Result<Self, LogError> {
+        Self::with(device, driver, fatal, tail_bytes, LogMetrics::default())
+    }
+
+    fn with(
+        device: Arc<dyn LogDevice>,
+        driver: Driver,
+        fatal: Fatal,
+        tail_bytes: usize,
+        metrics: LogMetrics,
+    ) -> Result<Self, LogError> {
         let records = Records::load(&*device)?;
         let bug = match &driver {
             Driver::Thread => PlantedBug::None,
             Driver::Task { bug, .. } => *bug,
         };
-        let commits = Arc::new(Commits::new(bug));
+        let commits = Arc::new(Commits::measured(bug, metrics.storage));
         let shared = Arc::new(Shared {
             device: device.clone(),
             commits: commits.clone(),
             budget: TailBudget::new(tail_bytes),
             room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            damaged: OnceLock::new(),
+            elections: metrics.elections,
         });
         let thread = match driver {
             Driver::Thread => {
@@ -125,21 +149,23 @@ impl LogHub {
         Ok(Self { node: Arc::new(node) })
     }
 
+    /// Who is told of damage that is met while replicas run; the first one stays. What opening a replica meets is
+    /// its result.
+    pub fn on_damage(&self, damaged: OnDamage) {
+        self.node.shared.damaged.set(damaged).ok();
+    }
+
     /// The log of a replica, opened if it is not. Opening reads the whole log, and blocks.
     ///
     /// # Errors
     /// When the replica's records cannot be read or contradict each other.
     pub fn replica<RT>(&self, id: ReplicaId) -> Result<LogStore<RT>, LogError> {
-        let mut replicas = lock(&self.node.replicas);
-        let replica = match replicas.get(&id) {
-            Some(replica) => replica.clone(),
-            None => {
-                let replica = Replica::open(id, self.node.shared.clone())?;
-                replicas.insert(id, replica.clone());
-                replica
-            }
-        };
-        Ok(LogStore::new(replica))
+        if let Some(replica) = lock(&self.node.replicas).get(&id) {
+            return Ok(LogStore::new(replica.clone()));
+        }
+        // Not under the lock, since it reads the log.
+        let opened = Replica::open(id, self.node.shared.clone())?;
+        Ok(LogStore::new(lock(&self.node.replicas).entry(id).or_insert(opened).clone()))
     }
 
     /// What may be asked of an open replica's log; `None` when it was not opened.
@@ -179,25 +205,14 @@ impl LogHub {
         Ok(())
     }
 
-    /// The registry and map that were kept last.
-    pub fn cluster_cache(&self) -> Option<ClusterCache> {
-        lock(&self.node.records).cluster.clone()
-    }
-
-    /// Keeps the registry and map; returns when they are on disk.
-    ///
-    /// # Errors
-    /// When the log is closed or the device has failed.
-    pub async fn put_cluster_cache(&self, cluster: ClusterCache) -> Result<(), LogError> {
-        let key = keys::encode(NODE_RECORDS, Place::ClusterCache);
-        self.write_synced(NODE_RECORDS, Write::Put(key, codec::to_bytes(&cluster))).await?;
-        lock(&self.node.records).cluster = Some(cluster);
-        Ok(())
-    }
-
     /// Memory of all decoded tails, in bytes.
     pub fn tail_bytes(&self) -> usize {
         self.node.shared.budget.used()
+    }
+
+    /// Bytes that wait for the device; there is room for [`QUEUE_BYTES`].
+    pub fn queued_bytes(&self) -> usize {
+        QUEUE_BYTES.saturating_sub(self.node.shared.room.available_permits())
     }
 
     /// Writes what is queued, with the committed log ids, and ends the committer. Blocks until that is on disk when
@@ -228,7 +243,7 @@ impl Records {
     /// Reads one record of each replica and skips the rest of it.
     fn load(device: &dyn LogDevice) -> Result<Self, LogError> {
         let mut records = Self::default();
-        let mut from = keys::all_of(NODE_RECORDS).start;
+        let mut from = keys::all_of(ReplicaId(0)).start;
         loop {
             let mut found = None;
             device.visit(&from, &[0xff; 9], &mut |key, value| {
@@ -251,7 +266,6 @@ impl Records {
             Place::Descriptor => {
                 self.descriptors.insert(replica, codec::from_bytes("ReplicaDescriptor", value)?);
             }
-            Place::ClusterCache => self.cluster = Some(codec::from_bytes("ClusterCache", value)?),
             // A replica without a descriptor: nobody asked for it, and nobody will.
             Place::Vote | Place::Purged | Place::Committed | Place::Entry(_) => {}
         }

@@ -1,8 +1,8 @@
 //! Keys of `raftlog`: replica id (8 bytes, big-endian) · kind (1 byte) · for entries the index (8 bytes, big-endian).
 //!
 //! All records of a replica are neighbours, so that removing a replica is one range; its entries are in the order
-//! of the log, so that purging and truncating are one range each. Records of the node itself live under replica id
-//! 0, which is never minted. A kind that a released version wrote is never reused for something else.
+//! of the log, so that purging and truncating are one range each. Replica id 0 is never minted. A kind that a released
+//! version wrote is never reused for something else.
 
 use std::ops::{Deref, Range};
 
@@ -13,16 +13,12 @@ const DESCRIPTOR: u8 = 1;
 const VOTE: u8 = 2;
 const PURGED: u8 = 3;
 const COMMITTED: u8 = 4;
-const CLUSTER_CACHE: u8 = 5;
 const ENTRY: u8 = 16;
 /// Sorts after every kind; no record has it.
 const END: u8 = 0xff;
 
 const RECORD_LEN: usize = 9;
 const ENTRY_LEN: usize = 17;
-
-/// Replica id of the node's own records.
-pub const NODE_RECORDS: ReplicaId = ReplicaId(0);
 
 /// What a record is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,8 +31,6 @@ pub enum Place {
     Purged,
     /// `disk.v1.LogId` of the last entry known to be committed.
     Committed,
-    /// `disk.v1.ClusterCache`, under [`NODE_RECORDS`] only.
-    ClusterCache,
     /// `disk.v1.LogEntry` at this index.
     Entry(u64),
 }
@@ -74,7 +68,6 @@ pub fn encode(replica: ReplicaId, place: Place) -> Key {
         Place::Vote => key(replica, VOTE, None),
         Place::Purged => key(replica, PURGED, None),
         Place::Committed => key(replica, COMMITTED, None),
-        Place::ClusterCache => key(replica, CLUSTER_CACHE, None),
         Place::Entry(index) => key(replica, ENTRY, Some(index)),
     }
 }
@@ -92,7 +85,6 @@ pub fn decode(bytes: &[u8]) -> Result<(ReplicaId, Place), UnknownKey> {
         (VOTE, []) => Place::Vote,
         (PURGED, []) => Place::Purged,
         (COMMITTED, []) => Place::Committed,
-        (CLUSTER_CACHE, []) => Place::ClusterCache,
         (ENTRY, index) => Place::Entry(u64::from_be_bytes(index.try_into().map_err(|_| unknown())?)),
         _ => return Err(unknown()),
     };
@@ -140,7 +132,6 @@ mod tests {
             Just(Place::Vote),
             Just(Place::Purged),
             Just(Place::Committed),
-            Just(Place::ClusterCache),
             any::<u64>().prop_map(Place::Entry),
         ]
     }
@@ -176,12 +167,11 @@ mod tests {
     #[test]
     fn keys_on_disk_keep_their_bytes() {
         let replica = ReplicaId(0x0102_0304_0506_0708);
-        let golden: [(Place, &[u8]); 6] = [
+        let golden: [(Place, &[u8]); 5] = [
             (Place::Descriptor, &[1, 2, 3, 4, 5, 6, 7, 8, 1]),
             (Place::Vote, &[1, 2, 3, 4, 5, 6, 7, 8, 2]),
             (Place::Purged, &[1, 2, 3, 4, 5, 6, 7, 8, 3]),
             (Place::Committed, &[1, 2, 3, 4, 5, 6, 7, 8, 4]),
-            (Place::ClusterCache, &[1, 2, 3, 4, 5, 6, 7, 8, 5]),
             (Place::Entry(9), &[1, 2, 3, 4, 5, 6, 7, 8, 16, 0, 0, 0, 0, 0, 0, 0, 9]),
         ];
         for (place, bytes) in golden {

@@ -82,8 +82,16 @@ fn decode(replica: &Replica, index: u64, bytes: bytes::Bytes) -> Result<Entry, L
 /// reached. A read that waits for a disk does so on a thread that may block.
 ///
 /// # Errors
-/// When the device has not what it should have.
+/// When the device has not what it should have. Damage is told to the node, too.
 pub async fn read<RT: AsyncRuntime>(
+    replica: &Arc<Replica>,
+    indexes: Range<u64>,
+    max_bytes: u64,
+) -> Result<Vec<Entry>, LogError> {
+    read_one_moment::<RT>(replica, indexes, max_bytes).await.inspect_err(|error| replica.tell(error))
+}
+
+async fn read_one_moment<RT: AsyncRuntime>(
     replica: &Arc<Replica>,
     indexes: Range<u64>,
     max_bytes: u64,

@@ -18,16 +18,19 @@ use std::{
 };
 
 use kv_proto::disk::v1::ReplicaDescriptor;
-use rocksdb::{DB, ErrorKind};
+use rocksdb::DB;
 use thiserror::Error;
 use tracing::{error, warn};
 
-use crate::log::{
-    codec,
-    keys::{self, Place},
-    options::{self, LogMemory, Recovery},
-    rocks::RocksDevice,
-    synced::SyncedFile,
+use crate::{
+    data_dir::database,
+    log::{
+        codec,
+        keys::{self, Place},
+        options::{self, LogMemory, Recovery},
+        rocks::RocksDevice,
+        synced::SyncedFile,
+    },
 };
 
 const DATABASE: &str = "db";
@@ -95,21 +98,26 @@ impl Damage {
 /// # Errors
 /// When it cannot be opened for a reason that is not damage. Damage is part of the result.
 pub fn open(folder: &Path, memory: &LogMemory) -> Result<Opened, OpenError> {
-    let device = match open_folder(folder, memory)? {
-        Found::Sound(device) => device,
+    match open_folder(folder, memory)? {
+        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder, memory)? }),
+        Found::Damaged(reason) => replace(folder, memory, &reason),
+    }
+}
+
+/// Sets a log aside that opened and turned out to be damaged, and opens a new one. The device must be closed.
+///
+/// # Errors
+/// As [`open`].
+pub fn replace(folder: &Path, memory: &LogMemory, reason: &str) -> Result<Opened, OpenError> {
+    error!(reason, folder = %folder.display(), "the Raft log is damaged, setting it aside");
+    set_aside(folder, reason)?;
+    match open_folder(folder, memory)? {
+        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder, memory)? }),
         Found::Damaged(reason) => {
-            error!(reason, folder = %folder.display(), "the Raft log is damaged, setting it aside");
-            set_aside(folder, &reason)?;
-            match open_folder(folder, memory)? {
-                Found::Sound(device) => device,
-                Found::Damaged(reason) => {
-                    let source = io::Error::other(format!("a new database is damaged: {reason}"));
-                    return Err(OpenError::File { path: folder.to_owned(), source });
-                }
-            }
+            let source = io::Error::other(format!("a new database is damaged: {reason}"));
+            Err(OpenError::File { path: folder.to_owned(), source })
         }
-    };
-    Ok(Opened { device, damages: unsettled(folder, memory)? })
+    }
 }
 
 enum Found {
@@ -118,6 +126,10 @@ enum Found {
 }
 
 fn open_folder(folder: &Path, memory: &LogMemory) -> Result<Found, OpenError> {
+    let known = database::known_damage(folder, DATABASE);
+    if let Some(reason) = known.map_err(|source| OpenError::File { path: folder.to_owned(), source })? {
+        return Ok(Found::Damaged(reason));
+    }
     let path = folder.join(SIDE_FILE);
     // RocksDB syncs what is in its folder, and nobody but we the name of that folder.
     let synced = make_durably(&folder.join(DATABASE)).and_then(|()| SyncedFile::open(&path));
@@ -125,32 +137,32 @@ fn open_folder(folder: &Path, memory: &LogMemory) -> Result<Found, OpenError> {
     let path = folder.join(DATABASE);
     let strict = DB::open(&options::raftlog(Recovery::Strict, memory), &path);
     let refused = match strict {
-        Ok(database) => return Ok(judge(database, synced)),
-        Err(refused) if refused.kind() == ErrorKind::Corruption => refused,
+        Ok(opened) => return Ok(judge(opened, synced)),
+        Err(refused) if database::is_damage(&refused) => refused,
         Err(source) => return Err(OpenError::Database { path, source }),
     };
     let lenient = options::raftlog(Recovery::PointInTime, memory);
     // Looked at without writing first: what is damaged is set aside as it was found.
     let readable = match DB::open_for_read_only(&lenient, &path, false) {
-        Ok(database) => database.latest_sequence_number(),
-        Err(error) if error.kind() == ErrorKind::Corruption => return Ok(Found::Damaged(error.to_string())),
+        Ok(opened) => opened.latest_sequence_number(),
+        Err(error) if database::is_damage(&error) => return Ok(Found::Damaged(error.to_string())),
         Err(source) => return Err(OpenError::Database { path, source }),
     };
     if readable < synced.recorded() {
         return Ok(Found::Damaged(format!("{refused}; {}", falls_short(readable, &synced))));
     }
     warn!(reason = %refused, "the unsynced end of the Raft log is garbage, opening what is before it");
-    let database =
+    let opened =
         DB::open(&lenient, &path).map_err(|source| OpenError::Database { path: path.clone(), source })?;
-    Ok(judge(database, synced))
+    Ok(judge(opened, synced))
 }
 
-fn judge(database: DB, synced: SyncedFile) -> Found {
-    let sequence = database.latest_sequence_number();
+fn judge(opened: DB, synced: SyncedFile) -> Found {
+    let sequence = opened.latest_sequence_number();
     if sequence < synced.recorded() {
         return Found::Damaged(falls_short(sequence, &synced));
     }
-    Found::Sound(RocksDevice::new(database, synced))
+    Found::Sound(RocksDevice::new(opened, synced))
 }
 
 fn falls_short(sequence: u64, synced: &SyncedFile) -> String {

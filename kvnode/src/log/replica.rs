@@ -6,10 +6,11 @@
 //! The committed log id is never written for itself: it goes with the replica's next operation, which is also what
 //! keeps it from being on disk before the entries that it covers.
 
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use kv_proto::disk::v1 as disk;
 use kv_topology::ReplicaId;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::log::{
@@ -37,7 +38,14 @@ pub struct Shared {
     pub budget: TailBudget,
     /// Room in the queue, in bytes.
     pub room: Arc<Semaphore>,
+    /// Told of damaged bytes that are met while a replica runs.
+    pub damaged: OnceLock<OnDamage>,
+    /// Votes of replicas for themselves.
+    pub elections: Counter,
 }
+
+/// Hears whose log is damaged, and how it was noticed. It must not block.
+pub type OnDamage = Box<dyn Fn(ReplicaId, &LogError) + Send + Sync>;
 
 /// One replica's log.
 pub struct Replica {
@@ -79,6 +87,13 @@ pub struct LogStatus {
     pub queued: u64,
 }
 
+impl LogStatus {
+    /// Whether all entries from the first one on are there. A log without entries does not show that.
+    pub fn begins_with_the_first_entry(&self) -> bool {
+        self.purged.is_none() && self.last.is_some_and(|last| last.index + 1 == self.entries)
+    }
+}
+
 impl Replica {
     /// Reads what the device has of a replica. It reads the whole log, so that damage is found before the replica
     /// votes; that takes about a second for each gibibyte, and it blocks.
@@ -102,6 +117,15 @@ impl Replica {
     /// Where it is kept.
     pub fn device(&self) -> &dyn LogDevice {
         &*self.shared.device
+    }
+
+    /// Tells the node of an error, if it is damage: the Raft library only passes on that something failed.
+    pub(in crate::log) fn tell(&self, error: &LogError) {
+        if error.is_damage()
+            && let Some(damaged) = self.shared.damaged.get()
+        {
+            damaged(self.id, error);
+        }
     }
 
     /// The vote that was saved last.
@@ -194,6 +218,11 @@ impl Replica {
         let (notify, done) = waiter();
         {
             let mut state = self.open_state()?;
+            let term_of = |vote: &Vote| vote.leader_id.term;
+            let is_new = state.vote.as_ref().map(term_of) != Some(term_of(vote));
+            if is_new && !vote.committed && vote.leader_id.node_id == self.id.get() {
+                self.shared.elections.inc();
+            }
             state.vote = Some(*vote);
             let writes = vec![Write::Put(keys::encode(self.id, Place::Vote), value)];
             self.submit(&mut state, Purpose::Vote, writes, Some(notify), room)?;
@@ -417,7 +446,7 @@ impl State {
                 self.extent.push(&entry.log_id, u32::try_from(value.len()).unwrap_or(u32::MAX));
             }
             // The hub's.
-            Place::Descriptor | Place::ClusterCache => {}
+            Place::Descriptor => {}
         }
         Ok(())
     }

@@ -7,10 +7,13 @@ use std::{
 
 use rocksdb::{DB, Error, ErrorKind, ReadOptions, WriteBatch, WriteOptions, properties};
 
-use crate::log::{
-    device::{DeviceError, LogDevice, Visitor, Write},
-    lock,
-    synced::SyncedFile,
+use crate::{
+    data_dir::database,
+    log::{
+        device::{DeviceError, LogDevice, Visitor, Write},
+        lock,
+        synced::SyncedFile,
+    },
 };
 
 /// An open `raftlog`. [`crate::log::recovery`] opens it.
@@ -36,14 +39,27 @@ impl RocksDevice {
         lock(&self.synced).reached(self.database.latest_sequence_number());
     }
 
+    /// Damage that stops all writing was met by the background, which will meet it again at every start.
+    fn failed(&self, operation: &'static str, error: &Error) -> DeviceError {
+        let error = device_error(operation, error);
+        if let DeviceError::Damaged { reason } = &error {
+            database::mark_damaged(self.database.path().parent().unwrap_or(self.database.path()), reason);
+        }
+        error
+    }
+
     fn check_background(&self) -> Result<(), DeviceError> {
         match self.database.property_int_value(properties::BACKGROUND_ERRORS) {
             Ok(None | Some(0)) => Ok(()),
-            Ok(Some(errors)) => Err(DeviceError::Failed {
-                operation: "flush or compaction",
-                reason: format!("{errors} background errors, see RocksDB's LOG"),
-                out_of_space: false,
-            }),
+            Ok(Some(errors)) => {
+                // A write that changes nothing is refused with what stopped the background.
+                self.write(&[], false)?;
+                Err(DeviceError::Failed {
+                    operation: "flush or compaction",
+                    reason: format!("{errors} background errors, see RocksDB's LOG"),
+                    out_of_space: false,
+                })
+            }
             Err(error) => Err(device_error("reading a property", &error)),
         }
     }
@@ -60,7 +76,7 @@ impl LogDevice for RocksDevice {
         }
         let mut options = WriteOptions::default();
         options.set_sync(sync);
-        self.database.write_opt(writes, &options).map_err(|error| device_error("writing a batch", &error))?;
+        self.database.write_opt(writes, &options).map_err(|error| self.failed("writing a batch", &error))?;
         if sync {
             self.note_synced();
         }
@@ -68,7 +84,7 @@ impl LogDevice for RocksDevice {
     }
 
     fn sync(&self) -> Result<(), DeviceError> {
-        self.database.flush_wal(true).map_err(|error| device_error("syncing", &error))?;
+        self.database.flush_wal(true).map_err(|error| self.failed("syncing", &error))?;
         self.note_synced();
         Ok(())
     }

@@ -17,7 +17,7 @@ use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use kv_proto::{
     disk::v1::{self as disk, MetaCommand, MetaRecord, ShardRecord},
     peer::v1::{
-        ControlRequest, ControlResponse, DescribeGroup, GroupDescription, MetaOutcome, Refusal,
+        ControlRequest, ControlResponse, DescribeGroup, DescribeNode, GroupDescription, MetaOutcome, Refusal,
         control_request::Request, control_response::Response, refusal::Kind,
     },
 };
@@ -61,6 +61,11 @@ pub trait Hands: Send + Sync + 'static {
 
     /// Whether the node was heard of within the last few heartbeats. Always true of this node.
     fn heard_recently(&self, node: NodeId) -> bool;
+
+    /// Whether the node said that its disk is nearly full.
+    fn disk_is_low(&self, _: NodeId) -> bool {
+        false
+    }
 
     /// Returns when the lead of the meta group, the record or the set of nodes heard of has changed since the last call.
     /// May be dropped at any time.
@@ -108,6 +113,7 @@ pub struct Controller<H> {
     expected_nodes: usize,
     led_since: Option<Instant>,
     created: BTreeSet<ReplicaId>,
+    lost: BTreeSet<ReplicaId>,
     formed: BTreeSet<GroupId>,
     leaders: BTreeMap<GroupId, NodeId>,
     tried: BTreeMap<ShardId, Tried>,
@@ -129,6 +135,7 @@ impl<H: Hands> Controller<H> {
             expected_nodes,
             led_since: None,
             created: BTreeSet::new(),
+            lost: BTreeSet::new(),
             formed: BTreeSet::new(),
             leaders: BTreeMap::new(),
             tried: BTreeMap::new(),
@@ -162,6 +169,7 @@ impl<H: Hands> Controller<H> {
     fn forget(&mut self) {
         self.led_since = None;
         self.created.clear();
+        self.lost.clear();
         self.formed.clear();
         self.leaders.clear();
         self.tried.clear();
@@ -192,6 +200,7 @@ impl<H: Hands> Controller<H> {
         let now = Instant::now();
         let nodes = record.nodes.iter().map(|node| NodeId(node.node_id));
         let heard: BTreeSet<NodeId> = nodes.filter(|node| self.hands.heard_recently(*node)).collect();
+        let full = heard.iter().copied().filter(|node| self.hands.disk_is_low(*node)).collect();
         // Boxed: a stream of borrowed closures is not `Send` enough for the spawner.
         let mut questions: Vec<BoxFuture<'_, Option<(GroupId, NodeId, GroupDescription)>>> = Vec::new();
         for shard in &record.shards {
@@ -201,7 +210,8 @@ impl<H: Hands> Controller<H> {
                 questions.push(self.describe(shard, &heard).boxed());
             }
         }
-        let answers: Vec<_> = stream::iter(questions).buffered(CALLS_AT_ONCE).collect().await;
+        let asked = stream::iter(questions).buffered(CALLS_AT_ONCE).collect::<Vec<_>>();
+        let (answers, stopping) = tokio::join!(asked, self.stopping(&heard));
         let found: Vec<_> = answers.into_iter().flatten().collect();
         let mut groups = BTreeMap::new();
         for (group, node, description) in found {
@@ -214,10 +224,28 @@ impl<H: Hands> Controller<H> {
         Seen {
             groups,
             created: self.created.clone(),
+            lost: self.lost.clone(),
             formed: self.formed.clone(),
             heard,
+            full,
+            stopping,
             held: self.tried.iter().filter_map(held).collect(),
         }
+    }
+
+    /// Which of the nodes say that they are stopping.
+    async fn stopping(&self, nodes: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+        let mut questions: Vec<BoxFuture<'_, Option<NodeId>>> = Vec::new();
+        for node in nodes.iter().copied() {
+            let question = async move {
+                match self.ask(node, Request::DescribeNode(DescribeNode {})).await {
+                    Ok(Response::Node(described)) => described.stopping.then_some(node),
+                    Ok(_) | Err(_) => None,
+                }
+            };
+            questions.push(question.boxed());
+        }
+        stream::iter(questions).buffered(CALLS_AT_ONCE).filter_map(std::future::ready).collect().await
     }
 
     /// Finds the leader of a group and lets it describe the group.
@@ -357,6 +385,11 @@ impl<H: Hands> Controller<H> {
             message = refusal.message,
             "step refused"
         );
+        if let Some(replica) = lost(&planned.action, &refusal) {
+            // It is not made again under this id: the other steps of its shard go on without it.
+            self.lost.insert(replica);
+            return true;
+        }
         let failures = before.saturating_add(1);
         let pause =
             self.pace.first_retry.saturating_mul(1 << (failures - 1).min(16)).min(self.pace.last_retry);
@@ -379,9 +412,20 @@ impl<H: Hands> Controller<H> {
             | Request::ChangeVoters(_)
             | Request::TransferLeader(_)
             | Request::DescribeGroup(_)
+            | Request::DescribeNode(_)
             | Request::FetchMap(_) => {}
         }
     }
+}
+
+/// The replica that was asked for and whose data are lost on its node.
+fn lost(action: &Action, refusal: &Refusal) -> Option<ReplicaId> {
+    let Action::Control { request: ControlRequest { request: Some(Request::CreateReplica(create)) }, .. } =
+        action
+    else {
+        return None;
+    };
+    (refusal.kind() == Kind::DataLoss).then_some(ReplicaId(create.replica_id))
 }
 
 #[cfg(test)]

@@ -157,15 +157,22 @@ fn updated(known: &NodeRecord, node: &NodeRecord) -> Result<NodeRecord, Refusal>
         return Err(failed("DISK_OF_ANOTHER_NODE", message));
     }
     let moved = known.client_address != node.client_address || known.peer_address != node.peer_address;
-    // One start has one counter and one address: whoever repeats a counter from elsewhere runs on a copy.
-    if node.boot_counter < known.boot_counter || (node.boot_counter == known.boot_counter && moved) {
+    let told = !known.boot_id.is_empty() && !node.boot_id.is_empty();
+    let another_start = moved || (told && known.boot_id != node.boot_id);
+    // One start has one counter, one id and one address: whoever repeats a counter in another one runs on a copy.
+    if node.boot_counter < known.boot_counter || (node.boot_counter == known.boot_counter && another_start) {
         let message = format!(
             "start {} of the disk of node {} is already known, at {}: this volume is a clone or was restored",
             known.boot_counter, known.name, known.client_address
         );
         return Err(failed("DISK_CLONED_OR_RESTORED", message));
     }
-    Ok(NodeRecord { node_id: known.node_id, state: known.state, ..node.clone() })
+    let mut updated = NodeRecord { node_id: known.node_id, state: known.state, ..node.clone() };
+    if node.boot_counter == known.boot_counter && node.boot_id.is_empty() {
+        // A join does not tell it, and may come again.
+        updated.boot_id.clone_from(&known.boot_id);
+    }
+    Ok(updated)
 }
 
 fn apply_create_shards(record: &mut MetaRecord, create: &CreateShards) -> Result<MetaOutcome, Refusal> {

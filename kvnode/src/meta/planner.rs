@@ -53,10 +53,16 @@ pub struct Seen {
     pub groups: BTreeMap<GroupId, GroupDescription>,
     /// Replicas that their nodes confirmed to this controller.
     pub created: BTreeSet<ReplicaId>,
+    /// Replicas whose nodes said that their data are lost: they are not started again.
+    pub lost: BTreeSet<ReplicaId>,
     /// Groups whose initialization was confirmed to this controller.
     pub formed: BTreeSet<GroupId>,
     /// Nodes heard of recently, this one included.
     pub heard: BTreeSet<NodeId>,
+    /// Nodes whose disk is nearly full: they get no leaderships.
+    pub full: BTreeSet<NodeId>,
+    /// Nodes that said that they are stopping. Nothing new is given to them, leaderships least of all.
+    pub stopping: BTreeSet<NodeId>,
     /// Shards to leave alone for now: their last step failed a moment ago.
     pub held: BTreeSet<ShardId>,
 }
@@ -106,10 +112,13 @@ pub struct Plan {
 
 /// The next steps for all shards. An empty record has none.
 pub fn plan(record: &MetaRecord, seen: &Seen, expectation: Expectation) -> Plan {
-    let mut planner = Planner { record, seen, plan: Plan::default(), proposals: 0 };
-    if record.cluster_id.is_empty() {
-        return planner.plan;
+    if record.cluster_id.is_empty() || seen.heard.is_subset(&seen.stopping) {
+        return Plan::default();
     }
+    // To the steps of growth a node that is about to be gone is as good as gone.
+    let there = seen.heard.difference(&seen.stopping).copied().collect();
+    let seen = &Seen { heard: there, ..seen.clone() };
+    let mut planner = Planner { record, seen, plan: Plan::default(), proposals: 0 };
     planner.activate_nodes();
     let wished = planner.wished_holders();
     let no_wish = BTreeSet::new();
@@ -249,6 +258,7 @@ impl Planner<'_> {
                 && self.seen.heard.contains(&placement.node)
                 && self.nodes_in(NodeState::Removed).all(|gone| gone != placement.node)
                 && !self.seen.created.contains(&placement.replica)
+                && !self.seen.lost.contains(&placement.replica)
                 && !lives(placement.replica)
         })
     }
@@ -300,7 +310,8 @@ impl Planner<'_> {
             gone: &gone,
             wished,
             replication_factor: self.factor_of(id),
-            preferred_leader: some_node(shard.preferred_leader_node_id),
+            preferred_leader: some_node(shard.preferred_leader_node_id)
+                .filter(|node| !self.seen.full.contains(node)),
         };
         let leader = placed.iter().find(|placement| placement.replica.0 == description.leader_replica_id);
         match (growth::next_step(&group), leader) {
@@ -428,6 +439,10 @@ impl Planner<'_> {
         if self.plan.steps.iter().any(|step| !is_transfer(step)) || !self.seen.held.is_empty() {
             return;
         }
+        // Whoever stops usually comes back in a moment: its wishes wait for it.
+        if !self.seen.stopping.is_empty() {
+            return;
+        }
         if data().any(|shard| shard.observed.is_none()) {
             return;
         }
@@ -435,7 +450,8 @@ impl Planner<'_> {
         let voting_nodes = |shard: &ShardRecord| {
             let seen = shard.observed.as_ref().map(membership).unwrap_or_default();
             let voting = placements(shard).into_iter().filter(|placement| seen.is_voter(placement.replica));
-            voting.map(|placement| placement.node).filter(|node| !gone.contains(node)).collect()
+            let sound = voting.filter(|placement| !self.seen.lost.contains(&placement.replica));
+            sound.map(|placement| placement.node).filter(|node| !gone.contains(node)).collect()
         };
         let holders: Placement = data().map(|shard| (ShardId(shard.shard_id), voting_nodes(shard))).collect();
         let wishes: BTreeMap<ShardId, NodeId> = data()
@@ -530,6 +546,7 @@ impl fmt::Display for Requested<'_> {
             }
             Request::TransferLeader(transfer) => write!(formatter, "hands over to r{}", transfer.to_replica),
             Request::DescribeGroup(describe) => write!(formatter, "describes g{}", describe.group_id),
+            Request::DescribeNode(_) => formatter.write_str("describes itself"),
             Request::FetchMap(_) => formatter.write_str("fetches the map"),
         }
     }

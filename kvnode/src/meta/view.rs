@@ -168,6 +168,7 @@ pub fn node_record(node: &admin::NodeInfo) -> disk::NodeRecord {
         version: node.version.clone(),
         state: node.state,
         boot_counter: node.boot_counter,
+        boot_id: bytes::Bytes::new(),
     }
 }
 

@@ -8,8 +8,8 @@ use kv_proto::{
         meta_command::{Bootstrap, Command, RegisterNode},
     },
     peer::v1::{
-        ControlRequest, ControlResponse, Done, GroupDescription, MetaOutcome, Progress, Refusal,
-        control_request::Request, control_response::Response, refusal::Kind,
+        ControlRequest, ControlResponse, Done, GroupDescription, MetaOutcome, NodeDescription, Progress,
+        Refusal, control_request::Request, control_response::Response, refusal::Kind,
     },
 };
 use kv_topology::{GroupId, NodeId, ReplicaId};
@@ -26,6 +26,8 @@ pub(super) struct World {
     /// Node → group → replica.
     pub(super) hosted: BTreeMap<u64, BTreeMap<u64, u64>>,
     pub(super) down: BTreeSet<u64>,
+    /// Nodes that are about to go down: whoever leads there gives its group away.
+    pub(super) stopping: BTreeSet<u64>,
     /// The next change of voters stops in the joint configuration, as if its leader died.
     pub(super) stay_joint: bool,
 }
@@ -136,6 +138,20 @@ impl World {
         self.host_of(group, self.groups[&group].leader)
     }
 
+    /// The leader hands over, to a node that is not stopping if it can: always when all are.
+    pub(super) fn give_away(&mut self, group: u64) {
+        let leader = self.leader_node(group);
+        let leaves = |node: u64| self.stopping.contains(&node);
+        if !self.stopping.is_empty() && !leader.is_some_and(leaves) {
+            return;
+        }
+        let members = &self.groups[&group].membership.membership.as_ref().unwrap().members;
+        let next = members.iter().find(|member| Some(member.node_id) != leader && !leaves(member.node_id));
+        if let Some(next) = next.map(|member| member.replica_id) {
+            self.groups.get_mut(&group).unwrap().leader = next;
+        }
+    }
+
     pub(super) fn describe(&mut self, group: u64) -> Option<GroupDescription> {
         self.leader_node(group)?;
         let state = &self.groups[&group];
@@ -184,13 +200,19 @@ impl World {
             let formed = self.groups[&initialize.group_id].membership.membership.clone().unwrap();
             assert_eq!(formed.members, initialize.members, "a group formed twice must be formed alike");
         }
+        if let Request::DescribeNode(_) = request {
+            let described = NodeDescription { stopping: self.stopping.contains(&node) };
+            return Some(ControlResponse { response: Some(Response::Node(described)) });
+        }
         let group = match request {
             Request::InitializeGroup(initialize) => initialize.group_id,
             Request::AddLearner(add) => add.group_id,
             Request::ChangeVoters(change) => change.group_id,
             Request::TransferLeader(transfer) => transfer.group_id,
             Request::DescribeGroup(describe) => describe.group_id,
-            Request::CreateReplica(_) | Request::FetchMap(_) => unreachable!("not asked of a group"),
+            Request::CreateReplica(_) | Request::DescribeNode(_) | Request::FetchMap(_) => {
+                unreachable!("not asked of a group")
+            }
         };
         match self.leader_node(group) {
             Some(leader) if leader == node => Some(self.lead(group, request)),
@@ -207,6 +229,11 @@ impl World {
             }
             Request::TransferLeader(transfer) => {
                 assert!(self.lives(group, transfer.to_replica), "the target of a transfer was not checked");
+                let target = self.host_of(group, transfer.to_replica);
+                assert!(
+                    target.is_none_or(|target| !self.stopping.contains(&target)),
+                    "given to a node that stops"
+                );
                 let state = self.groups.get_mut(&group).unwrap();
                 (state.leader, state.transfers) = (transfer.to_replica, state.transfers + 1);
             }
@@ -248,7 +275,10 @@ impl World {
                     membership.members.retain(|member| !dropped(member.replica_id));
                 });
             }
-            Request::InitializeGroup(_) | Request::CreateReplica(_) | Request::FetchMap(_) => {}
+            Request::InitializeGroup(_)
+            | Request::CreateReplica(_)
+            | Request::DescribeNode(_)
+            | Request::FetchMap(_) => {}
         }
         done()
     }

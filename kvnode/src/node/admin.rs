@@ -8,7 +8,10 @@ use kv_proto::{
     peer::v1::{Refusal, refusal::Kind},
 };
 use kv_topology::{ClusterMap, NodeId};
-use tokio::time::{Duration, Instant, timeout_at};
+use tokio::{
+    sync::oneshot,
+    time::{Duration, Instant, timeout_at},
+};
 
 use super::{core::Core, formation, registration};
 use crate::{api::admin::Node, meta::view, refusal, router::Maps};
@@ -38,32 +41,36 @@ impl Node for Core {
         request: BootstrapRequest,
         deadline: Instant,
     ) -> Result<BootstrapResponse, Refusal> {
-        let _one_at_a_time = self.forming.lock().await;
-        if let Some(identity) = self.identity() {
-            let kept = self.stores.kept_map();
-            if kept.bootstrap_token == request.token && !request.token.is_empty() {
-                return Ok(BootstrapResponse {
-                    cluster_id: identity.cluster_id,
-                    node_id: identity.node.get(),
-                });
+        let unfinished =
+            || refusal::outcome_unknown("the cluster is still being founded; ask again with this token");
+        // Whoever founds holds it to the end.
+        let forming =
+            timeout_at(deadline, self.forming.clone().lock_owned()).await.map_err(|_| unfinished())?;
+        let founded = match self.identity() {
+            Some(identity) => {
+                let token =
+                    self.founding().map_or_else(|| self.meta().bootstrap_token.clone(), |own| own.token);
+                if request.token.is_empty() || request.token != token {
+                    return Err(already_in(&identity.cluster_id));
+                }
+                self.founding().is_none()
             }
-            return Err(Refusal {
-                kind: Kind::FailedPrecondition.into(),
-                reason: "ALREADY_IN_A_CLUSTER".to_owned(),
-                message: format!("this node belongs to cluster {}", identity.cluster_id),
-                ..Refusal::default()
-            });
-        }
-        let shards = if request.shards == 0 { self.config.shards } else { request.shards };
-        let factor = match request.replication_factor {
-            0 => self.config.replication_factor,
-            factor => factor,
+            None => false,
         };
-        let founded = timeout_at(deadline, self.found(&request.token, shards, factor)).await;
-        match founded {
-            Ok(Ok(())) => self.enter(Phase::Running, ""),
-            Ok(Err(error)) => return Err(refusal::internal(format!("{error:#}"))),
-            Err(_) => return Err(refusal::outcome_unknown("the cluster is still being founded")),
+        if !founded {
+            // In a task of the node: a caller that gives up does not cut the founding off.
+            let this = self.me.upgrade().ok_or_else(|| refusal::internal("the node is gone"))?;
+            let (done, result) = oneshot::channel();
+            self.spawner.spawn("founding", async move {
+                let _forming = forming;
+                // The caller may have given up.
+                done.send(this.found_for(&request).await).ok();
+            });
+            match timeout_at(deadline, result).await {
+                Ok(Ok(Ok(()))) => {}
+                Ok(Ok(Err(error))) => return Err(refusal::internal(format!("{error:#}"))),
+                Ok(Err(_)) | Err(_) => return Err(unfinished()),
+            }
         }
         let identity = self.identity().ok_or_else(|| refusal::internal("founded, and yet nowhere"))?;
         Ok(BootstrapResponse { cluster_id: identity.cluster_id, node_id: identity.node.get() })
@@ -81,7 +88,7 @@ impl Node for Core {
         }
         let held = meta.nodes.iter().any(|known| {
             let other_disk = *known.disk_uuid != *view::node_record(&node).disk_uuid;
-            known.name == node.name && other_disk && self.heard_within(NodeId(known.node_id), NAME_HELD_FOR)
+            known.name == node.name && other_disk && self.may_be_alive(NodeId(known.node_id))
         });
         let record = view::node_record(&node);
         let registered = registration::register(&*self.store, record, held, deadline).await?;
@@ -94,10 +101,55 @@ impl Node for Core {
     }
 }
 
+fn already_in(cluster_id: &str) -> Refusal {
+    Refusal {
+        kind: Kind::FailedPrecondition.into(),
+        reason: "ALREADY_IN_A_CLUSTER".to_owned(),
+        message: format!("this node belongs to cluster {cluster_id}"),
+        ..Refusal::default()
+    }
+}
+
 impl Core {
-    fn heard_within(&self, node: NodeId, time: Duration) -> bool {
-        let Some(member) = self.member.get() else { return false };
-        let heard = member.transport.heard_from(node).is_some_and(|at| at.elapsed() <= time);
-        node == member.identity.node || heard
+    /// Founds a cluster as it was asked for, or finishes what was begun.
+    async fn found_for(&self, request: &BootstrapRequest) -> anyhow::Result<()> {
+        if self.identity().is_some() {
+            self.finish_founding().await?;
+        } else {
+            let shards = if request.shards == 0 { self.config.shards } else { request.shards };
+            let factor = match request.replication_factor {
+                0 => self.config.replication_factor,
+                factor => factor,
+            };
+            self.found(&request.token, shards, factor).await?;
+        }
+        self.enter(Phase::Running, "");
+        Ok(())
+    }
+
+    fn may_be_alive(&self, node: NodeId) -> bool {
+        let Some(member) = self.member.get() else { return true };
+        let heard = member.transport.heard_from(node).map(|at| at.elapsed());
+        node == member.identity.node || holds_its_name(heard, self.started.elapsed())
+    }
+}
+
+/// Whether a node that was heard of so long ago may be alive. One that this node has not heard of since it started may
+/// not have had the time to say anything.
+fn holds_its_name(heard: Option<Duration>, uptime: Duration) -> bool {
+    heard.unwrap_or(uptime) <= NAME_HELD_FOR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_not_heard_of_yet_holds_its_name_for_as_long_as_one_that_was() {
+        let seconds = Duration::from_secs;
+        assert!(holds_its_name(Some(seconds(3)), seconds(100)));
+        assert!(!holds_its_name(Some(seconds(11)), seconds(100)));
+        assert!(holds_its_name(None, seconds(3)), "just restarted");
+        assert!(!holds_its_name(None, seconds(11)));
     }
 }

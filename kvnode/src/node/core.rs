@@ -1,30 +1,35 @@
 //! What all parts of a node share, from its first moment to its last.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
+use bytes::Bytes;
 use kv_proto::{
     admin::v1::{NodeInfo, NodeStatus, Phase, ReplicaStatus, Role},
-    disk::v1::{MetaCommand, MetaRecord, NodeRecord, ReplicaDescriptor, meta_command},
-    peer::v1::Refusal,
+    disk::v1::{Founding, MetaCommand, NodeRecord, ReplicaDescriptor, meta_command},
+    peer::v1::{Refusal, refusal::Kind},
 };
 use kv_topology::{NodeId, ShardId};
 use tokio::{
     net::TcpListener,
-    sync::Notify,
+    sync::{Notify, watch},
     time::{Duration, Instant, sleep},
 };
 
 use super::{
     hands::{meta_outcome, operation_of},
+    health,
     map_feed::MapFeed,
+    measure::{self, Meters},
     member::{Ingredients, Member},
-    readiness::{self, Readiness},
+    readiness::Readiness,
+    registration::CutOff,
+    space::Disk,
     store::NodeStore,
-    stores::Stores,
+    stores::{Fatal, Stores},
 };
 use crate::{
     config::Config,
-    data_dir::{DataDir, Space, space_of},
+    data_dir::{DataDir, Scope},
     http::{Observed, Verdict},
     meta::view,
     metrics::Metrics,
@@ -45,12 +50,14 @@ const FOUNDING_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Core {
     pub(super) config: Arc<Config>,
     pub(super) dir: Mutex<DataDir>,
+    pub(super) disk: Arc<Disk>,
     pub(super) stores: Arc<Stores>,
     pub(super) maps: Arc<MapFeed>,
     pub(super) store: Arc<NodeStore>,
     pub(super) spawner: Spawner,
     pub(super) randomness: Randomness,
     pub(super) metrics: Metrics,
+    pub(super) meters: Meters,
     pub(super) peer_listener: Mutex<Option<TcpListener>>,
     pub(super) member: OnceLock<Member>,
     /// Rings when the node has become a member.
@@ -58,13 +65,26 @@ pub struct Core {
     pub(super) phase: Mutex<(Phase, String)>,
     pub(super) readiness: Mutex<Readiness>,
     /// One way to become a member at a time.
-    pub(super) forming: tokio::sync::Mutex<()>,
+    pub(super) forming: Arc<tokio::sync::Mutex<()>>,
+    /// Itself, for tasks that outlive the request that began them.
+    pub(super) me: Weak<Core>,
     pub(super) started: Instant,
+    /// Random for this start.
+    pub(super) boot_id: Bytes,
+    /// Ends the process.
+    pub(super) fatal: Fatal,
+    /// Why this node wants to be started again, once it does.
+    pub(super) over: watch::Sender<Option<String>>,
 }
 
 impl Core {
+    /// Enters a phase, unless the node is in one that has no way back to it.
     pub(super) fn enter(&self, phase: Phase, message: impl Into<String>) {
-        *lock(&self.phase) = (phase, message.into());
+        let mut now = lock(&self.phase);
+        let over = matches!(now.0, Phase::Failed | Phase::Stopping);
+        if !over || phase == Phase::Stopping {
+            *now = (phase, message.into());
+        }
     }
 
     pub(super) fn phase(&self) -> (Phase, String) {
@@ -84,6 +104,7 @@ impl Core {
             zone: self.config.zone.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_counter: identity.boot_counter,
+            boot_id: self.boot_id.clone(),
             ..NodeRecord::default()
         }
     }
@@ -108,10 +129,13 @@ impl Core {
             own: self.own_record(),
             config: self.config.clone(),
             stores: self.stores.clone(),
+            disk: self.disk.clone(),
+            meters: self.meters.clone(),
             maps: self.maps.clone(),
             spawner: self.spawner.clone(),
             randomness: self.randomness.clone(),
             peer_listener,
+            cut_off: self.when_cut_off(),
         })
         .await?;
         self.store.open(member.router.clone());
@@ -120,8 +144,57 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a cluster of this node. What is written before the identity is forgotten when the node dies there; what
-    /// comes after is done again at the next start.
+    /// What happens when the cluster goes on without this folder.
+    fn when_cut_off(&self) -> Box<dyn FnOnce(CutOff) + Send> {
+        let me = self.me.clone();
+        Box::new(move |cut_off| {
+            let Some(core) = me.upgrade() else { return };
+            let spawner = core.spawner.clone();
+            spawner.spawn("cut off", async move { core.cut_off(cut_off).await });
+        })
+    }
+
+    /// First of all no replica here votes any more; then it is seen to that none ever will.
+    async fn cut_off(&self, cut_off: CutOff) {
+        tracing::error!(?cut_off, "the cluster goes on without this data folder");
+        let message = match &cut_off {
+            CutOff::Fenced(reason) => fenced(reason),
+            CutOff::Removed(reason) => {
+                format!(
+                    "{reason}; its data folder is set aside at the next start, and the node joins as a new one"
+                )
+            }
+        };
+        self.enter(Phase::Failed, message.clone());
+        let member = self.member().await;
+        // No frame goes out or comes in any more.
+        member.transport.stop();
+        member.host.stop_all().await;
+        let kept = match &cut_off {
+            CutOff::Fenced(reason) => lock(&self.dir).fence(reason),
+            CutOff::Removed(reason) => lock(&self.dir).set_aside_at_next_start(Scope::Everything, reason),
+        };
+        if let Err(error) = kept {
+            (self.fatal)(&format!("{message}; and that cannot be noted: {error}"));
+        }
+        if let CutOff::Removed(_) = cut_off {
+            self.over.send_replace(Some(message));
+        }
+    }
+
+    /// The part that runs once the node belongs to a cluster; waits until it does.
+    async fn member(&self) -> &Member {
+        loop {
+            let joined = self.joined.notified();
+            if let Some(member) = self.member.get() {
+                return member;
+            }
+            joined.await;
+        }
+    }
+
+    /// Makes a cluster of this node. That it is being founded is noted first of all: what is written before the identity
+    /// is forgotten when the node dies there, and what comes after is done again at the next start.
     pub(super) async fn found(
         &self,
         token: &str,
@@ -129,49 +202,51 @@ impl Core {
         replication_factor: u32,
     ) -> anyhow::Result<()> {
         let cluster_id = self.new_cluster_id();
-        let kept = MetaRecord {
-            cluster_id: cluster_id.clone(),
-            bootstrap_token: token.to_owned(),
-            shard_count: shards,
-            replication_factor,
-            ..MetaRecord::default()
-        };
-        let cache = kv_proto::disk::v1::ClusterCache { meta: Some(kept) };
-        self.stores.log.put_cluster_cache(cache).await?;
+        let founding =
+            Founding { cluster_id: cluster_id.clone(), token: token.to_owned(), shards, replication_factor };
+        lock(&self.dir).note_founding(Some(founding))?;
         let meta = ReplicaDescriptor { replica_id: FOUNDER, ..ReplicaDescriptor::default() };
-        self.stores.log.put_descriptor(meta).await?;
+        self.stores.host(meta).await?;
         self.become_member(Identity { cluster_id, node: NodeId(FOUNDER) }).await?;
         self.finish_founding().await
     }
 
-    /// Writes the first record of the cluster, if this node founded it and died before that.
+    /// The cluster that is being founded here, until its first record is committed.
+    pub(super) fn founding(&self) -> Option<Founding> {
+        lock(&self.dir).identity().founding.clone()
+    }
+
+    /// Commits the first record of the cluster that is being founded here, if there is one. Each step may be repeated.
     pub(super) async fn finish_founding(&self) -> anyhow::Result<()> {
-        let kept = self.stores.kept_map();
-        let Some(member) = self.member.get() else { return Ok(()) };
-        if kept.epoch > 0 || member.identity.node != NodeId(FOUNDER) {
-            return Ok(());
-        }
-        let Some(meta) = member.replicas.replica(ShardId::META) else { return Ok(()) };
+        let Some(founding) = self.founding() else { return Ok(()) };
+        let meta = self.member.get().and_then(|member| member.replicas.replica(ShardId::META));
+        let (Some(member), Some(meta)) = (self.member.get(), meta) else {
+            anyhow::bail!("the founding of cluster {} cannot go on: meta does not run", founding.cluster_id);
+        };
         let voter = kv_proto::disk::v1::Member { replica_id: FOUNDER, node_id: FOUNDER };
-        meta.control.initialize(vec![voter]).await.map_err(to_error)?;
         let bootstrap = meta_command::Bootstrap {
-            cluster_id: kept.cluster_id,
-            token: kept.bootstrap_token,
-            shards: kept.shard_count,
-            replication_factor: kept.replication_factor,
+            cluster_id: founding.cluster_id,
+            token: founding.token,
+            shards: founding.shards,
+            replication_factor: founding.replication_factor,
             node: Some(self.own_record()),
         };
         let command = MetaCommand { command: Some(meta_command::Command::Bootstrap(bootstrap)) };
         loop {
             let deadline = Instant::now() + FOUNDING_TIMEOUT;
-            let written =
-                member.router.write(ShardId::META, vec![operation_of(command.clone())], deadline).await;
+            let written = match meta.control.initialize(vec![voter]).await {
+                Ok(()) => {
+                    member.router.write(ShardId::META, vec![operation_of(command.clone())], deadline).await
+                }
+                Err(refused) => Err(refused),
+            };
             match written.and_then(meta_outcome) {
-                Ok(_) => return Ok(()),
-                Err(refused) if refusal::surely_not_applied(&refused) => sleep(FOUNDING_PAUSE).await,
+                Ok(_) => break,
+                Err(refused) if may_pass(&refused) => sleep(FOUNDING_PAUSE).await,
                 Err(refused) => return Err(to_error(refused)),
             }
         }
+        Ok(lock(&self.dir).note_founding(None)?)
     }
 
     fn new_cluster_id(&self) -> String {
@@ -190,7 +265,10 @@ impl Core {
             let nodes = &self.maps.meta().nodes;
             nodes.iter().find(|node| node.node_id == identity.node.get()).map(view::node_info)
         });
-        let space = self.space();
+        let space = self.disk.space();
+        let replicas = self.replica_statuses();
+        let complaints = [message, self.disk.complaint().unwrap_or_default(), health::summary(&replicas)];
+        let message = complaints.into_iter().find(|complaint| !complaint.is_empty()).unwrap_or_default();
         NodeStatus {
             node: Some(registered.unwrap_or_else(|| self.own_info())),
             cluster_id: identity.map(|identity| identity.cluster_id).unwrap_or_default(),
@@ -198,19 +276,25 @@ impl Core {
             message,
             ready: self.verdict() == Verdict::Ok,
             map_epoch: map.epoch,
-            replicas: self.replica_statuses(),
+            replicas,
             disk_used_bytes: space.map_or(0, |space| space.total.0.saturating_sub(space.free.0)),
             disk_total_bytes: space.map_or(0, |space| space.total.0),
+            disk_level: self.disk.told_level().into(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
         }
     }
 
-    fn space(&self) -> Option<Space> {
-        space_of(lock(&self.dir).path()).ok()
-    }
-
     fn replica_statuses(&self) -> Vec<ReplicaStatus> {
         let running = self.member.get().map(|member| member.replicas.all()).unwrap_or_default();
+        let failed = self.member.get().map(|member| member.replicas.all_failed()).unwrap_or_default();
+        let stopped = failed.into_iter().map(|failed| ReplicaStatus {
+            shard_id: failed.shard.get(),
+            group_id: failed.group.get(),
+            replica_id: failed.id.get(),
+            role: Role::Stopped.into(),
+            message: failed.reason,
+            ..ReplicaStatus::default()
+        });
         let quarantined = self.stores.quarantined().into_iter().map(|descriptor| ReplicaStatus {
             shard_id: descriptor.shard_id,
             group_id: descriptor.group_id,
@@ -219,7 +303,7 @@ impl Core {
             message: descriptor.quarantine_reason,
             ..ReplicaStatus::default()
         });
-        running.iter().map(|replica| replica.control.status()).chain(quarantined).collect()
+        running.iter().map(|replica| replica.control.status()).chain(stopped).chain(quarantined).collect()
     }
 
     /// A shard whose replica here counts and refuses every key: its group was formed a moment ago.
@@ -241,11 +325,10 @@ impl Core {
         if self.maps.map().shards.keys().all(|shard| shard.is_meta()) {
             return Verdict::No("the data shards are not known yet".to_owned());
         }
-        let failed = self.member.get().map(|member| member.replicas.failed()).unwrap_or_default();
-        if let Some((shard, reason)) = failed.into_iter().next() {
-            return Verdict::No(format!("the replica of shard {shard} has stopped: {reason}"));
-        }
         let statuses = self.replica_statuses();
+        if let Some(unfit) = health::unfit(&statuses) {
+            return Verdict::No(unfit);
+        }
         if let Some(shard) = self.shard_without_slots(&statuses) {
             return Verdict::No(format!("shard {shard} has not applied its slots yet"));
         }
@@ -266,13 +349,25 @@ impl Observed for Core {
     }
 
     fn metrics(&self) -> String {
-        readiness::measure(&self.metrics, &self.node_status());
+        measure::gauges(self);
         self.metrics.encode()
     }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a person reads of a node that is fenced.
+pub(super) fn fenced(reason: &str) -> String {
+    format!("{reason}; use the other copy, or move this data folder away to let the node join as a new one")
+}
+
+/// Whether a step of founding may succeed when it is repeated. The command is the same each time, so that it does not
+/// matter whether it has happened already.
+fn may_pass(refused: &Refusal) -> bool {
+    refusal::surely_not_applied(refused)
+        || matches!(refused.kind(), Kind::OutcomeUnknown | Kind::DeadlineExceeded)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -1,12 +1,14 @@
 //! Notices replicas that have stopped by themselves: nothing may be routed to them any more, and the node says so.
 //!
-//! What stopped them is found again at the next start: damage quarantines the replica then.
+//! Damage is not found here: log and state report it where they read it, and the replica is quarantined
+//! ([`super::stores`]), usually before it is seen here. Any other reason may be gone at the next start, which tries
+//! again.
 
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::replicas::LocalReplicas;
+use super::replicas::{Failed, LocalReplicas};
 use crate::transport::Transport;
 
 /// How often the replicas are looked at: well below the patience of a client.
@@ -22,8 +24,8 @@ pub async fn watch(replicas: Arc<LocalReplicas>, transport: Transport) {
             let Some(reason) = replica.control.failure() else { continue };
             let (shard, id) = (replica.shard.get(), replica.id.get());
             tracing::error!(shard, replica = id, reason, "a replica has stopped");
-            replicas.fail(replica.id, reason);
             transport.unregister(replica.id);
+            replicas.fail(Failed { shard: replica.shard, group: replica.group, id: replica.id, reason });
         }
     }
 }

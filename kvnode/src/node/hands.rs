@@ -12,8 +12,15 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use super::{map_feed::MapFeed, peers::OverTransport, replicas::LocalReplicas, requests::Requests};
+use super::{
+    map_feed::MapFeed,
+    peers::OverTransport,
+    replicas::LocalReplicas,
+    requests::Requests,
+    space::{Disk, level},
+};
 use crate::{
+    data_dir::Level,
     group::replica::Replica,
     meta::controller::Hands,
     refusal,
@@ -33,6 +40,7 @@ pub struct NodeHands {
     maps: Arc<MapFeed>,
     requests: Arc<Requests>,
     transport: Transport,
+    disk: Arc<Disk>,
     seen: Mutex<Option<Surroundings>>,
 }
 
@@ -52,8 +60,9 @@ impl NodeHands {
         maps: Arc<MapFeed>,
         requests: Arc<Requests>,
         transport: Transport,
+        disk: Arc<Disk>,
     ) -> Self {
-        Self { me, replicas, maps, requests, transport, seen: Mutex::new(None) }
+        Self { me, replicas, maps, requests, transport, disk, seen: Mutex::new(None) }
     }
 
     fn meta(&self) -> Result<Replica, Refusal> {
@@ -103,6 +112,11 @@ impl Hands for NodeHands {
     fn heard_recently(&self, node: NodeId) -> bool {
         let heard = || self.transport.heard_from(node).is_some_and(|at| at.elapsed() <= HEARD_WITHIN);
         node == self.me || heard()
+    }
+
+    fn disk_is_low(&self, node: NodeId) -> bool {
+        let told = if node == self.me { self.disk.level() } else { level(self.transport.disk_level(node)) };
+        told != Level::Enough
     }
 
     async fn changed(&self) {

@@ -16,11 +16,13 @@ use openraft_rt::AsyncRuntime;
 use tokio::sync::Mutex;
 
 use super::{
-    replicas::LocalReplicas,
+    compaction::Retention,
+    replicas::{Failed, LocalReplicas},
     requests::Hosting,
     snapshots::{Incoming, Outgoing},
 };
 use crate::{
+    data_dir::small_file::SmallFileError,
     group::{
         proposer::Proposer,
         raft_control::{Heard, RaftControl},
@@ -28,6 +30,7 @@ use crate::{
         replica::Replica,
     },
     log::{codec::log_id_to_disk, hub::LogHub, store::LogStore, view::LogView},
+    metrics::GroupMetrics,
     refusal,
     runtime::Spawner,
     state::hub::{MachineOptions, StateHub},
@@ -60,6 +63,18 @@ pub enum HostError {
         /// What failed.
         source: crate::state::StateError,
     },
+    /// Its state lacks entries that its log no longer has.
+    #[error(
+        "starting {replica}: its log begins after entry {purged}, and its state reaches {applied:?}: state was lost"
+    )]
+    StateBehindLog {
+        /// The replica.
+        replica: ReplicaId,
+        /// Index of the last entry that was purged.
+        purged: u64,
+        /// Index of the last entry that was applied.
+        applied: Option<u64>,
+    },
     /// openraft refused to start from what is on disk.
     #[error("starting {replica}: {reason}")]
     Raft {
@@ -76,10 +91,14 @@ impl HostError {
         match self {
             Self::Log { source, .. } => source.is_damage(),
             Self::State { source, .. } => matches!(source, crate::state::StateError::Damage(_)),
+            Self::StateBehindLog { .. } => true,
             Self::Settings(_) | Self::Raft { .. } => false,
         }
     }
 }
+
+/// Keeps, durably, that a replica lives here. Blocks.
+pub type Keep = Arc<dyn Fn(&ReplicaDescriptor) -> Result<(), SmallFileError> + Send + Sync>;
 
 /// What replicas are made of.
 pub struct Parts {
@@ -89,6 +108,8 @@ pub struct Parts {
     pub log: LogHub,
     /// The state of all replicas.
     pub state: Arc<StateHub>,
+    /// Knows outside the log which replicas live here.
+    pub keep: Keep,
     /// To other nodes.
     pub transport: Transport,
     /// Asks leaders for read indexes.
@@ -97,8 +118,10 @@ pub struct Parts {
     pub spawner: Spawner,
     /// Settings of every group.
     pub config: Arc<Config>,
-    /// Log that a replica keeps behind its snapshot, bytes.
-    pub log_retention_bytes: u64,
+    /// What the replicas feed.
+    pub metrics: GroupMetrics,
+    /// Log that a replica keeps behind its snapshot.
+    pub retention: Retention,
     /// Told the meta group's state, when this node has a replica of it.
     pub meta_observer: Arc<dyn Fn(Arc<MetaRecord>) + Send + Sync>,
 }
@@ -131,6 +154,8 @@ impl<RT: AsyncRuntime> Host<RT> {
                     reason = descriptor.quarantine_reason,
                     "replica is quarantined"
                 );
+                let reason = descriptor.quarantine_reason.clone();
+                self.replicas.quarantine(ShardId(shard), ReplicaId(replica), reason);
             } else if let Err(error) = self.start(&descriptor).await {
                 self.give_up(descriptor, &error).await;
             }
@@ -146,6 +171,14 @@ impl<RT: AsyncRuntime> Host<RT> {
             if let Err(error) = self.parts.log.put_descriptor(marked).await {
                 tracing::error!(replica, shard, %error, "the quarantine could not be written");
             }
+            self.replicas.quarantine(ShardId(shard), ReplicaId(replica), error.to_string());
+        } else {
+            self.replicas.fail(Failed {
+                shard: ShardId(shard),
+                group: GroupId(descriptor.group_id),
+                id: ReplicaId(replica),
+                reason: error.to_string(),
+            });
         }
     }
 
@@ -153,10 +186,15 @@ impl<RT: AsyncRuntime> Host<RT> {
         let parts = &self.parts;
         let replica = ReplicaId(descriptor.replica_id);
         let (shard, group) = (ShardId(descriptor.shard_id), GroupId(descriptor.group_id));
-        let log = parts.log.replica::<RT>(replica).map_err(|source| HostError::Log { replica, source })?;
-        let machine = self.machine(replica, shard, &log)?;
+        let hub = parts.log.clone();
+        // Reads the whole log.
+        let log = self.blocking(replica, move || hub.replica::<RT>(replica)).await?;
+        let log = log.map_err(|source| HostError::Log { replica, source })?;
+        let machine = self.machine(replica, shard, &log).await?;
         let state = parts.state.reader(replica).map(Arc::new);
         let state = state.ok_or_else(|| raft_error(replica, "its state is gone"))?;
+        let purged = log.view().status().purged.map(|purged| purged.index);
+        lacks_nothing(replica, purged, state.applied_index())?;
         let outgoing = Arc::new(Outgoing { spawner: parts.spawner.clone() });
         let network = NetworkFactory::new(parts.transport.clone(), group, replica, outgoing);
         let raft = Raft::new(replica.get(), parts.config.clone(), network, log, machine)
@@ -164,26 +202,51 @@ impl<RT: AsyncRuntime> Host<RT> {
             .map_err(|error| raft_error(replica, &error.to_string()))?;
         let incoming = Arc::new(Incoming { state: parts.state.clone() });
         parts.transport.register(group, replica, raft.clone(), incoming);
-        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone());
-        let (gate, reading) = ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone());
+        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone(), &parts.metrics);
+        let (gate, reading) =
+            ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone(), &parts.metrics);
         parts.spawner.spawn("proposer", proposing);
         parts.spawner.spawn("read gate", reading);
         let (node, heard) = (parts.node, self.heard());
         let control = Arc::new(RaftControl { shard, group, node, raft, state: state.clone(), heard });
         self.replicas.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
+        // Damage that was met while it started found nothing to stop.
+        let marked = parts.log.descriptors().into_iter().find(|known| known.replica_id == replica.get());
+        if let Some(marked) = marked.filter(|known| !known.quarantine_reason.is_empty()) {
+            parts.transport.unregister(replica);
+            if let Some(running) = self.replicas.quarantine(shard, replica, marked.quarantine_reason) {
+                running.control.stop().await;
+            }
+        }
         tracing::info!(shard = shard.get(), replica = replica.get(), group = group.get(), "replica started");
         Ok(())
     }
 
-    fn machine(&self, replica: ReplicaId, shard: ShardId, log: &LogStore<RT>) -> Result<Machine, HostError> {
-        let (retained, bytes) = (log.view(), self.parts.log_retention_bytes);
+    /// Work that waits for the disk.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        replica: ReplicaId,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, HostError> {
+        let done = self.parts.state.blocking("open a replica", work).await;
+        done.map_err(|error| raft_error(replica, &error.to_string()))
+    }
+
+    async fn machine(
+        &self,
+        replica: ReplicaId,
+        shard: ShardId,
+        log: &LogStore<RT>,
+    ) -> Result<Machine, HostError> {
+        let (retained, retention) = (log.view(), self.parts.retention.clone());
         let observer: MetaObserver = self.parts.meta_observer.clone();
         let options = MachineOptions {
             durability: log.view(),
-            retention: Arc::new(move || retained.cut_keeping(bytes).as_ref().map(log_id_to_disk)),
+            retention: Arc::new(move || retained.cut_keeping(retention.bytes()).as_ref().map(log_id_to_disk)),
             meta_observer: shard.is_meta().then_some(observer),
         };
-        let machine = self.parts.state.machine(replica, shard, options);
+        let state = self.parts.state.clone();
+        let machine = self.blocking(replica, move || state.machine(replica, shard, options)).await?;
         machine.map_err(|source| HostError::State { replica, source })
     }
 
@@ -204,8 +267,12 @@ impl<RT: AsyncRuntime> Host<RT> {
             return self.start_again(known).await;
         }
         // An id is never used again on an empty log: what it voted and held would be forgotten.
-        let used =
-            self.parts.state.has_records(replica).map_err(|error| refusal::internal(error.to_string()))?;
+        let state = self.parts.state.clone();
+        let used = self
+            .blocking(replica, move || state.has_records(replica))
+            .await
+            .map_err(internal)?
+            .map_err(internal)?;
         if used {
             return Err(refusal::quarantined(format!("{replica} lost its log on this node")));
         }
@@ -215,18 +282,24 @@ impl<RT: AsyncRuntime> Host<RT> {
             group_id: create.group_id,
             quarantine_reason: String::new(),
         };
-        self.parts
-            .log
-            .put_descriptor(descriptor.clone())
-            .await
-            .map_err(|error| refusal::internal(error.to_string()))?;
-        self.start(&descriptor).await.map_err(|error| refusal::internal(error.to_string()))
+        self.parts.log.put_descriptor(descriptor.clone()).await.map_err(internal)?;
+        self.keep(&descriptor).await?;
+        self.start(&descriptor).await.map_err(internal)
+    }
+
+    /// Notes outside the log that the replica lives here, before it votes for the first time.
+    async fn keep(&self, descriptor: &ReplicaDescriptor) -> Result<(), Refusal> {
+        let (keep, descriptor) = (self.parts.keep.clone(), descriptor.clone());
+        let replica = ReplicaId(descriptor.replica_id);
+        self.blocking(replica, move || keep(&descriptor)).await.map_err(internal)?.map_err(internal)
     }
 
     async fn start_again(&self, known: ReplicaDescriptor) -> Result<(), Refusal> {
         if !known.quarantine_reason.is_empty() {
             return Err(refusal::quarantined(known.quarantine_reason));
         }
+        // The first attempt may have failed before it came to this.
+        self.keep(&known).await?;
         match self.start(&known).await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -237,8 +310,10 @@ impl<RT: AsyncRuntime> Host<RT> {
         }
     }
 
-    /// Gives all leaderships away, all groups at once.
+    /// Gives all leaderships away, all groups at once, and takes none from now on.
     pub async fn hand_over(&self) {
+        self.replicas.leave();
+        self.parts.transport.refuse_leaderships();
         let handing = self.replicas.all().into_iter().map(|replica| replica.control.hand_over());
         futures::future::join_all(handing).await;
     }
@@ -260,6 +335,36 @@ impl<RT: AsyncRuntime> Hosting for Host<RT> {
     }
 }
 
+/// What was purged from the log must be in the state: an older state would be served as if nothing were missing.
+fn lacks_nothing(replica: ReplicaId, purged: Option<u64>, applied: Option<u64>) -> Result<(), HostError> {
+    match purged {
+        Some(purged) if applied < Some(purged) => Err(HostError::StateBehindLog { replica, purged, applied }),
+        Some(_) | None => Ok(()),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn internal(error: impl std::fmt::Display) -> Refusal {
+    refusal::internal(error.to_string())
+}
+
 fn raft_error(replica: ReplicaId, reason: &str) -> HostError {
     HostError::Raft { replica, reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_is_older_than_its_log_is_damage() {
+        let check = |purged, applied| lacks_nothing(ReplicaId(1), purged, applied);
+        for (purged, applied) in [(None, None), (None, Some(3)), (Some(3), Some(3)), (Some(3), Some(9))] {
+            assert!(check(purged, applied).is_ok(), "{purged:?} {applied:?}");
+        }
+        for (purged, applied) in [(Some(0), None), (Some(3), None), (Some(3), Some(2))] {
+            let refused = check(purged, applied).expect_err("state is missing");
+            assert!(refused.is_damage(), "{refused}");
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, OnceLock},
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use kv_proto::{
@@ -14,21 +14,26 @@ use openraft_rt_tokio::TokioRuntime;
 use tokio::net::TcpListener;
 
 use super::{
-    compaction, failures,
+    compaction::{self, Retention},
+    failures,
     hands::NodeHands,
     host::{Host, HostError, Parts},
     map_feed::MapFeed,
+    measure::Meters,
     peers::OverTransport,
-    registration,
+    registration::{self, CutOff},
     replicas::LocalReplicas,
     requests::Requests,
     seams::Logs,
+    space::{self, Disk},
     stores::Stores,
+    ticks,
 };
 use crate::{
     config::{Config, Formation},
     group::settings::{Timing, raft_config},
     meta::controller::{Controller, Pace},
+    metrics::GroupMetrics,
     router::Router,
     runtime::Spawner,
     transport::{
@@ -48,6 +53,10 @@ pub struct Ingredients {
     pub config: Arc<Config>,
     /// Log and state.
     pub stores: Arc<Stores>,
+    /// How full its disk is.
+    pub disk: Arc<Disk>,
+    /// What it feeds.
+    pub meters: Meters,
     /// What is known of the cluster.
     pub maps: Arc<MapFeed>,
     /// Owns all tasks.
@@ -56,6 +65,8 @@ pub struct Ingredients {
     pub randomness: Randomness,
     /// Where other nodes dial; bound already.
     pub peer_listener: TcpListener,
+    /// Told when the cluster goes on without this folder.
+    pub cut_off: Box<dyn FnOnce(CutOff) + Send>,
 }
 
 /// The running part.
@@ -70,6 +81,7 @@ pub struct Member {
     pub router: Arc<Router>,
     /// To other nodes.
     pub transport: Transport,
+    answers: Arc<Answers>,
 }
 
 impl Member {
@@ -78,7 +90,19 @@ impl Member {
     /// # Errors
     /// The settings of Raft are invalid.
     pub async fn start(with: Ingredients) -> Result<Self, HostError> {
-        let Ingredients { identity, own, config, stores, maps, spawner, randomness, peer_listener } = with;
+        let Ingredients {
+            identity,
+            own,
+            config,
+            stores,
+            disk,
+            meters,
+            maps,
+            spawner,
+            randomness,
+            peer_listener,
+            cut_off,
+        } = with;
         let me = identity.node;
         let answers = Arc::new(Answers::default());
         let limits = Limits::default();
@@ -90,10 +114,15 @@ impl Member {
             spawner: spawner.clone(),
             randomness,
             limits: limits.clone(),
+            metrics: meters.links,
         });
         let replicas = Arc::new(LocalReplicas::default());
         let peers = OverTransport(transport.clone());
-        let host = Host::new(parts(me, &config, &stores, &maps, &spawner, &transport)?, replicas.clone());
+        let kept = config.compaction.log_retention.0;
+        let retention = Retention::on_disk(kept, disk.clone(), replicas.clone());
+        let parts = parts(me, &config, &stores, &maps, &spawner, &transport)?;
+        let parts = Parts { metrics: meters.groups, retention: retention.clone(), ..parts };
+        let host = Host::new(parts, replicas.clone());
         let router = Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone());
         let router = Arc::new(router);
         let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
@@ -102,16 +131,26 @@ impl Member {
         host.start_all().await;
         stores.guard(&replicas, &transport, &spawner);
         spawn_listener(&spawner, peer_listener, &transport, limits);
-        let hands = NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone());
+        let hands =
+            NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone(), disk.clone());
         let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
         spawner.spawn("controller", controller.run());
         spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
+        spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone()));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
-        let retained = config.compaction.log_retention.0;
         let sizes = Arc::new(Logs(stores.log.clone()));
-        spawner.spawn("compaction", compaction::run(replicas.clone(), sizes, retained));
-        spawner.spawn("registration", registration::run(own, maps, router.clone()));
-        Ok(Self { identity, replicas, host, router, transport })
+        spawner.spawn("ticks", ticks::run(replicas.clone()));
+        spawner.spawn("compaction", compaction::run(replicas.clone(), sizes, retention));
+        let registering = registration::run(own, maps, router.clone());
+        spawner.spawn("registration", async move { cut_off(registering.await) });
+        Ok(Self { identity, replicas, host, router, transport, answers })
+    }
+
+    /// Stops the replicas, then everything that speaks to other nodes. Their databases may be closed after it.
+    pub async fn stop(&self) {
+        self.host.stop_all().await;
+        self.transport.stop();
+        self.answers.close();
     }
 }
 
@@ -134,11 +173,16 @@ fn parts(
         node,
         log: stores.log.clone(),
         state: stores.state.clone(),
+        keep: {
+            let kept = stores.kept.clone();
+            Arc::new(move |replica| kept.keep_hosted(replica))
+        },
         transport: transport.clone(),
         leader: Arc::new(OverTransport(transport.clone())),
         spawner: spawner.clone(),
         config: Arc::new(settings),
-        log_retention_bytes: config.compaction.log_retention.0,
+        metrics: GroupMetrics::default(),
+        retention: config.compaction.log_retention.0.into(),
         meta_observer: Arc::new(move |record: Arc<MetaRecord>| told.offer((*record).clone())),
     })
 }
@@ -180,20 +224,28 @@ impl Resolve for Resolver {
     }
 }
 
-/// The transport's handler, which is there before what it asks.
+/// The transport's handler, which is there before what it asks, and lets go of it at the end: what it asks holds the
+/// transport too, and neither would ever be dropped.
 #[derive(Default)]
-struct Answers(OnceLock<Arc<Requests>>);
+struct Answers(RwLock<Option<Arc<Requests>>>);
 
 impl Answers {
     fn open(&self, requests: Arc<Requests>) {
-        // Opened once, by the only one who has it.
-        self.0.set(requests).ok();
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(requests);
+    }
+
+    fn close(&self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn requests(&self) -> Option<Arc<Requests>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
 impl Handler for Arc<Answers> {
     async fn handle(&self, _: NodeId, frame: Frame) -> Body {
-        match (self.0.get(), frame.body) {
+        match (self.requests(), frame.body) {
             (Some(requests), Some(body)) => requests.answer(body).await,
             (None, _) => Body::Refusal(crate::refusal::not_applied(crate::refusal::STARTING, "starting")),
             (_, None) => Body::Refusal(crate::refusal::internal("an empty frame")),

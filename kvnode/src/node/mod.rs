@@ -10,8 +10,12 @@ pub mod core;
 pub mod failures;
 pub mod formation;
 pub mod hands;
+mod health;
 pub mod host;
+pub mod kept;
+pub mod losses;
 pub mod map_feed;
+pub mod measure;
 pub mod member;
 pub mod peers;
 pub mod readiness;
@@ -20,8 +24,14 @@ pub mod replicas;
 pub mod requests;
 mod seams;
 pub mod snapshots;
+pub mod space;
 pub mod store;
 pub mod stores;
+#[cfg(test)]
+mod stores_tests;
+#[cfg(test)]
+mod tests;
+pub mod ticks;
 
 use std::{
     sync::{Arc, Mutex, OnceLock},
@@ -29,28 +39,30 @@ use std::{
 };
 
 use anyhow::Context as _;
-use kv_proto::{
-    admin::v1::Phase,
-    disk::v1::{ClusterCache, MetaRecord},
-};
-use kv_topology::{NodeId, ReplicaId};
-use rand::rngs::StdRng;
+use bytes::Bytes;
+use kv_proto::{admin::v1::Phase, disk::v1::MetaRecord};
+use kv_topology::NodeId;
+use rand::{Rng as _, rngs::StdRng};
 use tokio::{
-    sync::{Notify, mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot, watch},
+    task::spawn_blocking,
     time::{Instant, interval, timeout},
 };
 
-use self::{core::Core, formation::Formed, map_feed::MapFeed, store::NodeStore, stores::Stores};
+use self::{
+    core::Core, formation::Formed, map_feed::MapFeed, measure::Meters, space::Disk, store::NodeStore,
+    stores::Stores,
+};
 use crate::{
-    api::{context::Context, health::Health, server},
+    api::{context::Context, health::Health, limits::CONNECTIONS_MAX, server},
     config::{Config, Listeners},
     data_dir::DataDir,
     http::{self, Observed, Verdict},
     meta::{registry::Registry, startup},
     metrics::Metrics,
     router::Maps,
-    runtime::{Spawner, Tasks},
-    transport::{Identity, Randomness},
+    runtime::{Spawner, Tasks, open_files},
+    transport::{Identity, Limits, Randomness},
 };
 
 pub use stores::Fatal;
@@ -61,6 +73,8 @@ const HEALTH_EVERY: Duration = Duration::from_millis(200);
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// For running requests after GOAWAY.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(15);
+/// For the last flush, and for the end of all tasks: a disk that is slower than that would keep the process for ever.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A running node. Dropping it ends its tasks; [`Node::stop`] ends it gracefully.
 pub struct Node {
@@ -77,33 +91,48 @@ impl Node {
     /// # Errors
     /// When a port is taken, or the data folder cannot be used.
     pub async fn start(config: Config, mut rng: StdRng, fatal: Fatal) -> anyhow::Result<Self> {
-        let tasks = Tasks::new("node");
+        let ends = fatal.clone();
+        let tasks = Tasks::watched(
+            "node",
+            Arc::new(move |task, said| ends(&format!("task {task} panicked: {said}"))),
+        );
         let spawner = tasks.spawner();
         let listeners = Listeners::bind(&config.listen).await?;
-        let dir = DataDir::open(&config.data_dir, &config.node_name, &mut rng)?;
-        let stores = Stores::open(&dir, &config, &spawner, fatal).await?;
-        if dir.identity().membership.is_none() {
-            // Left by a founding that died before the node belonged to its cluster: nothing of it was ever used.
-            forget_unfinished_founding(&stores).await.context("clearing an unfinished founding")?;
-        }
+        space::make_room(&config.data_dir, config.disk);
+        let mut dir = DataDir::open(&config.data_dir, &config.node_name, &mut rng)?;
+        let disk = Arc::new(Disk::of(&dir, config.disk));
+        let watched = disk.clone();
+        spawner.spawn("disk space", async move { watched.watch().await });
+        let metrics = Metrics::new();
+        let meters = Meters::of(&metrics, &Limits::default());
+        let stores = Stores::open(&dir, &config, &spawner, fatal.clone(), &meters.log).await?;
+        forget_unfinished_founding(&mut dir, &stores).await.context("clearing an unfinished founding")?;
+        let mut boot_id = [0; 16];
+        rng.fill_bytes(&mut boot_id);
         let registry = registry(&stores, &spawner).context("the kept map")?;
         let maps = Arc::new(MapFeed::new(registry.clone()));
-        let core = Arc::new(Core {
+        let core = Arc::new_cyclic(|me| Core {
             store: Arc::new(NodeStore::new(registry)),
             config: Arc::new(config),
             dir: Mutex::new(dir),
+            disk,
             stores: Arc::new(stores),
             maps,
             spawner: spawner.clone(),
             randomness: Randomness::new(rng),
-            metrics: Metrics::new(),
+            metrics,
+            meters,
             peer_listener: Mutex::new(Some(listeners.peer)),
             member: OnceLock::new(),
             joined: Notify::new(),
             phase: Mutex::new((Phase::Starting, String::new())),
             readiness: Mutex::default(),
-            forming: tokio::sync::Mutex::new(()),
+            forming: Arc::default(),
+            me: me.clone(),
             started: Instant::now(),
+            boot_id: Bytes::copy_from_slice(&boot_id),
+            fatal,
+            over: watch::Sender::new(None),
         });
         spawner.spawn("http", http::serve(listeners.http, core.clone()));
         let health = Health::starting().await;
@@ -111,6 +140,17 @@ impl Node {
         let forming = core.clone();
         spawner.spawn("formation", async move { form(&forming).await });
         Ok(Self { core, tasks, health, stop_serving: Some(stop_serving), served })
+    }
+
+    /// Ends when the node cannot go on with its data folder and would begin anew at the next start; says why. Until then
+    /// it answers on its ports, and serves nothing.
+    pub async fn over(&self) -> String {
+        let mut over = self.core.over.subscribe();
+        match over.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            // The sender is in the core.
+            Err(_) => std::future::pending().await,
+        }
     }
 
     /// Stops gracefully: hands leaderships over, lets running requests finish, flushes.
@@ -127,23 +167,35 @@ impl Node {
         }
         timeout(DRAIN_TIMEOUT, &mut self.served).await.ok();
         if let Some(member) = self.core.member.get() {
-            member.host.stop_all().await;
-            member.transport.stop();
+            member.stop().await;
         }
-        if let Err(error) = self.core.stores.close().await {
-            tracing::warn!(%error, "the last flush failed; the log has what it lacks");
+        match timeout(CLOSE_TIMEOUT, self.core.stores.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the last flush failed; the log has what it lacks"),
+            Err(_) => tracing::warn!("the last flush takes too long; the log has what it lacks"),
         }
-        self.tasks.shutdown().await;
+        if timeout(CLOSE_TIMEOUT, self.tasks.shutdown()).await.is_err() {
+            tracing::warn!("tasks of the node did not end in time");
+        }
     }
 }
 
-async fn forget_unfinished_founding(stores: &Stores) -> anyhow::Result<()> {
-    for descriptor in stores.log.descriptors() {
-        stores.log.remove_replica(ReplicaId(descriptor.replica_id)).await?;
+/// A founding that died before the node belonged to its cluster: nobody has heard of that cluster, and its replica never
+/// ran.
+async fn forget_unfinished_founding(dir: &mut DataDir, stores: &Stores) -> anyhow::Result<()> {
+    let identity = dir.identity();
+    if identity.membership.is_some() {
+        return Ok(());
     }
-    if stores.log.cluster_cache().is_some() {
-        stores.log.put_cluster_cache(ClusterCache::default()).await?;
+    if identity.founding.is_some() {
+        stores.forget_all().await?;
+        return Ok(dir.note_founding(None)?);
     }
+    let nothing = stores.log.descriptors().is_empty();
+    anyhow::ensure!(
+        nothing,
+        "the Raft log holds replicas, and IDENTITY names no cluster that they belong to"
+    );
     Ok(())
 }
 
@@ -151,18 +203,22 @@ async fn forget_unfinished_founding(stores: &Stores) -> anyhow::Result<()> {
 /// wait: one task keeps them, in order.
 fn registry(stores: &Stores, spawner: &Spawner) -> anyhow::Result<Arc<Registry>> {
     let (keep, mut kept) = mpsc::unbounded_channel::<Arc<MetaRecord>>();
-    let log = stores.log.clone();
+    let file = stores.kept.clone();
     spawner.spawn("keep the map", async move {
         while let Some(record) = kept.recv().await {
-            let cache = ClusterCache { meta: Some((*record).clone()) };
-            if let Err(error) = log.put_cluster_cache(cache).await {
-                tracing::error!(%error, "the map could not be kept");
+            let file = file.clone();
+            let written = spawn_blocking(move || file.keep_meta((*record).clone())).await;
+            if let Some(error) = written.map_or_else(
+                |error| Some(error.to_string()),
+                |written| written.err().map(|error| error.to_string()),
+            ) {
+                tracing::error!(error, "the map could not be kept");
             }
         }
     });
     // Nobody keeps it any more when the node stops.
     let persist = move |record| drop(keep.send(record));
-    Ok(Arc::new(Registry::new(stores.kept_map(), Box::new(persist))?))
+    Ok(Arc::new(Registry::new(stores.kept.meta(), Box::new(persist))?))
 }
 
 /// Answers clients. The first end asks for the end of it, the second one tells it.
@@ -179,12 +235,14 @@ fn serve_clients(
         Arc::new(move |name, task| spawner.spawn(name, task)),
         Box::new(move || upload_id(&randomness)),
     );
-    let (node, told) = (core.clone(), health.clone());
+    let (node, told, metrics) = (core.clone(), health.clone(), core.meters.api.clone());
     core.spawner.spawn("clients", async move {
         let stopping = async {
             stopping.await.ok();
         };
-        let ended = server::serve(listener, context, node, told, server::Options::default(), stopping).await;
+        let connections_max = CONNECTIONS_MAX.min(open_files::for_clients(open_files::limit()));
+        let options = server::Options { metrics, connections_max, ..server::Options::default() };
+        let ended = server::serve(listener, context, node, told, options, stopping).await;
         if let Err(error) = ended {
             tracing::error!(%error, "the client port has failed");
         }
@@ -214,6 +272,12 @@ async fn keep_health(core: Arc<Core>, health: Health) {
 
 /// Finds out where the node belongs, and makes it belong there.
 async fn form(core: &Core) {
+    let kept = core::lock(&core.dir).identity().fenced.clone();
+    if let Some(reason) = kept {
+        tracing::error!(reason, "this data folder is fenced, its replicas do not start");
+        core.enter(Phase::Failed, core::fenced(&reason));
+        return;
+    }
     let own = core.own_info();
     let identity = match core.identity() {
         Some(identity) => startup::Identity::Member { cluster_id: identity.cluster_id },

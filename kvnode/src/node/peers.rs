@@ -1,5 +1,7 @@
 //! Requests to other nodes over the transport, with their failures as refusals.
 
+use std::time::Duration;
+
 use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
     disk::v1::Operation,
@@ -16,11 +18,16 @@ use crate::{
     group::read_gate::AskLeader,
     refusal,
     router::Peers,
-    transport::{CallError, Lane, Transport},
+    transport::{CallError, Lane, NotSent, Transport},
 };
 
 /// Writes from this size on travel with the bulk, so that small ones keep their latency; bytes.
 const BULK_FROM_BYTES: usize = 64 * 1024;
+
+/// Advice to who is refused because of a full queue, ms.
+const RETRY_AFTER_MS: u32 = 50;
+/// A node of which nothing was heard for so long is asked last: three heartbeats, less than an election takes.
+const SILENT_AFTER: Duration = Duration::from_millis(450);
 
 /// Asks other nodes.
 #[derive(Clone)]
@@ -90,6 +97,10 @@ impl Peers for OverTransport {
         }
         .boxed()
     }
+
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.0.heard_from(node).is_some_and(|heard| heard.elapsed() > SILENT_AFTER)
+    }
 }
 
 impl AskLeader for OverTransport {
@@ -132,6 +143,13 @@ fn unexpected(node: NodeId) -> Refusal {
 fn refusal_of(node: NodeId, error: CallError) -> Refusal {
     match error {
         CallError::Refused(refused) => refused,
+        CallError::NotSent(NotSent::QueueFull) => {
+            let message = format!("too much waits for node {node}");
+            refusal::exhausted(refusal::PEER_QUEUE_FULL, message, RETRY_AFTER_MS)
+        }
+        CallError::NotSent(why @ NotSent::TooLarge { .. }) => {
+            refusal::too_large(format!("for node {node}: {why}"))
+        }
         CallError::NotSent(why) => {
             refusal::not_applied(refusal::UNREACHABLE, format!("node {node} was not asked: {why}"))
         }
@@ -141,5 +159,29 @@ fn refusal_of(node: NodeId, error: CallError) -> Refusal {
         CallError::OutcomeUnknown | CallError::Deadline => {
             refusal::outcome_unknown(format!("node {node}: {error}"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::peer::v1::refusal::Kind;
+
+    use super::*;
+    use crate::router::route::{Next, Target, after_write};
+
+    #[test]
+    fn a_full_queue_slows_the_caller_down_and_a_request_that_fits_nowhere_is_not_repeated() {
+        let node = NodeId(2);
+        let full = refusal_of(node, CallError::NotSent(NotSent::QueueFull));
+        assert_eq!((full.kind(), full.reason.as_str()), (Kind::ResourceExhausted, refusal::PEER_QUEUE_FULL));
+        assert!(full.retry_after_ms > 0);
+        let large = refusal_of(node, CallError::NotSent(NotSent::TooLarge { bytes: 9_000, limit: 8_000 }));
+        assert_eq!(large.kind(), Kind::InvalidArgument);
+        assert!(large.message.contains("9000 B") && large.message.contains("8000 B"), "{}", large.message);
+        assert_eq!(after_write(&large, Target::At(node), 0), Next::Final);
+        let gone = refusal_of(node, CallError::NotSent(NotSent::Unreachable));
+        assert_eq!(gone.kind(), Kind::NotApplied);
+        let unknown = refusal_of(node, CallError::Deadline);
+        assert_eq!(unknown.kind(), Kind::OutcomeUnknown);
     }
 }

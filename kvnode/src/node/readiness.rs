@@ -52,6 +52,7 @@ pub fn measure(metrics: &Metrics, status: &NodeStatus) {
     metrics.node.leaderships.set(i64::try_from(count(Role::Leader)).unwrap_or(i64::MAX));
     metrics.node.replicas.set(i64::try_from(status.replicas.len()).unwrap_or(i64::MAX));
     metrics.node.quarantined_replicas.set(i64::try_from(count(Role::Quarantined)).unwrap_or(i64::MAX));
+    metrics.node.disk_level.set(i64::from(status.disk_level));
     metrics.node.disk_total_bytes.set(status.disk_total_bytes);
     metrics.node.disk_free_bytes.set(status.disk_total_bytes.saturating_sub(status.disk_used_bytes));
 }

@@ -1,9 +1,13 @@
 //! Tells the meta group who this node is now: its addresses, zone, version and boot counter may have changed.
+//!
+//! The meta group may answer that it goes on without this folder: a later start of the same disk is known, so that this
+//! is a copy or was restored; or the node was removed. The registry may say so later, too, when the copy is started
+//! while this node runs. Then no replica here may vote any more.
 
 use std::{sync::Arc, time::Duration};
 
 use kv_proto::{
-    disk::v1::{MetaCommand, NodeRecord, meta_command},
+    disk::v1::{MetaCommand, NodeRecord, NodeState, meta_command},
     peer::v1::{MetaOutcome, Refusal},
 };
 use kv_topology::ShardId;
@@ -20,6 +24,42 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// For one attempt.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Why the cluster goes on without this folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CutOff {
+    /// Another start of the same disk counts: a person must say which of the two is to be used.
+    Fenced(String),
+    /// The node was removed: what it holds is of no use, and it may join as a new one.
+    Removed(String),
+}
+
+impl CutOff {
+    /// What a refusal of the meta group says about this folder; `None`: nothing that lasts.
+    fn said_by(refused: &Refusal) -> Option<Self> {
+        match refused.reason.as_str() {
+            "DISK_CLONED_OR_RESTORED" => Some(Self::Fenced(refused.message.clone())),
+            "NODE_REMOVED" => Some(Self::Removed(refused.message.clone())),
+            _ => None,
+        }
+    }
+
+    /// What the registry says about this folder by what it knows of its disk; `None`: all is well.
+    fn seen_in(known: &NodeRecord, own: &NodeRecord) -> Option<Self> {
+        if known.state() == NodeState::Removed {
+            return Some(Self::Removed(format!("n{} was removed from the cluster", known.node_id)));
+        }
+        let told = !known.boot_id.is_empty() && !own.boot_id.is_empty();
+        let another = known.boot_counter == own.boot_counter && told && known.boot_id != own.boot_id;
+        let superseded = known.boot_counter > own.boot_counter || another;
+        superseded.then(|| {
+            let (start, own, at) = (known.boot_counter, own.boot_counter, &known.client_address);
+            Self::Fenced(format!(
+                "start {start} of this disk is known at {at}, and this is start {own}: one is a copy"
+            ))
+        })
+    }
+}
+
 /// Registers a node with the meta group.
 ///
 /// # Errors
@@ -35,18 +75,74 @@ pub async fn register(
     meta_outcome(store.write(ShardId::META, vec![operation_of(command)], deadline).await?)
 }
 
-/// Registers this node, again and again until the meta group has it as it is.
-pub async fn run(own: NodeRecord, maps: Arc<MapFeed>, router: Arc<Router>) {
+/// Registers this node, again and again until the meta group has it as it is, and then watches what the registry says
+/// of it. Ends with the reason when the cluster goes on without this folder.
+pub async fn run(own: NodeRecord, maps: Arc<MapFeed>, router: Arc<Router>) -> CutOff {
     loop {
         // Before there is a cluster there is nobody to tell.
         if maps.meta().epoch > 0 {
             match register(&*router, own.clone(), false, Instant::now() + ATTEMPT_TIMEOUT).await {
-                Ok(_) => return,
-                Err(refused) => {
-                    tracing::info!(reason = refused.reason, message = refused.message, "not registered yet");
-                }
+                Ok(_) => return watch(&own, &maps).await,
+                Err(refused) => match CutOff::said_by(&refused) {
+                    Some(cut_off) => return cut_off,
+                    None => {
+                        tracing::info!(
+                            reason = refused.reason,
+                            message = refused.message,
+                            "not registered yet"
+                        );
+                    }
+                },
             }
         }
         sleep(RETRY_AFTER).await;
+    }
+}
+
+async fn watch(own: &NodeRecord, maps: &MapFeed) -> CutOff {
+    let mut epoch = 0;
+    loop {
+        let view = maps.registry.newer_than(epoch).await;
+        epoch = view.epoch();
+        let known = view.record.nodes.iter().find(|known| known.disk_uuid == own.disk_uuid);
+        if let Some(cut_off) = known.and_then(|known| CutOff::seen_in(known, own)) {
+            return cut_off;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(boot_counter: u64, boot_id: &'static [u8]) -> NodeRecord {
+        NodeRecord { node_id: 3, boot_counter, boot_id: boot_id.into(), ..NodeRecord::default() }
+    }
+
+    #[test]
+    fn only_refusals_that_last_cut_a_node_off() {
+        let said = |reason: &str| {
+            CutOff::said_by(&Refusal {
+                reason: reason.to_owned(),
+                message: "why".to_owned(),
+                ..Refusal::default()
+            })
+        };
+        assert_eq!(said("DISK_CLONED_OR_RESTORED"), Some(CutOff::Fenced("why".to_owned())));
+        assert_eq!(said("NODE_REMOVED"), Some(CutOff::Removed("why".to_owned())));
+        assert_eq!(said("NOT_APPLIED_NO_LEADER"), None);
+    }
+
+    #[test]
+    fn a_later_start_of_the_disk_or_a_removal_is_seen_in_the_registry() {
+        let seen = |known: NodeRecord| CutOff::seen_in(&known, &start(5, b"own"));
+        for known in [start(5, b"own"), start(4, b"before"), start(5, b"")] {
+            assert_eq!(seen(known.clone()), None, "{known:?}");
+        }
+        for known in [start(6, b"later"), start(5, b"other")] {
+            assert!(matches!(seen(known.clone()), Some(CutOff::Fenced(_))), "{known:?}");
+        }
+        let removed = NodeRecord { state: NodeState::Removed.into(), ..start(5, b"own") };
+        assert!(matches!(seen(removed), Some(CutOff::Removed(_))));
     }
 }

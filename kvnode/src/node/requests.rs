@@ -8,8 +8,8 @@ use futures::future::BoxFuture;
 use kv_proto::{
     disk::v1::{Operation, OwnSlots, operation},
     peer::v1::{
-        ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, ReadIndexResponse,
-        ReadRequest, Refusal, WriteRequest, WriteResponse, control_request::Request,
+        ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, NodeDescription,
+        ReadIndexResponse, ReadRequest, Refusal, WriteRequest, WriteResponse, control_request::Request,
         control_response::Response, frame::Body, outcome,
     },
 };
@@ -75,7 +75,10 @@ impl Requests {
     }
 
     async fn read(&self, request: ReadRequest) -> Result<Body, Refusal> {
-        let replica = self.replica(ShardId(request.shard_id))?;
+        let shard = ShardId(request.shard_id);
+        // A read learns of damaged bytes, and asks nobody else here. Writes and read indexes are asked of the leader,
+        // which is elsewhere by now.
+        let replica = self.replicas.replica(shard).ok_or_else(|| self.replicas.absence(shard))?;
         let response = replica.read(&request, deadline(request.deadline_ms)).await?;
         Ok(Body::ReadResponse(response))
     }
@@ -106,6 +109,9 @@ impl Requests {
             }
             Request::DescribeGroup(group) => {
                 Response::Group(self.of_group(group.group_id)?.control.describe()?)
+            }
+            Request::DescribeNode(_) => {
+                Response::Node(NodeDescription { stopping: self.replicas.are_leaving() })
             }
             Request::FetchMap(fetch) => {
                 let meta = self.maps.meta();

@@ -28,6 +28,17 @@ impl ReadState for ReplicaReader {
         }
     }
 
+    fn answer(&self, request: ReadRequest) -> BoxFuture<'static, Result<ReadResponse, Refusal>> {
+        let this = self.clone();
+        let answer = async move {
+            match Self::answer(&this, request).await {
+                ReadResponse { read: Some(Read::Refusal(refused)), .. } => Err(refused),
+                response => Ok(response),
+            }
+        };
+        answer.boxed()
+    }
+
     fn revision(&self) -> u64 {
         Self::revision(self)
     }
@@ -40,8 +51,17 @@ impl ReadState for ReplicaReader {
         Self::owns_slots(self)
     }
 
+    fn has_uploads(&self) -> BoxFuture<'static, bool> {
+        let this = self.clone();
+        async move { Self::has_uploads(&this).await }.boxed()
+    }
+
     fn wait_applied(&self, index: u64) -> BoxFuture<'static, ()> {
         Self::wait_applied(self, index).boxed()
+    }
+
+    fn wait_revision(&self, revision: u64) -> BoxFuture<'static, ()> {
+        Self::wait_revision(self, revision).boxed()
     }
 }
 

@@ -3,28 +3,32 @@
 
 use std::{
     io,
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     thread,
 };
 
 use kv_proto::disk::v1::{MetaRecord, ReplicaDescriptor};
-use kv_topology::ReplicaId;
+use kv_topology::{ReplicaId, ShardId};
+use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::mpsc;
 
-use super::replicas::LocalReplicas;
+use super::{
+    kept::Kept,
+    losses::{self, Traces},
+    replicas::LocalReplicas,
+};
 use crate::{
     config::Config,
-    data_dir::DataDir,
-    log::{
-        Driver, LogError, LogHub,
-        options::LogMemory,
-        recovery::{self, OpenError},
-    },
+    data_dir::{DataDir, DataDirError, Scope, small_file::SmallFileError},
+    log::{Driver, LogError, LogHub, options::LogMemory, recovery},
+    metrics::LogMetrics,
     runtime::Spawner,
     state::{
         Damage, StateError,
         flush::FlushPolicy,
         hub::{Hooks, StateHub},
+        rocks,
         workers::Workers,
     },
     transport::Transport,
@@ -41,13 +45,28 @@ pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
 pub enum StoresError {
     /// The Raft log.
     #[error(transparent)]
-    OpenLog(#[from] OpenError),
+    OpenLog(#[from] recovery::OpenError),
     /// The records in it.
     #[error("raftlog: {0}")]
     Log(#[from] LogError),
     /// The state.
     #[error("state: {0}")]
+    OpenState(#[from] rocks::OpenError),
+    /// The records in it.
+    #[error("state: {0}")]
     State(#[from] StateError),
+    /// The file `CLUSTER`.
+    #[error(transparent)]
+    Kept(#[from] SmallFileError),
+    /// Something cannot be set aside.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The log and the file `CLUSTER` are damaged: a replica that is not known to have been here could vote twice.
+    #[error(
+        "the Raft log is damaged and so is the list of the replicas that it was of ({0}); move the data folder away, \
+         the node then joins its cluster as a new one"
+    )]
+    LostTrack(String),
 }
 
 /// Log and state of all replicas of a node.
@@ -56,11 +75,20 @@ pub struct Stores {
     pub log: LogHub,
     /// The states.
     pub state: Arc<StateHub>,
-    damages: Mutex<Option<mpsc::UnboundedReceiver<Damage>>>,
+    /// What is known without them.
+    pub kept: Arc<Kept>,
+    findings: Mutex<Option<mpsc::UnboundedReceiver<Finding>>>,
+}
+
+/// Damaged bytes of a replica that were met while the node runs.
+struct Finding {
+    replica: ReplicaId,
+    reason: String,
 }
 
 impl Stores {
-    /// Opens both. A damaged log is set aside and its replicas are quarantined. Blocks.
+    /// Opens both. What is damaged as a whole is set aside, and the replicas that are lost with it are quarantined;
+    /// see [`losses`]. Blocks.
     ///
     /// # Errors
     /// When a database cannot be opened for a reason that is not damage.
@@ -69,48 +97,94 @@ impl Stores {
         config: &Config,
         spawner: &Spawner,
         fatal: Fatal,
+        metrics: &LogMetrics,
     ) -> Result<Self, StoresError> {
-        let opened = recovery::open(&dir.raftlog(), &LogMemory::default())?;
-        let log_failed = fatal.clone();
-        let log = LogHub::open(
-            Arc::new(opened.device),
-            Driver::Thread,
-            Box::new(move |error| log_failed(&format!("the log device failed: {error}"))),
-        )?;
-        for damage in opened.damages {
-            tracing::error!(folder = %damage.folder.display(), damage.reason, "the Raft log was damaged");
-            for replica in &damage.replicas {
-                let reason = format!("its Raft log was damaged: {}", damage.reason);
-                log.put_descriptor(ReplicaDescriptor { quarantine_reason: reason, ..replica.clone() })
-                    .await?;
+        let (kept, list_damage) = Kept::open(&dir.cluster())?;
+        let (log, lost_logs) = open_log(&dir.raftlog(), &fatal, metrics)?;
+        metrics.storage.corruptions.inc_by(lost_logs.len() as u64);
+        if let Some(damage) = list_damage {
+            if !lost_logs.is_empty() {
+                return Err(StoresError::LostTrack(damage));
             }
-            damage.settle()?;
+            tracing::error!(damage, "the map that was kept is lost; the log says which replicas live here");
         }
-        let (found, damages) = mpsc::unbounded_channel();
-        let hooks = Hooks {
-            fatal: Arc::new(move |error| fatal(&format!("the state store failed: {error}"))),
+        // Unbounded, since those who find damage must not wait; a replica that is quarantined finds no more.
+        let (found, findings) = mpsc::unbounded_channel();
+        let (in_log, corruptions) = (found.clone(), metrics.storage.corruptions.clone());
+        log.on_damage(Box::new(move |replica, error| {
+            corruptions.inc();
             // Nobody listens any more when the node stops.
-            damaged: Arc::new(move |damage| drop(found.send(damage))),
-        };
+            drop(in_log.send(Finding { replica, reason: error.to_string() }));
+        }));
         let memory = usize::try_from(config.memory.0 / STATE_MEMORY_DIVISOR).unwrap_or(usize::MAX);
         let policy = FlushPolicy { interval: config.compaction.flush_interval, ..FlushPolicy::default() };
-        let state = StateHub::open(&dir.state(), memory, policy, hooks, workers(spawner))?;
-        Ok(Self { log, state: Arc::new(state), damages: Mutex::new(Some(damages)) })
+        let open_state = || {
+            let hooks = hooks(&found, &fatal, metrics);
+            StateHub::open(&dir.state(), memory, policy, hooks, workers(spawner))
+        };
+        let state = match open_state() {
+            Err(rocks::OpenError::Damaged(reason)) => Err(reason),
+            opened => Ok(opened?),
+        };
+        let in_state = match &state {
+            Ok(state) => state.replicas_on_disk()?,
+            Err(_) => Vec::new(),
+        };
+        let (hosted, map) = (kept.hosted(), kept.meta());
+        let traces = Traces { lost_logs: &lost_logs, hosted: &hosted, in_state: &in_state, map: &map };
+        for lost in losses::without_log(&traces, &log.descriptors()) {
+            let (replica, reason) = (lost.replica_id, &lost.quarantine_reason);
+            tracing::error!(replica, shard = lost.shard_id, reason, "replica is quarantined");
+            log.put_descriptor(lost).await?;
+        }
+        lost_logs.into_iter().try_for_each(recovery::Damage::settle)?;
+        for descriptor in log.descriptors() {
+            kept.keep_hosted(&descriptor)?;
+        }
+        let state = match state {
+            Ok(state) => state,
+            Err(reason) => {
+                tracing::error!(reason, "the state is damaged as a whole, setting it aside");
+                quarantine_without_state(&log, &reason).await?;
+                dir.set_aside_now(Scope::State, &format!("the state is damaged: {reason}"))?;
+                open_state()?
+            }
+        };
+        let findings = Mutex::new(Some(findings));
+        Ok(Self { log, state: Arc::new(state), kept: Arc::new(kept), findings })
     }
 
-    /// The registry and map that were kept at the last run.
-    pub fn kept_map(&self) -> MetaRecord {
-        self.log.cluster_cache().and_then(|cache| cache.meta).unwrap_or_default()
+    /// Notes durably that a replica lives here: before it starts for the first time.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn host(&self, replica: ReplicaDescriptor) -> Result<(), StoresError> {
+        // In this order: what only the list knows has lost its log.
+        self.log.put_descriptor(replica.clone()).await?;
+        Ok(self.kept.keep_hosted(&replica)?)
     }
 
-    /// Quarantines replicas whose bytes turn out to be damaged: durably, and then they are stopped.
+    /// Forgets all replicas and the map. None of them may ever have run.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn forget_all(&self) -> Result<(), StoresError> {
+        for descriptor in self.log.descriptors() {
+            let replica = ReplicaId(descriptor.replica_id);
+            self.kept.forget_hosted(replica)?;
+            self.log.remove_replica(replica).await?;
+        }
+        Ok(self.kept.keep_meta(MetaRecord::default())?)
+    }
+
+    /// Quarantines replicas whose bytes turn out to be damaged: at once they are cut off, durably marked, stopped.
     pub fn guard(&self, replicas: &Arc<LocalReplicas>, transport: &Transport, spawner: &Spawner) {
-        let taken = self.damages.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut damages) = taken else { return };
+        let taken = self.findings.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut findings) = taken else { return };
         let (log, replicas, transport) = (self.log.clone(), replicas.clone(), transport.clone());
         spawner.spawn("quarantine", async move {
-            while let Some(damage) = damages.recv().await {
-                quarantine(&log, &replicas, &transport, &damage).await;
+            while let Some(finding) = findings.recv().await {
+                quarantine(&log, &replicas, &transport, finding).await;
             }
         });
     }
@@ -132,19 +206,85 @@ impl Stores {
     }
 }
 
-async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transport, damage: &Damage) {
+impl From<Damage> for Finding {
+    fn from(damage: Damage) -> Self {
+        Self { replica: damage.replica, reason: damage.to_string() }
+    }
+}
+
+async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transport, finding: Finding) {
+    let Finding { replica, reason } = finding;
     let descriptors = log.descriptors();
-    let known = descriptors.into_iter().find(|descriptor| ReplicaId(descriptor.replica_id) == damage.replica);
+    let known = descriptors.into_iter().find(|descriptor| ReplicaId(descriptor.replica_id) == replica);
     let Some(descriptor) = known.filter(|descriptor| descriptor.quarantine_reason.is_empty()) else { return };
-    tracing::error!(replica = damage.replica.get(), damage = %damage, "damaged bytes: replica is quarantined");
-    let marked = ReplicaDescriptor { quarantine_reason: damage.to_string(), ..descriptor };
+    tracing::error!(replica = replica.get(), reason, "damaged bytes: replica is quarantined");
+    // First of all it says nothing to its group any more.
+    transport.unregister(replica);
+    let running = replicas.quarantine(ShardId(descriptor.shard_id), replica, reason.clone());
+    let marked = ReplicaDescriptor { quarantine_reason: reason, ..descriptor };
     if let Err(error) = log.put_descriptor(marked).await {
         tracing::error!(%error, "the quarantine could not be written");
     }
-    transport.unregister(damage.replica);
-    if let Some(replica) = replicas.remove(damage.replica) {
-        replica.control.stop().await;
+    // It may have started meanwhile, before it could be seen that it must not.
+    transport.unregister(replica);
+    if let Some(running) = running.or_else(|| replicas.remove(replica)) {
+        running.control.stop().await;
     }
+    // The damage may have stopped it meanwhile, and that was noticed first.
+    replicas.forget_failure(replica);
+}
+
+/// Opens the log and reads which replicas it is of. Also the logs that were lost, now or earlier, and not dealt with.
+fn open_log(
+    folder: &Path,
+    fatal: &Fatal,
+    metrics: &LogMetrics,
+) -> Result<(LogHub, Vec<recovery::Damage>), StoresError> {
+    let memory = LogMemory::default();
+    let hub = |device| {
+        let fatal = fatal.clone();
+        let failed = Box::new(move |error| fatal(&format!("the log device failed: {error}")));
+        LogHub::open_measured(Arc::new(device), Driver::Thread, failed, metrics.clone())
+    };
+    let opened = recovery::open(folder, &memory)?;
+    match hub(opened.device) {
+        Ok(log) => Ok((log, opened.damages)),
+        Err(unreadable) if unreadable.is_damage() => {
+            let opened = recovery::replace(folder, &memory, &unreadable.to_string())?;
+            Ok((hub(opened.device)?, opened.damages))
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn hooks(found: &mpsc::UnboundedSender<Finding>, fatal: &Fatal, metrics: &LogMetrics) -> Hooks {
+    let (found, fatal) = (found.clone(), fatal.clone());
+    Hooks {
+        fatal: Arc::new(move |error| fatal(&format!("the state store failed: {error}"))),
+        // Nobody listens any more when the node stops.
+        damaged: Arc::new(move |damage: Damage| drop(found.send(damage.into()))),
+        metrics: metrics.storage.clone(),
+    }
+}
+
+/// Before a lost state is replaced by an empty one: only a log that begins with the first entry brings it back. One that
+/// is empty does not show that there never was more, so it counts as cut.
+async fn quarantine_without_state(log: &LogHub, reason: &str) -> Result<(), StoresError> {
+    for descriptor in log.descriptors() {
+        let replica = ReplicaId(descriptor.replica_id);
+        if !descriptor.quarantine_reason.is_empty() {
+            continue;
+        }
+        let why = match log.replica::<TokioRuntime>(replica) {
+            Ok(store) if store.view().status().begins_with_the_first_entry() => continue,
+            Ok(_) => format!("its state was lost, and its log does not reach back: {reason}"),
+            Err(error) if error.is_damage() => error.to_string(),
+            Err(error) => return Err(error.into()),
+        };
+        tracing::error!(replica = replica.get(), shard = descriptor.shard_id, why, "replica is quarantined");
+        log.put_descriptor(ReplicaDescriptor { quarantine_reason: why, ..descriptor }).await?;
+    }
+    Ok(())
 }
 
 /// Threads for what blocks, the node's tasks for what waits.

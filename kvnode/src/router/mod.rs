@@ -22,12 +22,28 @@ use kv_topology::{ClusterMap, NodeId, ShardId};
 use tokio::time::{Instant, sleep_until};
 
 use crate::{group::replica::Replica, refusal};
-use route::{Known, Next, Target};
+use route::{Known, Lessons, Next, Target};
 
 /// The node's replicas, by shard.
 pub trait Replicas: Send + Sync + 'static {
     /// The running replica of `shard` on this node.
     fn replica(&self, shard: ShardId) -> Option<Replica>;
+
+    /// Why the replica of `shard` on this node is quarantined, if it is.
+    fn quarantined(&self, _shard: ShardId) -> Option<String> {
+        None
+    }
+
+    /// Why this node cannot answer for a shard that no replica here serves.
+    fn absence(&self, shard: ShardId) -> Refusal {
+        match self.quarantined(shard) {
+            Some(reason) => refusal::quarantined(reason),
+            None => refusal::not_applied(
+                refusal::NO_REPLICA,
+                format!("this node has no replica of shard {shard}"),
+            ),
+        }
+    }
 }
 
 /// Requests to other nodes.
@@ -47,6 +63,11 @@ pub trait Peers: Send + Sync + 'static {
         request: ReadRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<ReadResponse, Refusal>>;
+
+    /// Whether the node was heard of once, and not lately: an answer of it is unlikely.
+    fn is_silent(&self, _node: NodeId) -> bool {
+        false
+    }
 }
 
 /// The registry and map as this node knows them.
@@ -75,6 +96,8 @@ struct Course {
     deadline: Instant,
     attempt: u32,
     hint: Option<NodeId>,
+    last: Option<Target>,
+    lessons: Lessons,
 }
 
 impl Router {
@@ -94,7 +117,8 @@ impl Router {
     }
 
     fn course(&self, shard: ShardId, deadline: Instant) -> Course {
-        Course { shard, deadline, attempt: 0, hint: self.hint(shard) }
+        let hint = self.hint(shard);
+        Course { shard, deadline, attempt: 0, hint, last: None, lessons: Lessons::default() }
     }
 
     fn target(
@@ -110,11 +134,15 @@ impl Router {
             hint: course.hint,
             shard: map.shards.get(&course.shard),
             attempt: course.attempt,
+            last: course.last,
+            lessons: &course.lessons,
+            // Asked only when it matters: most requests have a local replica that knows its leader.
+            silent: &|node| self.peers.is_silent(node),
         })
     }
 
     /// Waits as the decision says. False: there is no time for another attempt.
-    async fn again(&self, course: &mut Course, next: Next) -> bool {
+    async fn again(&self, course: &mut Course, tried: Target, next: Next) -> bool {
         let (pause, hint) = match next {
             Next::Final => return false,
             Next::Again { pause, hint } => (pause, hint),
@@ -125,6 +153,7 @@ impl Router {
         };
         course.attempt += 1;
         course.hint = hint;
+        course.last = Some(tried);
         let at = Instant::now() + pause;
         if at >= course.deadline {
             return false;
@@ -186,7 +215,7 @@ impl store::Store for Router {
                 }
                 Err(refused) => {
                     let next = route::after_write(&refused, target, course.attempt);
-                    if !self.again(&mut course, next).await {
+                    if !self.again(&mut course, target, next).await {
                         return Err(refused);
                     }
                 }
@@ -196,17 +225,18 @@ impl store::Store for Router {
 
     async fn read(&self, request: ReadRequest, deadline: Instant) -> Result<ReadResponse, Refusal> {
         let shard = ShardId(request.shard_id);
-        let at_node = request.options.is_some_and(|options| options.serve_at_node);
+        let here_only = request.options.is_some_and(|options| options.serve_at_node);
         let mut course = self.course(shard, deadline);
         loop {
             let replica = self.replicas.replica(shard);
-            let target = self.target(&course, replica.as_ref(), &self.maps.map(), route::for_read);
+            let map = self.maps.map();
+            let target = match &replica {
+                Some(_) if here_only => Target::Here,
+                replica => self.target(&course, replica.as_ref(), &map, route::for_read),
+            };
             let result = match (target, replica) {
                 (Target::Here, Some(replica)) => replica.read(&request, deadline).await,
-                (_, None) if at_node => {
-                    let message = format!("node {} has no replica of shard {shard}", self.me);
-                    return Err(refusal::not_applied(refusal::NO_REPLICA, message));
-                }
+                (_, None) if here_only => return Err(self.replicas.absence(shard)),
                 (Target::At(node), _) => {
                     let request = ReadRequest { deadline_ms: left_ms(deadline), ..request.clone() };
                     self.peers.read(node, request, deadline).await
@@ -220,8 +250,10 @@ impl store::Store for Router {
                     return Ok(response);
                 }
                 Err(refused) => {
-                    let next = route::after_read(&refused, target, course.attempt);
-                    if !self.again(&mut course, next).await {
+                    course.lessons.learn(self.me, target, &refused);
+                    let left = course.lessons.leave_a_replica(map.shards.get(&shard));
+                    let next = route::after_read(&refused, target, course.attempt, here_only, left);
+                    if !self.again(&mut course, target, next).await {
                         return Err(refused);
                     }
                 }

@@ -1,6 +1,6 @@
 //! Where the next attempt of a request goes, and whether there is one. Pure.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use kv_proto::peer::v1::{Outcome, Refusal, outcome, refusal::Kind};
 use kv_topology::{NodeId, map::ShardEntry};
@@ -11,7 +11,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(5);
 const PAUSE_MAX: Duration = Duration::from_millis(160);
 
 /// What is known before an attempt.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Known<'a> {
     /// This node.
     pub me: NodeId,
@@ -23,6 +23,41 @@ pub struct Known<'a> {
     pub shard: Option<&'a ShardEntry>,
     /// 0 for the first attempt.
     pub attempt: u32,
+    /// Where the last attempt went.
+    pub last: Option<Target>,
+    /// What earlier attempts taught about replicas.
+    pub lessons: &'a Lessons,
+    /// Nodes that were heard of once and not lately: asked only when there is nobody else.
+    pub silent: &'a dyn Fn(NodeId) -> bool,
+}
+
+/// What the attempts of one request taught about the replicas that refused it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lessons {
+    /// The local replica refused: others are asked first, and it again when its turn comes.
+    pub local_refused: bool,
+    /// Nodes whose bytes are damaged. They are not asked again.
+    pub damaged: BTreeSet<NodeId>,
+}
+
+impl Lessons {
+    /// Learns from the refusal of a read by `tried`.
+    pub fn learn(&mut self, me: NodeId, tried: Target, refused: &Refusal) {
+        self.local_refused |= tried == Target::Here;
+        let node = match tried {
+            Target::Here => me,
+            Target::At(node) => node,
+            Target::Nobody => return,
+        };
+        if refused.kind() == Kind::DataLoss {
+            self.damaged.insert(node);
+        }
+    }
+
+    /// Whether a replica of the shard is left whose bytes were not found damaged.
+    pub fn leave_a_replica(&self, shard: Option<&ShardEntry>) -> bool {
+        shard.is_some_and(|shard| shard.replicas.iter().any(|replica| !self.damaged.contains(&replica.node)))
+    }
 }
 
 /// Where an attempt goes.
@@ -36,21 +71,36 @@ pub enum Target {
     Nobody,
 }
 
-/// Where a write goes: to the leader, as the local replica, the last refusal or the map knows it.
+/// Where a write goes: to the leader, as the local replica, the last refusal or the map knows it. When nobody knows it,
+/// to the others in turn: a replica that is cut off from its leader hears of it last.
 pub fn for_write(known: &Known<'_>) -> Target {
     let told = match known.local {
         // A refusal by the local replica names the same leader: its own view is the newer one.
         Some(leader) => leader.or(known.hint.filter(|hint| *hint != known.me)),
-        None => known.hint.or_else(|| replica_by_turn(known)),
+        None => known.hint,
     };
-    target(known, told)
+    target(known, told.or_else(|| other_by_turn(known)))
 }
 
-/// Where a read goes that the local replica does not serve: as a write, or to any replica.
+/// Where a read goes: to the local replica; when that has refused or there is none, to the leader that somebody named,
+/// then to all replicas in turn, but those with damaged bytes. A read that must be served here is not for this function.
 pub fn for_read(known: &Known<'_>) -> Target {
     match known.local {
-        Some(_) => Target::Here,
-        None => target(known, known.hint.or_else(|| replica_by_turn(known))),
+        Some(_) if !known.lessons.local_refused => Target::Here,
+        local => {
+            let useful = |node: &NodeId| !known.lessons.damaged.contains(node) && !was_last(known, *node);
+            let leader = local.flatten().filter(|leader| *leader != known.me);
+            let told = known.hint.filter(useful).or_else(|| leader.filter(useful));
+            target(known, told.or_else(|| replica_by_turn(known)))
+        }
+    }
+}
+
+fn was_last(known: &Known<'_>, node: NodeId) -> bool {
+    match known.last {
+        Some(Target::Here) => node == known.me,
+        Some(Target::At(last)) => node == last,
+        Some(Target::Nobody) | None => false,
     }
 }
 
@@ -69,15 +119,43 @@ fn target(known: &Known<'_>, node: Option<NodeId>) -> Target {
 }
 
 /// The preferred leader first, then every other replica's node in turn.
+fn other_by_turn(known: &Known<'_>) -> Option<NodeId> {
+    let shard = known.shard?;
+    let preferred = preferred_elsewhere(known, shard);
+    if known.attempt == 0 && preferred.is_some() {
+        return preferred;
+    }
+    by_turn(known, others(known, shard))
+}
+
+/// As [`other_by_turn`], without damaged replicas, and with the local one at the end of each turn.
 fn replica_by_turn(known: &Known<'_>) -> Option<NodeId> {
     let shard = known.shard?;
-    if known.attempt == 0 && shard.preferred_leader.is_some() {
-        return shard.preferred_leader;
+    let whole = |node: &NodeId| !known.lessons.damaged.contains(node);
+    let preferred = preferred_elsewhere(known, shard);
+    if let Some(preferred) = preferred.filter(|node| known.attempt == 0 && whole(node)) {
+        return Some(preferred);
     }
-    let others: Vec<NodeId> =
-        shard.replicas.iter().map(|placement| placement.node).filter(|node| *node != known.me).collect();
-    let turn = usize::try_from(known.attempt).unwrap_or(0);
-    (!others.is_empty()).then(|| others[turn % others.len()])
+    let local = known.local.map(|_| known.me);
+    by_turn(known, others(known, shard).into_iter().chain(local).filter(whole).collect())
+}
+
+fn preferred_elsewhere(known: &Known<'_>, shard: &ShardEntry) -> Option<NodeId> {
+    shard.preferred_leader.filter(|node| *node != known.me && !(known.silent)(*node))
+}
+
+fn others(known: &Known<'_>, shard: &ShardEntry) -> Vec<NodeId> {
+    shard.replicas.iter().map(|placement| placement.node).filter(|node| *node != known.me).collect()
+}
+
+/// One of these nodes, another at each attempt; the last one and the silent ones only when there is nobody else.
+fn by_turn(known: &Known<'_>, mut nodes: Vec<NodeId>) -> Option<NodeId> {
+    if nodes.iter().any(|node| !(known.silent)(*node)) {
+        nodes.retain(|node| !(known.silent)(*node));
+    }
+    let turn = usize::try_from(known.attempt).unwrap_or(0) % nodes.len().max(1);
+    let in_turn = || nodes[turn..].iter().chain(&nodes[..turn]).copied();
+    in_turn().find(|node| !was_last(known, *node)).or_else(|| in_turn().next())
 }
 
 /// What to do about a refusal.
@@ -130,10 +208,24 @@ pub fn after_write(refused: &Refusal, tried: Target, attempt: u32) -> Next {
     }
 }
 
-/// Decides about a refused read: it has no effect, so also again when its fate is unknown.
-pub fn after_read(refused: &Refusal, tried: Target, attempt: u32) -> Next {
+/// Decides about a refused read: it has no effect, so also again when its fate is unknown, and when a replica's bytes are
+/// damaged and `replica_left` says that another one has them. `here_only`: no other replica may answer.
+pub fn after_read(
+    refused: &Refusal,
+    tried: Target,
+    attempt: u32,
+    here_only: bool,
+    replica_left: bool,
+) -> Next {
     match refused.kind() {
-        Kind::NotApplied | Kind::OutcomeUnknown => again(refused, tried, attempt),
+        Kind::NotApplied | Kind::OutcomeUnknown => match again(refused, tried, attempt) {
+            // There is somebody else to ask: what the local replica lacks now it will lack in a moment too.
+            Next::Again { hint, .. } if tried == Target::Here && attempt == 0 && !here_only => {
+                Next::Again { pause: Duration::ZERO, hint }
+            }
+            next => next,
+        },
+        Kind::DataLoss if !here_only && replica_left => Next::Again { pause: Duration::ZERO, hint: None },
         Kind::WrongShard => Next::RefreshMap,
         Kind::ResourceExhausted
         | Kind::Unspecified
@@ -191,13 +283,113 @@ mod tests {
         }
     }
 
+    static NOTHING: Lessons = Lessons { local_refused: false, damaged: BTreeSet::new() };
+    static NOBODY: BTreeSet<NodeId> = BTreeSet::new();
+
     fn known(
         local: Option<Option<NodeId>>,
         hint: Option<NodeId>,
         shard: &ShardEntry,
         attempt: u32,
     ) -> Known<'_> {
-        Known { me: ME, local, hint, shard: Some(shard), attempt }
+        let (lessons, silent) = (&NOTHING, &|_| false);
+        Known { me: ME, local, hint, shard: Some(shard), attempt, last: None, lessons, silent }
+    }
+
+    /// The shard with a replica here too.
+    fn shared() -> ShardEntry {
+        let replicas =
+            [1, 2, 3].map(|node| ReplicaPlacement { replica: ReplicaId(node), node: NodeId(node) });
+        ShardEntry { replicas: replicas.into(), ..shard() }
+    }
+
+    /// Where the attempts of a read go when all are refused with this kind, and how many there are of at most eight.
+    fn course_of_a_read(kind: Kind, local: Option<Option<NodeId>>, silent: &BTreeSet<NodeId>) -> Vec<Target> {
+        let (shard, mut lessons) = (shared(), Lessons::default());
+        let (mut tried, mut hint) = (Vec::new(), None);
+        for attempt in 0..8 {
+            let last = tried.last().copied();
+            let lessons_now = lessons.clone();
+            let known = Known {
+                last,
+                lessons: &lessons_now,
+                silent: &|node| silent.contains(&node),
+                ..known(local, hint, &shard, attempt)
+            };
+            let target = for_read(&known);
+            tried.push(target);
+            let refused = Refusal { kind: kind.into(), ..Refusal::default() };
+            lessons.learn(ME, target, &refused);
+            let left = lessons.leave_a_replica(Some(&shard));
+            match after_read(&refused, target, attempt, false, left) {
+                Next::Again { hint: named, .. } => hint = named,
+                Next::RefreshMap | Next::Final => break,
+            }
+        }
+        tried
+    }
+
+    #[test]
+    fn a_read_that_the_local_replica_refuses_goes_to_the_leader_and_then_to_all_in_turn() {
+        let tried = course_of_a_read(Kind::NotApplied, Some(Some(NodeId(2))), &NOBODY);
+        assert_eq!(tried[..2], [Target::Here, Target::At(NodeId(2))]);
+        assert!(tried[2..].contains(&Target::At(NodeId(3))), "{tried:?}");
+        assert!(tried[2..].contains(&Target::Here), "it may be well again: {tried:?}");
+        assert!(tried.windows(2).all(|two| two[0] != two[1]), "{tried:?}");
+        let leaderless = course_of_a_read(Kind::NotApplied, Some(None), &NOBODY);
+        for node in [2, 3] {
+            assert!(leaderless.contains(&Target::At(NodeId(node))), "{leaderless:?}");
+        }
+    }
+
+    #[test]
+    fn damaged_bytes_are_read_from_another_replica_and_asked_for_once_only() {
+        let tried = course_of_a_read(Kind::DataLoss, Some(Some(NodeId(2))), &NOBODY);
+        assert_eq!(tried, [Target::Here, Target::At(NodeId(2)), Target::At(NodeId(3))]);
+        let tried = course_of_a_read(Kind::DataLoss, Some(Some(ME)), &NOBODY);
+        assert_eq!(tried.len(), 3, "{tried:?}");
+        assert_eq!(tried[0], Target::Here);
+    }
+
+    #[test]
+    fn a_read_that_must_be_served_here_meets_its_refusal() {
+        let damaged = outcome_of(Kind::DataLoss);
+        let Some(outcome::Result::Refusal(damaged)) = damaged.result else { unreachable!() };
+        assert_eq!(after_read(&damaged, Target::Here, 0, true, true), Next::Final);
+        let stale = refusal::not_applied(refusal::TOO_STALE, "");
+        let next = after_read(&stale, Target::Here, 0, true, true);
+        assert!(matches!(next, Next::Again { pause, .. } if pause > Duration::ZERO));
+        let next = after_read(&stale, Target::Here, 0, false, true);
+        assert_eq!(next, Next::Again { pause: Duration::ZERO, hint: None });
+    }
+
+    #[test]
+    fn nobody_asks_a_silent_node_while_another_answers() {
+        let silent = BTreeSet::from([NodeId(2)]);
+        let tried = course_of_a_read(Kind::NotApplied, Some(None), &silent);
+        assert!(!tried.contains(&Target::At(NodeId(2))), "{tried:?}");
+        let all = BTreeSet::from([NodeId(2), NodeId(3)]);
+        let shard = shared();
+        let tried: Vec<Target> = (0..3)
+            .map(|attempt| {
+                for_write(&Known {
+                    silent: &|node| all.contains(&node),
+                    ..known(Some(None), None, &shard, attempt)
+                })
+            })
+            .collect();
+        assert!(tried.contains(&Target::At(NodeId(2))) && tried.contains(&Target::At(NodeId(3))));
+    }
+
+    #[test]
+    fn a_write_asks_the_others_when_the_local_replica_knows_no_leader() {
+        let shard = shared();
+        let tried: Vec<Target> =
+            (0..4).map(|attempt| for_write(&known(Some(None), None, &shard, attempt))).collect();
+        assert_eq!(tried[0], Target::At(NodeId(3)), "the preferred leader");
+        assert!(tried.contains(&Target::At(NodeId(2))) && !tried.contains(&Target::Here), "{tried:?}");
+        let told = for_write(&known(Some(None), Some(NodeId(2)), &shard, 1));
+        assert_eq!(told, Target::At(NodeId(2)));
     }
 
     #[test]
@@ -208,7 +400,6 @@ mod tests {
             for_write(&known(Some(Some(NodeId(2))), Some(NodeId(3)), &shard, 0)),
             Target::At(NodeId(2))
         );
-        assert_eq!(for_write(&known(Some(None), None, &shard, 0)), Target::Nobody);
     }
 
     #[test]
@@ -232,7 +423,7 @@ mod tests {
     fn a_write_is_never_tried_again_when_it_may_have_happened() {
         let unknown = refusal::outcome_unknown("the leader changed");
         assert_eq!(after_write(&unknown, Target::Here, 0), Next::Final);
-        assert!(matches!(after_read(&unknown, Target::Here, 0), Next::Again { .. }));
+        assert!(matches!(after_read(&unknown, Target::Here, 0, false, true), Next::Again { .. }));
     }
 
     #[test]

@@ -1,5 +1,6 @@
-//! What a node runs on: the tasks that it owns.
+//! What a node runs on: the tasks that it owns, and the descriptors that it may open.
 
+pub mod open_files;
 pub mod spawner;
 
-pub use spawner::{Spawner, Tasks};
+pub use spawner::{OnPanic, Spawner, Tasks};

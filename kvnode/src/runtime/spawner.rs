@@ -4,20 +4,28 @@
 //! opened below it included. [`Spawner`] is the handle to pass around: it spawns, and keeps nothing alive. What is
 //! spawned after the end is dropped at once, so that a late message cannot wake a dead node.
 //!
+//! A task that panics may leave half of something behind. [`Tasks::watched`] tells its node, which ends: a node that is
+//! half alive is worse than one that is gone.
+//!
 //! Nobody else calls `tokio::spawn`. A simulation hands in a wrapper that runs each task as a task of its node.
 
 use std::{
+    any::Any,
     collections::BTreeMap,
     fmt,
     future::Future,
+    panic::{AssertUnwindSafe, resume_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
 };
 
-use futures::future::BoxFuture;
+use futures::{FutureExt, future::BoxFuture};
 use tokio::{sync::Notify, task::AbortHandle};
 
 /// Puts a task into the context of its node; for simulations.
 pub type Wrapper = Arc<dyn Fn(BoxFuture<'static, ()>) -> BoxFuture<'static, ()> + Send + Sync>;
+
+/// Hears of a task that panicked: its name, and what it said. It must not panic.
+pub type OnPanic = Arc<dyn Fn(&'static str, &str) + Send + Sync>;
 
 /// Owns the tasks that were spawned through its [`Spawner`]s. Dropping it aborts them.
 pub struct Tasks {
@@ -33,6 +41,7 @@ pub struct Spawner {
 struct Inner {
     name: &'static str,
     wrapper: Option<Wrapper>,
+    on_panic: Option<OnPanic>,
     state: Mutex<State>,
     ended: Notify,
 }
@@ -49,16 +58,21 @@ struct State {
 impl Tasks {
     /// Owner of the tasks of `name`.
     pub fn new(name: &'static str) -> Self {
-        Self::with(name, None)
+        Self::with(name, None, None)
+    }
+
+    /// The same, and `on_panic` hears of each task that panics, those of the scopes below included.
+    pub fn watched(name: &'static str, on_panic: OnPanic) -> Self {
+        Self::with(name, None, Some(on_panic))
     }
 
     /// The same, with every task passed through `wrapper` first.
     pub fn wrapped(name: &'static str, wrapper: Wrapper) -> Self {
-        Self::with(name, Some(wrapper))
+        Self::with(name, Some(wrapper), None)
     }
 
-    fn with(name: &'static str, wrapper: Option<Wrapper>) -> Self {
-        let inner = Inner { name, wrapper, state: Mutex::default(), ended: Notify::new() };
+    fn with(name: &'static str, wrapper: Option<Wrapper>, on_panic: Option<OnPanic>) -> Self {
+        let inner = Inner { name, wrapper, on_panic, state: Mutex::default(), ended: Notify::new() };
         Self { inner: Arc::new(inner) }
     }
 
@@ -90,9 +104,15 @@ impl Spawner {
     pub fn spawn(&self, name: &'static str, future: impl Future<Output = ()> + Send + 'static) {
         let Some(guard) = Guard::enter(&self.inner, name) else { return };
         let id = guard.id;
+        let on_panic = self.inner.on_panic.clone();
         let future = async move {
             let _guard = guard;
-            future.await;
+            let Some(on_panic) = on_panic else { return future.await };
+            // Whatever it left half done is not looked at again: the node ends.
+            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+                on_panic(name, said(panic.as_ref()));
+                resume_unwind(panic);
+            }
         };
         let handle = match &self.inner.wrapper {
             None => tokio::spawn(future),
@@ -103,7 +123,7 @@ impl Spawner {
 
     /// Opens a scope: tasks that end with the returned owner, or with this one, whichever is first.
     pub fn scope(&self, name: &'static str) -> Tasks {
-        let tasks = Tasks::with(name, self.inner.wrapper.clone());
+        let tasks = Tasks::with(name, self.inner.wrapper.clone(), self.inner.on_panic.clone());
         let mut state = self.inner.state();
         if state.stopped {
             drop(state);
@@ -119,6 +139,12 @@ impl Spawner {
     pub fn running(&self) -> Vec<&'static str> {
         self.inner.running()
     }
+}
+
+/// What a panic said.
+fn said(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("it did not say why")
 }
 
 impl Inner {
@@ -258,6 +284,22 @@ mod tests {
         let (send, receive) = tokio::sync::oneshot::channel::<()>();
         tasks.spawner().spawn("short", async move { drop(send) });
         assert!(receive.await.is_err());
+        tasks.inner.gone().await;
+        assert!(tasks.spawner().running().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_told_to_whoever_watches_whatever_scope_it_is_in() {
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let on_panic: OnPanic =
+            Arc::new(move |task, said| tell.send((task, said.to_owned())).expect("the test listens"));
+        let tasks = Tasks::watched("node", on_panic);
+        let scope = tasks.spawner().scope("inner");
+        scope.spawner().spawn("sound", async {});
+        tasks.spawner().spawn("outer task", async { panic!("that was {}", "unexpected") });
+        assert_eq!(told.recv().await, Some(("outer task", "that was unexpected".to_owned())));
+        scope.spawner().spawn("inner task", async { panic!("oops") });
+        assert_eq!(told.recv().await, Some(("inner task", "oops".to_owned())));
         tasks.inner.gone().await;
         assert!(tasks.spawner().running().is_empty());
     }

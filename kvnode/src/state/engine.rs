@@ -65,6 +65,16 @@ pub enum Change {
     DeleteRange(Span),
 }
 
+impl Change {
+    /// The name of the record that is set, if one is.
+    pub fn put_name(&self) -> Option<&[u8]> {
+        match self {
+            Self::Put { name, .. } => Some(name),
+            Self::Delete { .. } | Self::DeleteRange(_) => None,
+        }
+    }
+}
+
 /// Changes that become visible together and, after a crash, are there together or not at all. Later ones win.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
@@ -95,6 +105,9 @@ impl Batch {
 
 /// Takes a record that a scan found and says whether to go on.
 pub type Visitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// The first and the last name in a table.
+pub type Bounds = (Vec<u8>, Vec<u8>);
 
 /// Something that records can be read from.
 pub trait View {
@@ -127,6 +140,13 @@ pub trait StateEngine: View + Send + Sync + 'static {
 
     /// Shows one moment of the state to `read`; see [`with_view`] for a result.
     fn view(&self, read: &mut dyn FnMut(&dyn View));
+
+    /// The same, of what is in memory: never waits for the disk. False: something was not there, and whatever `read`
+    /// made of it counts for nothing.
+    fn view_in_memory(&self, read: &mut dyn FnMut(&dyn View)) -> bool {
+        self.view(read);
+        true
+    }
 
     /// Makes everything written before durable.
     ///
@@ -161,6 +181,12 @@ pub trait StateEngine: View + Send + Sync + 'static {
     /// When the device refuses.
     fn receive_table(&self) -> Result<Table, StateError>;
 
+    /// The first and the last name in a received table. `None`: it holds no records.
+    ///
+    /// # Errors
+    /// [`StateError::BadSnapshot`] when the table cannot be read.
+    fn bounds(&self, table: &Table) -> Result<Option<Bounds>, StateError>;
+
     /// Brings tables of records in, with one durable step: all of them or none. They do not overlap.
     ///
     /// # Errors
@@ -184,4 +210,12 @@ pub fn with_view<T>(engine: &dyn StateEngine, read: impl FnOnce(&dyn View) -> T)
         reason = "an engine that shows no view has a bug, and the state cannot be served"
     )]
     result.expect("an engine shows exactly one view")
+}
+
+/// The same without the disk. `None`: something that was asked for is not in memory.
+pub fn with_view_in_memory<T>(engine: &dyn StateEngine, read: impl FnOnce(&dyn View) -> T) -> Option<T> {
+    let mut read = Some(read);
+    let mut result = None;
+    let complete = engine.view_in_memory(&mut |view| result = read.take().map(|read| read(view)));
+    result.filter(|_| complete)
 }

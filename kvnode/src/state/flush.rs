@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
@@ -86,12 +87,18 @@ pub struct FlushCoordinator {
     policy: FlushPolicy,
     pending: Mutex<Pending>,
     wake: Notify,
+    seconds: Option<Histogram>,
 }
 
 impl FlushCoordinator {
     /// A coordinator that does nothing until [`Self::run`] runs.
     pub fn new(policy: FlushPolicy) -> Self {
-        Self { policy, pending: Mutex::default(), wake: Notify::new() }
+        Self { policy, pending: Mutex::default(), wake: Notify::new(), seconds: None }
+    }
+
+    /// The same; each flush is timed.
+    pub fn measured(policy: FlushPolicy, seconds: Histogram) -> Self {
+        Self { seconds: Some(seconds), ..Self::new(policy) }
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
@@ -182,6 +189,9 @@ impl FlushCoordinator {
                         .blocking("flush", move || flushing.flush())
                         .await
                         .map_err(|error| StateError::engine("flush", error))??;
+                    if let Some(seconds) = &self.seconds {
+                        seconds.observe(now.elapsed().as_secs_f64());
+                    }
                     answer(waiting);
                 }
             }

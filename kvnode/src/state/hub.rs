@@ -10,7 +10,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     future::Future,
     io,
     path::Path,
@@ -22,28 +21,33 @@ use std::{
 
 use kv_proto::{
     disk::v1::{LogId, StoredMembership},
-    peer::v1::{ReadRequest, ReadResponse, read_response},
+    peer::v1::{ReadRequest, ReadResponse, read_request, read_response},
 };
 use kv_topology::{Generation, ReplicaId, ShardId};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Damage, Direction, StateEngine, StateError,
-    engine::with_view,
+    Damage, Direction, Span, StateEngine, StateError,
+    engine::{with_view, with_view_in_memory},
     flush::{FlushCoordinator, FlushPolicy},
     keys,
     options::MemoryBudget,
-    rocks::RocksEngine,
+    read_pool::{Full, ReadPool},
+    rocks::{OpenError, RocksEngine},
     snapshot::{INCOMING_MAX, OUTGOING_MAX, Sending, SnapshotStage},
     workers::Workers,
 };
+use crate::metrics::StorageMetrics;
 use crate::state_machine::{
     progress::Progress,
     raft::{Durability, StateMachine},
     reads, refusal,
     replica::Replica,
-    worker::{ApplyWorker, Job, MetaObserver},
+    worker::{ApplyWorker, JOBS_MAX, Job, MetaObserver},
 };
+
+/// Advice to a refused reader, ms.
+const RETRY_AFTER_MS: u32 = 50;
 
 /// What the store tells the node. Neither may block.
 #[derive(Clone)]
@@ -52,13 +56,18 @@ pub struct Hooks {
     pub fatal: Arc<dyn Fn(StateError) + Send + Sync>,
     /// Damaged bytes were found: that replica must be quarantined.
     pub damaged: Arc<dyn Fn(Damage) + Send + Sync>,
+    /// What the store feeds.
+    pub metrics: StorageMetrics,
 }
 
 impl Hooks {
     /// Tells the node of an error, once, where it is handled.
     pub(crate) fn tell(&self, error: &StateError) {
         match error {
-            StateError::Damage(damage) => (self.damaged)(damage.clone()),
+            StateError::Damage(damage) => {
+                self.metrics.corruptions.inc();
+                (self.damaged)(damage.clone());
+            }
             StateError::Engine { .. } => (self.fatal)(error.clone()),
             StateError::Busy { .. } | StateError::BadSnapshot(_) => {}
         }
@@ -82,6 +91,7 @@ pub struct MachineOptions<D> {
 pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn StateEngine>,
     pub(crate) workers: Workers,
+    reads: ReadPool,
     pub(crate) flushes: Arc<FlushCoordinator>,
     pub(crate) hooks: Hooks,
     pub(crate) outgoing: Arc<Semaphore>,
@@ -126,12 +136,9 @@ impl StateHub {
         policy: FlushPolicy,
         hooks: Hooks,
         workers: Workers,
-    ) -> Result<Self, StateError> {
+    ) -> Result<Self, OpenError> {
         let engine = RocksEngine::open(path, MemoryBudget::of(memory_bytes))?;
-        // RocksDB syncs what is in its folder, and nobody but we the name of that folder.
-        let named = path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all());
-        named.map_err(|error| StateError::engine("sync the data folder", error))?;
-        Self::with_engine(Arc::new(engine), policy, hooks, workers)
+        Ok(Self::with_engine(Arc::new(engine), policy, hooks, workers)?)
     }
 
     /// Over a store that is open: in simulation, one in memory.
@@ -144,11 +151,14 @@ impl StateHub {
         hooks: Hooks,
         workers: Workers,
     ) -> Result<Self, StateError> {
-        let flushes = Arc::new(FlushCoordinator::new(policy));
-        let (worker, jobs) = ApplyWorker::new(engine.clone(), flushes.clone());
+        let flushes = Arc::new(FlushCoordinator::measured(policy, hooks.metrics.flush_seconds.clone()));
+        let (worker, jobs) =
+            ApplyWorker::new(engine.clone(), flushes.clone(), hooks.metrics.apply_seconds.clone());
+        let reads = ReadPool::start(&workers)?;
         let shared = Arc::new(Shared {
             engine,
             workers,
+            reads,
             flushes,
             hooks,
             outgoing: Arc::new(Semaphore::new(OUTGOING_MAX)),
@@ -165,6 +175,12 @@ impl StateHub {
             }
         });
         Ok(Self { shared, jobs: Mutex::new(Some(jobs)), replicas: Mutex::default() })
+    }
+
+    /// Batches of entries that wait for the apply thread; there is room for [`JOBS_MAX`].
+    pub fn queued_applies(&self) -> usize {
+        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        jobs.as_ref().map_or(0, |jobs| JOBS_MAX.saturating_sub(jobs.capacity()))
     }
 
     fn replicas(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Arc<ReplicaShared>>> {
@@ -195,7 +211,7 @@ impl StateHub {
         let shared = Arc::new(ReplicaShared {
             id: replica,
             shard,
-            progress: Arc::new(Progress::new(loaded.record().applied.as_ref().map(|id| id.index))),
+            progress: Arc::new(Progress::of(&loaded)),
             sending: Arc::default(),
             memberships: Mutex::new(loaded.record().membership.iter().cloned().collect()),
             generation: AtomicU64::new(current.0),
@@ -205,6 +221,23 @@ impl StateHub {
         let jobs = jobs.ok_or_else(|| StateError::engine("open a replica", "the store is closed"))?;
         self.replicas().insert(replica, shared.clone());
         Ok(StateMachine::new(self.shared.clone(), shared, jobs, options))
+    }
+
+    /// Runs `work` where it may block, and waits for it.
+    ///
+    /// # Errors
+    /// When no thread could be started, or the work panicked.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        self.shared.workers.blocking(name, work).await
+    }
+
+    /// Reads that wait for a thread, of at most [`super::read_pool::READS_QUEUED_MAX`].
+    pub fn reads_waiting(&self) -> usize {
+        self.shared.reads.waiting()
     }
 
     /// Reads of a replica. `None`: it has no machine here.
@@ -278,6 +311,29 @@ impl StateHub {
     pub fn has_records(&self, replica: ReplicaId) -> Result<bool, StateError> {
         Ok(self.shared.engine.get(&keys::replica_record(replica))?.is_some())
     }
+
+    /// Replicas that have a state on this disk, by id. Where it is damaged, the rest is not seen: other records say
+    /// which replicas live here.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub fn replicas_on_disk(&self) -> Result<Vec<ReplicaId>, StateError> {
+        let mut found: Vec<ReplicaId> = Vec::new();
+        loop {
+            let next = found.last().map_or(0, |last| last.get().saturating_add(1));
+            let rest = Span { start: next.to_be_bytes().to_vec(), end: vec![0xff; keys::SCOPE_BYTES] };
+            let mut owner = None;
+            let read = self.shared.engine.scan(&rest, Direction::Forward, &mut |name, _| {
+                owner = keys::owner(name);
+                std::ops::ControlFlow::Break(())
+            });
+            match (read, owner) {
+                (Ok(()), Some(owner)) => found.push(owner),
+                (Ok(()) | Err(StateError::Damage(_)), _) => return Ok(found),
+                (Err(error), _) => return Err(error),
+            }
+        }
+    }
 }
 
 fn start_apply(shared: &Arc<Shared>, worker: ApplyWorker) -> Result<(), StateError> {
@@ -325,6 +381,11 @@ fn remove_strays(
     Ok(())
 }
 
+/// A read that costs at most one value: what it takes from memory needs no thread.
+fn is_point_read(request: &ReadRequest) -> bool {
+    matches!(&request.read, Some(read_request::Read::Get(get)) if get.keys.len() == 1)
+}
+
 /// Reads of one replica, each of one moment.
 #[derive(Clone)]
 pub struct ReplicaReader {
@@ -345,17 +406,45 @@ impl ReplicaReader {
 
     /// Revision of the shard's data.
     pub fn revision(&self) -> u64 {
-        self.replica.lock().group().revision
+        self.replica.progress.revision()
     }
 
     /// The log time that the state has reached, ms.
     pub fn log_time_ms(&self) -> u64 {
-        self.replica.lock().group().log_time_ms
+        self.replica.progress.log_time_ms()
     }
 
     /// Whether the group was told its slots.
     pub fn owns_slots(&self) -> bool {
-        !self.replica.lock().group().slots.is_empty()
+        self.replica.progress.owns_slots()
+    }
+
+    /// Waits until the shard's data have reached `revision` here. For ever, if they never do: give it a deadline.
+    pub fn wait_revision(&self, revision: u64) -> impl Future<Output = ()> + Send + 'static {
+        self.replica.progress.wait_revision(revision)
+    }
+
+    /// Answers a request from the newest state, without blocking: at once when it is a read of one key and all it needs
+    /// is in memory, otherwise on a thread for reads. Damage is told as by [`Self::read`].
+    pub async fn answer(&self, request: ReadRequest) -> ReadResponse {
+        if is_point_read(&request)
+            && let Some(answer) = with_view_in_memory(self.shared.engine.as_ref(), |view| {
+                reads::Reader::new(view, self.replica.id, self.replica.shard)?.read(&request)
+            })
+        {
+            return self.judge(answer);
+        }
+        let reader = self.clone();
+        let refused = match self.shared.reads.run(move || reader.read(&request)) {
+            Ok(answer) => match answer.await {
+                Some(answer) => return answer,
+                None => refusal::internal(),
+            },
+            Err(full) => {
+                crate::refusal::exhausted(crate::refusal::READ_QUEUE_FULL, full.to_string(), RETRY_AFTER_MS)
+            }
+        };
+        ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) }
     }
 
     /// Answers a request from the newest state; refusals are answers. May block on the disk.
@@ -365,6 +454,26 @@ impl ReplicaReader {
         let (id, shard) = (self.replica.id, self.replica.shard);
         let answer =
             with_view(self.shared.engine.as_ref(), |view| reads::Reader::new(view, id, shard)?.read(request));
+        self.judge(answer)
+    }
+
+    /// Whether uploads to the shard are under way. Failures of the store are told to the node; then `false`.
+    pub async fn has_uploads(&self) -> bool {
+        let reader = self.clone();
+        let look = move || {
+            let (id, shard) = (reader.replica.id, reader.replica.shard);
+            let found = with_view(reader.shared.engine.as_ref(), |view| {
+                reads::Reader::new(view, id, shard)?.has_uploads()
+            });
+            found.inspect_err(|error| reader.shared.hooks.tell(error)).unwrap_or(false)
+        };
+        match self.shared.reads.run(look) {
+            Ok(found) => found.await.unwrap_or(false),
+            Err(Full) => false,
+        }
+    }
+
+    fn judge(&self, answer: Result<ReadResponse, StateError>) -> ReadResponse {
         answer.unwrap_or_else(|error| {
             self.shared.hooks.tell(&error);
             let refusal = match error {

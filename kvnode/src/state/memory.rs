@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    engine::{Batch, Change, Direction, Span, StateEngine, View, Visitor},
+    engine::{Batch, Bounds, Change, Direction, Span, StateEngine, View, Visitor},
     error::StateError,
     snapshot::table::{Table, TableSink},
 };
@@ -162,6 +162,17 @@ impl StateEngine for MemoryEngine {
 
     fn receive_table(&self) -> Result<Table, StateError> {
         Ok(Table::Memory(Vec::new()))
+    }
+
+    fn bounds(&self, table: &Table) -> Result<Option<Bounds>, StateError> {
+        let Table::Memory(bytes) = table else {
+            return Err(StateError::BadSnapshot("a file was given to a store in memory".to_owned()));
+        };
+        let mut batch = Batch::default();
+        read_frames(bytes, &mut batch)
+            .ok_or_else(|| StateError::BadSnapshot("a table ends within a record".to_owned()))?;
+        let names = || batch.changes.iter().filter_map(Change::put_name);
+        Ok(names().min().zip(names().max()).map(|(first, last)| (first.to_vec(), last.to_vec())))
     }
 
     fn ingest(&self, tables: Vec<Table>) -> Result<(), StateError> {

@@ -13,6 +13,7 @@ pub mod hub;
 pub mod keys;
 pub mod memory;
 pub mod options;
+pub mod read_pool;
 pub mod rocks;
 pub mod snapshot;
 pub mod workers;

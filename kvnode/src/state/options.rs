@@ -61,6 +61,14 @@ impl StateOptions {
         options
     }
 
+    /// Options of a read that never waits for the disk.
+    pub fn read_memory() -> ReadOptions {
+        let mut options = Self::read();
+        // Memtables and block cache; what is in neither makes the read fail as incomplete.
+        options.set_read_tier(ReadTier::BlockCache);
+        options
+    }
+
     /// Options of a read that sees only what is on disk.
     pub fn read_persisted() -> ReadOptions {
         let mut options = Self::read();
@@ -97,6 +105,8 @@ fn database(budget: MemoryBudget, cache: &Cache) -> Options {
     options.set_write_buffer_size((budget.write_buffer_bytes / 4).clamp(4 * MIB, 64 * MIB));
     options.set_max_write_buffer_number(4);
 
+    // Tables of 64 MiB: 32 GiB without opening one anew, and well below any limit of open files.
+    options.set_max_open_files(512);
     // A quarter of the bytes for almost no CPU; zstd would cost the apply thread's core.
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);

@@ -5,6 +5,7 @@
 //! `staging` holds tables on their way in or out and is emptied at each start.
 
 use std::{
+    cell::Cell,
     fs, io,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -14,46 +15,92 @@ use std::{
 use bytes::Bytes;
 use kv_topology::ReplicaId;
 use rocksdb::{
-    DB, DBRawIterator, ErrorKind, ReadOptions, SnapshotWithThreadMode, SstFileWriter, WriteBatch,
-    properties::BACKGROUND_ERRORS,
+    DB, DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SnapshotWithThreadMode,
+    SstFileWriter, WriteBatch, properties::BACKGROUND_ERRORS,
 };
 
 use super::{
-    engine::{Batch, Change, Direction, Span, StateEngine, View, Visitor},
+    engine::{Batch, Bounds, Change, Direction, Span, StateEngine, View, Visitor},
     error::StateError,
     keys,
     options::{MemoryBudget, StateOptions},
     snapshot::table::{StagedFile, Table, TableSink},
 };
+use crate::data_dir::database;
+
+/// RocksDB's, in the folder of the store.
+const DATABASE: &str = "db";
 
 /// The state store of a node on disk.
 pub struct RocksEngine {
     database: DB,
     options: StateOptions,
+    folder: PathBuf,
     staging: PathBuf,
     next_staged: AtomicU64,
+}
+
+/// Why a state store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is damaged as a whole, and must be set aside.
+    #[error("the state store is damaged: {0}")]
+    Damaged(String),
+    /// Anything else: no space, no permission, in use by another process.
+    #[error(transparent)]
+    Failed(#[from] StateError),
 }
 
 impl RocksEngine {
     /// Opens the store in folder `path`, which is made if it is not there.
     ///
     /// # Errors
-    /// When the folder cannot be used, is used by another process, or RocksDB finds it damaged.
-    pub fn open(path: &Path, budget: MemoryBudget) -> Result<Self, StateError> {
+    /// When the folder cannot be used, is used by another process, or is damaged.
+    pub fn open(path: &Path, budget: MemoryBudget) -> Result<Self, OpenError> {
         let staging = path.join("staging");
         let options = StateOptions::new(budget);
         fs::create_dir_all(path).map_err(|error| StateError::engine("make the folder", error))?;
-        let database = DB::open(&options.database, path.join("db"))
-            .map_err(|error| StateError::engine("open", error))?;
+        let known = database::known_damage(path, DATABASE);
+        if let Some(reason) = known.map_err(|error| StateError::engine("look into the folder", error))? {
+            return Err(OpenError::Damaged(reason));
+        }
+        let opened = DB::open(&options.database, path.join(DATABASE)).map_err(|error| {
+            if database::is_damage(&error) {
+                OpenError::Damaged(error.to_string())
+            } else {
+                StateError::engine("open", error).into()
+            }
+        })?;
         // After the lock on the database was taken, so that no other process is using them.
         match fs::remove_dir_all(&staging) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(StateError::engine("empty the staging folder", error));
+                return Err(StateError::engine("empty the staging folder", error).into());
             }
             Ok(()) | Err(_) => {}
         }
         fs::create_dir(&staging).map_err(|error| StateError::engine("make the staging folder", error))?;
-        Ok(Self { database, options, staging, next_staged: AtomicU64::new(0) })
+        // RocksDB syncs what is in its folder, and nobody but we the names of that folder and of the one around it:
+        // without them a flush would be lost whole with the power, after the log that it covers was purged.
+        for folder in path.ancestors().take(2) {
+            fs::File::open(folder)
+                .and_then(|folder| folder.sync_all())
+                .map_err(|error| StateError::engine("sync the folder", error))?;
+        }
+        Ok(Self {
+            database: opened,
+            options,
+            folder: path.to_owned(),
+            staging,
+            next_staged: AtomicU64::new(0),
+        })
+    }
+
+    /// Damage that stops all writing was met by the background, which will meet it again at every start.
+    fn failed(&self, operation: &'static str, error: &rocksdb::Error) -> StateError {
+        if error.kind() == ErrorKind::Corruption {
+            database::mark_damaged(&self.folder, error.as_ref());
+        }
+        StateError::engine(operation, error)
     }
 
     fn stage(&self) -> StagedFile {
@@ -142,6 +189,35 @@ impl View for PinnedView<'_> {
     }
 }
 
+/// One moment of the store as far as it is in memory.
+struct MemoryView<'a> {
+    snapshot: SnapshotWithThreadMode<'a, DB>,
+    /// Something was not.
+    missed: Cell<bool>,
+}
+
+impl MemoryView<'_> {
+    fn miss(&self) -> StateError {
+        self.missed.set(true);
+        StateError::Busy { what: "reads of memory", limit: 0 }
+    }
+}
+
+impl View for MemoryView<'_> {
+    fn get(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
+        match self.snapshot.get_opt(name, StateOptions::read_memory()) {
+            Ok(value) => Ok(value.map(Bytes::from)),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Err(self.miss()),
+            Err(error) => Err(failed_read("get", name, &error)),
+        }
+    }
+
+    /// A scan may be long, in memory too.
+    fn scan(&self, _: &Span, _: Direction, _: &mut Visitor<'_>) -> Result<(), StateError> {
+        Err(self.miss())
+    }
+}
+
 impl StateEngine for RocksEngine {
     fn get_persisted(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
         let value = self
@@ -160,17 +236,21 @@ impl StateEngine for RocksEngine {
                 Change::DeleteRange(span) => native.delete_range(&span.start, &span.end),
             }
         }
-        self.database
-            .write_opt(native, &self.options.write)
-            .map_err(|error| StateError::engine("write", error))
+        self.database.write_opt(native, &self.options.write).map_err(|error| self.failed("write", &error))
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
         read(&PinnedView(self.database.snapshot()));
     }
 
+    fn view_in_memory(&self, read: &mut dyn FnMut(&dyn View)) -> bool {
+        let view = MemoryView { snapshot: self.database.snapshot(), missed: Cell::new(false) };
+        read(&view);
+        !view.missed.get()
+    }
+
     fn flush(&self) -> Result<(), StateError> {
-        self.database.flush().map_err(|error| StateError::engine("flush", error))
+        self.database.flush().map_err(|error| self.failed("flush", &error))
     }
 
     fn build_table(
@@ -192,6 +272,13 @@ impl StateEngine for RocksEngine {
 
     fn receive_table(&self) -> Result<Table, StateError> {
         Ok(Table::File(self.stage()))
+    }
+
+    fn bounds(&self, table: &Table) -> Result<Option<Bounds>, StateError> {
+        let Table::File(file) = table else {
+            return Err(StateError::BadSnapshot("a table in memory was given to RocksDB".to_owned()));
+        };
+        bounds_of(file.path())
     }
 
     fn ingest(&self, tables: Vec<Table>) -> Result<(), StateError> {
@@ -225,9 +312,44 @@ impl StateEngine for RocksEngine {
             .map_err(|error| StateError::engine("poll background errors", error))?;
         match errors {
             None | Some(0) => Ok(()),
-            Some(count) => Err(StateError::engine("work in the background", format!("{count} errors"))),
+            Some(count) => {
+                // A write that changes nothing is refused with what stopped the background.
+                self.write(Batch::default())?;
+                Err(StateError::engine("work in the background", format!("{count} errors")))
+            }
         }
     }
+}
+
+/// The first and the last name in an SST file. The binding has no reader of single files, so the file is linked into a
+/// database of its own, which looks at both ends when it takes it in.
+fn bounds_of(file: &Path) -> Result<Option<Bounds>, StateError> {
+    let scratch = file.with_extension("bounds");
+    let found = look_at(file, &scratch);
+    // What is left behind goes at the next start, with the rest of the staging folder.
+    fs::remove_dir_all(&scratch).ok();
+    found
+}
+
+fn look_at(file: &Path, scratch: &Path) -> Result<Option<Bounds>, StateError> {
+    let unreadable = |error: rocksdb::Error| match error.kind() {
+        ErrorKind::IOError => StateError::engine("look at a table", error),
+        _ => StateError::BadSnapshot(error.to_string()),
+    };
+    let linked = file.with_extension("linked");
+    fs::hard_link(file, &linked).map_err(|error| StateError::engine("link a table", error))?;
+    // Gone when it was moved into the database.
+    let linked = StagedFile::new(linked);
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_disable_auto_compactions(true);
+    let database = DB::open(&options, scratch).map_err(unreadable)?;
+    let mut ingest = IngestExternalFileOptions::default();
+    ingest.set_move_files(true);
+    database.ingest_external_file_opts(&ingest, vec![linked.path()]).map_err(unreadable)?;
+    let files = database.live_files().map_err(unreadable)?;
+    let first = files.iter().filter_map(|file| file.start_key.clone()).min();
+    Ok(first.zip(files.iter().filter_map(|file| file.end_key.clone()).max()))
 }
 
 /// Writes an SST file.

@@ -1,47 +1,152 @@
 //! How far a replica has applied, and who waits for it.
+//!
+//! What a status needs is here too, as numbers that apply leaves behind: nobody waits for a round of the apply thread
+//! to learn them.
 
 use std::{
     collections::BTreeMap,
     future::Future,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicU64,
+            Ordering::{Acquire, Release},
+        },
+    },
 };
 
+use kv_proto::disk::v1::GroupRecord;
 use tokio::sync::oneshot;
 
-/// The index of the last entry whose effects can be read.
+use super::replica::Replica;
+
+/// How far a replica's state can be read.
 #[derive(Debug)]
 pub struct Progress {
-    state: Mutex<State>,
-}
-
-#[derive(Debug)]
-struct State {
-    applied: Option<u64>,
-    /// By the index waited for. Bounded by the requests of the node, each of which waits once.
-    waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
+    applied: Watermark,
+    revision: Watermark,
+    log_time_ms: AtomicU64,
+    owns_slots: AtomicBool,
 }
 
 impl Progress {
     /// Starts at `applied`; `None`: nothing was applied.
     pub fn new(applied: Option<u64>) -> Self {
-        Self { state: Mutex::new(State { applied, waiting: BTreeMap::new() }) }
+        Self {
+            applied: Watermark::new(applied),
+            revision: Watermark::new(None),
+            log_time_ms: AtomicU64::new(0),
+            owns_slots: AtomicBool::new(false),
+        }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Starts where `replica` is.
+    pub fn of(replica: &Replica) -> Self {
+        let progress = Self::new(replica.record().applied.as_ref().map(|id| id.index));
+        progress.tell(replica.group());
+        progress
     }
 
-    /// The index now.
+    /// The index of the last entry whose effects can be read.
     pub fn applied(&self) -> Option<u64> {
-        self.state().applied
+        self.applied.get()
+    }
+
+    /// Revision of the shard's data.
+    pub fn revision(&self) -> u64 {
+        self.revision.get().unwrap_or(0)
+    }
+
+    /// The log time that the state has reached, ms.
+    pub fn log_time_ms(&self) -> u64 {
+        self.log_time_ms.load(Acquire)
+    }
+
+    /// Whether the group was told its slots.
+    pub fn owns_slots(&self) -> bool {
+        self.owns_slots.load(Acquire)
+    }
+
+    /// This record can be read. Before [`Self::advance`]: who waits for an index finds what belongs to it.
+    pub fn tell(&self, group: &GroupRecord) {
+        self.log_time_ms.store(group.log_time_ms, Release);
+        self.owns_slots.store(!group.slots.is_empty(), Release);
+        self.revision.advance(group.revision);
     }
 
     /// Entries up to `index` can be read: wakes those who waited for them, in the order of their indexes.
     pub fn advance(&self, index: u64) {
+        self.applied.advance(index);
+    }
+
+    /// Waits until the entry at `index` can be read.
+    pub fn wait(self: &Arc<Self>, index: u64) -> impl Future<Output = ()> + Send + 'static {
+        let (waiting, progress) = (self.applied.wait(index), self.clone());
+        async move {
+            waiting.await.ok();
+            // The sender lives as long as this.
+            drop(progress);
+        }
+    }
+
+    /// Waits until the shard's data have reached `revision`.
+    pub fn wait_revision(self: &Arc<Self>, revision: u64) -> impl Future<Output = ()> + Send + 'static {
+        let (waiting, progress) = (self.revision.wait(revision), self.clone());
+        async move {
+            waiting.await.ok();
+            drop(progress);
+        }
+    }
+}
+
+/// A number that only grows, and who waits for it.
+#[derive(Debug)]
+struct Watermark(Mutex<State>);
+
+#[derive(Debug)]
+struct State {
+    reached: Option<u64>,
+    /// By the number waited for. Bounded by twice the requests of the node, each of which waits once.
+    waiting: BTreeMap<u64, Vec<oneshot::Sender<()>>>,
+    /// So many numbers are waited for when those who gave up are forgotten next.
+    sweep_at: usize,
+}
+
+/// Fewer than so many numbers that nobody waits for any more are not worth a sweep.
+const SWEEP_MIN: usize = 64;
+
+impl State {
+    fn sweep(&mut self) {
+        if self.waiting.len() < self.sweep_at {
+            return;
+        }
+        self.waiting.retain(|_, waiters| {
+            waiters.retain(|waiter| !waiter.is_closed());
+            !waiters.is_empty()
+        });
+        self.sweep_at = SWEEP_MIN.max(self.waiting.len() * 2);
+    }
+}
+
+impl Watermark {
+    fn new(reached: Option<u64>) -> Self {
+        Self(Mutex::new(State { reached, waiting: BTreeMap::new(), sweep_at: SWEEP_MIN }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self) -> Option<u64> {
+        self.state().reached
+    }
+
+    fn advance(&self, to: u64) {
         let ready = {
             let mut state = self.state();
-            state.applied = state.applied.max(Some(index));
-            let later = state.waiting.split_off(&(index + 1));
+            state.reached = state.reached.max(Some(to));
+            let Some(later) = to.checked_add(1) else { return };
+            let later = state.waiting.split_off(&later);
             std::mem::replace(&mut state.waiting, later)
         };
         for waiter in ready.into_values().flatten() {
@@ -50,26 +155,19 @@ impl Progress {
         }
     }
 
-    /// Waits until the entry at `index` can be read.
-    pub fn wait(self: &Arc<Self>, index: u64) -> impl Future<Output = ()> + Send + 'static {
+    fn wait(&self, number: u64) -> oneshot::Receiver<()> {
         let (ready, waiting) = oneshot::channel();
-        {
-            let mut state = self.state();
-            if state.applied.is_some_and(|applied| applied >= index) {
-                ready.send(()).ok();
-            } else {
-                // Those who gave up since are forgotten here, or one dead index would collect them.
-                let waiters = state.waiting.entry(index).or_default();
-                waiters.retain(|waiter| !waiter.is_closed());
-                waiters.push(ready);
-            }
+        let mut state = self.state();
+        if state.reached.is_some_and(|reached| reached >= number) {
+            ready.send(()).ok();
+        } else {
+            state.sweep();
+            // Those who gave up since are forgotten here, or one dead number would collect them.
+            let waiters = state.waiting.entry(number).or_default();
+            waiters.retain(|waiter| !waiter.is_closed());
+            waiters.push(ready);
         }
-        // The sender lives as long as this.
-        let progress = self.clone();
-        async move {
-            waiting.await.ok();
-            drop(progress);
-        }
+        waiting
     }
 }
 
@@ -91,5 +189,27 @@ mod tests {
         assert!(progress.wait(1).now_or_never().is_some());
         progress.advance(2);
         assert!(third.as_mut().now_or_never().is_some());
+    }
+
+    #[test]
+    fn who_gave_up_costs_nothing_for_long() {
+        let progress = Arc::new(Progress::new(None));
+        for revision in 0..100_000 {
+            drop(progress.wait_revision(u64::MAX - revision));
+        }
+        assert!(progress.revision.state().waiting.len() <= SWEEP_MIN);
+    }
+
+    #[test]
+    fn who_waits_for_a_revision_is_woken_by_it_and_by_no_other() {
+        let progress = Arc::new(Progress::new(None));
+        let mut second = Box::pin(progress.wait_revision(2));
+        assert!(second.as_mut().now_or_never().is_none());
+        progress.advance(7);
+        progress.tell(&GroupRecord { revision: 1, ..GroupRecord::default() });
+        assert!(second.as_mut().now_or_never().is_none());
+        progress.tell(&GroupRecord { revision: 3, log_time_ms: 9, ..GroupRecord::default() });
+        assert!(second.as_mut().now_or_never().is_some());
+        assert_eq!((progress.revision(), progress.log_time_ms(), progress.owns_slots()), (3, 9, false));
     }
 }

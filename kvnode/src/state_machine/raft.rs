@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     group::type_config::{Applied, TypeConfig},
+    log::codec,
     state::{
         StateError,
         engine::with_view,
@@ -95,10 +96,10 @@ impl Chunk {
             EntryPayload::Blank => Payload::Blank,
             EntryPayload::Normal(proposal) => Payload::Proposal(proposal.0),
             EntryPayload::Membership(membership) => {
-                Payload::Membership(record::membership_to_disk(&membership))
+                Payload::Membership(codec::membership_to_disk(&membership))
             }
         };
-        let entry = ReadyEntry { id: record::log_id_to_disk(&entry.log_id), payload };
+        let entry = ReadyEntry { id: codec::log_id_to_disk(&entry.log_id), payload };
         let answer = responder
             .map(|responder| -> Answer { Box::new(move |outcomes| responder.send(Applied(outcomes))) });
         self.bytes += entry.bytes();
@@ -168,7 +169,7 @@ impl<D: Durability> StateMachine<D> {
     }
 
     async fn install(&self, meta: &record::SnapshotMeta, staged: StagedSnapshot) -> io::Result<()> {
-        let announced = meta.last_log_id.as_ref().map(record::log_id_to_disk);
+        let announced = meta.last_log_id.as_ref().map(codec::log_id_to_disk);
         if staged.replica != self.replica.id || staged.end.last_log_id != announced {
             return Err(StateError::BadSnapshot("it is not the one that was announced".to_owned()).into());
         }
@@ -188,7 +189,9 @@ impl<D: Durability> StateMachine<D> {
         let loaded = loaded.inspect_err(|error| self.shared.hooks.tell(error))?;
         self.remember(loaded.record().membership.iter().cloned().collect());
         let (meta, applied) = (loaded.meta().cloned(), loaded.record().applied);
+        let group = loaded.group().clone();
         *self.replica.lock() = loaded;
+        self.replica.progress.tell(&group);
         if let (Some(observer), Some(meta)) = (&self.observer, meta) {
             observer(meta);
         }
@@ -208,8 +211,8 @@ fn membership_of(entry: &ReadyEntry) -> Option<v1::StoredMembership> {
     }
 }
 
-fn invalid(detail: String) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, detail)
+fn invalid(error: codec::CodecError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 impl<RT: AsyncRuntime, D: Durability> RaftStateMachine<TypeConfig<RT>> for StateMachine<D> {
@@ -220,8 +223,8 @@ impl<RT: AsyncRuntime, D: Durability> RaftStateMachine<TypeConfig<RT>> for State
         &mut self,
     ) -> Result<(Option<LogIdOf<TypeConfig<RT>>>, StoredMembershipOf<TypeConfig<RT>>), io::Error> {
         let state = self.replica.lock().record().clone();
-        let membership = record::stored_from_disk(state.membership.as_ref()).map_err(invalid)?;
-        Ok((state.applied.as_ref().map(record::log_id_from_disk), membership))
+        let membership = record::stored_membership(state.membership.as_ref()).map_err(invalid)?;
+        Ok((state.applied.as_ref().map(codec::log_id_from_disk), membership))
     }
 
     async fn apply<Strm>(&mut self, mut entries: Strm) -> Result<(), io::Error>
@@ -310,6 +313,7 @@ impl SnapshotBuilder {
             workers: self.shared.workers.clone(),
             limit: self.shared.outgoing.clone(),
             replica: self.replica.id,
+            hooks: self.shared.hooks.clone(),
             _held: held,
         })
     }

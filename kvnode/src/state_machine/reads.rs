@@ -104,6 +104,19 @@ impl<'a> Reader<'a> {
         Ok(ReadResponse { context: Some(context), read: Some(read) })
     }
 
+    /// Whether an upload is under way.
+    ///
+    /// # Errors
+    /// Failures of the store.
+    pub fn has_uploads(&self) -> Result<bool, StateError> {
+        let mut found = false;
+        self.view.scan(&self.scope.uploads(), Direction::Forward, &mut |_, _| {
+            found = true;
+            ControlFlow::Break(())
+        })?;
+        Ok(found)
+    }
+
     fn key(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<KeyRecord>, StateError> {
         let bytes = self.view.get(&self.scope.key(keyspace, key))?;
         bytes.map(|bytes| value::decode(self.scope.replica, "a key's record", bytes)).transpose()

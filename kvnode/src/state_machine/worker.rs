@@ -17,7 +17,11 @@ use std::{
 
 use kv_proto::{disk::v1::MetaRecord, peer::v1::Outcome};
 use kv_topology::ReplicaId;
-use tokio::sync::{mpsc, oneshot};
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::Instant,
+};
 
 use super::{
     apply::ApplyError,
@@ -126,6 +130,7 @@ fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Ap
 fn finish(job: Applied) {
     let (changed, applied) = {
         let mut replica = job.replica.lock().unwrap_or_else(PoisonError::into_inner);
+        job.progress.tell(replica.group());
         (replica.commit(), replica.applied_index())
     };
     // First: who waits for the index finds the record told.
@@ -147,13 +152,19 @@ pub struct ApplyWorker {
     jobs: mpsc::Receiver<Job>,
     /// Taken from the queue, and for the next round.
     kept: Option<Job>,
+    seconds: Histogram,
 }
 
 impl ApplyWorker {
     /// A worker, and where jobs are handed in. It ends when the last sender is dropped.
-    pub fn new(engine: Arc<dyn StateEngine>, flushes: Arc<FlushCoordinator>) -> (Self, mpsc::Sender<Job>) {
+    /// `seconds` times its rounds.
+    pub fn new(
+        engine: Arc<dyn StateEngine>,
+        flushes: Arc<FlushCoordinator>,
+        seconds: Histogram,
+    ) -> (Self, mpsc::Sender<Job>) {
         let (sender, jobs) = mpsc::channel(JOBS_MAX);
-        (Self { engine, flushes, jobs, kept: None }, sender)
+        (Self { engine, flushes, jobs, kept: None, seconds }, sender)
     }
 
     /// The life of the apply thread. A panic ends the process.
@@ -196,7 +207,9 @@ impl ApplyWorker {
             bytes += job.bytes();
             round.push(job);
         }
+        let began = Instant::now();
         let written = step(self.engine.as_ref(), round)?;
+        self.seconds.observe(began.elapsed().as_secs_f64());
         self.flushes.count_applied(written);
         Ok(())
     }

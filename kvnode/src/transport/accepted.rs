@@ -97,6 +97,7 @@ impl Serving {
         let mut batch = first;
         loop {
             peer.hear(Instant::now(), batch.frames.len());
+            peer.told(&batch);
             if batch.frames.is_empty() {
                 answers.alive();
             }
@@ -126,11 +127,11 @@ impl Serving {
         outbound: mpsc::Sender<Result<FrameBatch, Refused>>,
     ) -> mpsc::Sender<()> {
         let (ended, alive) = mpsc::channel::<()>(1);
-        let (identity, peer) = (self.identity.clone(), self.peers.peer(to));
+        let (identity, peer, lane) = (self.identity.clone(), self.peers.peer(to), self.lane);
         self.spawner.spawn("peer answers", async move {
             let _alive = alive;
             if let Some(identity) = identity.get() {
-                let broken = answers.write(&outbound, (identity, to), &peer).await;
+                let broken = answers.write(&outbound, (identity, to), (&peer, lane)).await;
                 tracing::debug!(node = to.0, error = %broken, "answers to a peer ended");
             }
         });

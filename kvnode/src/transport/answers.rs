@@ -13,7 +13,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{
     call::refusal,
-    conduit::Broken,
+    conduit::{Broken, Lane},
     identity::{Identity, Refused},
     limits::Limits,
     outbox::{Class, Outbox},
@@ -69,7 +69,7 @@ impl Answers {
         &self,
         outbound: &mpsc::Sender<Result<FrameBatch, Refused>>,
         (identity, to): (&Identity, NodeId),
-        peer: &Peer,
+        (peer, lane): (&Peer, Lane),
     ) -> Broken {
         loop {
             self.something_waits().await;
@@ -86,8 +86,7 @@ impl Answers {
                     state.outbox.take(self.limits.batch_bytes, |_| true)
                 }
             };
-            peer.wrote(frames.len());
-            permit.send(Ok(identity.seal(to, frames)));
+            permit.send(Ok(peer.sends(lane, identity.seal(to, frames))));
         }
     }
 

@@ -40,8 +40,13 @@ pub enum NotSent {
     #[error("the queue of that node is full")]
     QueueFull,
     /// No message can hold it.
-    #[error("the frame is too large")]
-    TooLarge,
+    #[error("a frame of {bytes} B, at most {limit} B are sent")]
+    TooLarge {
+        /// Of the frame.
+        bytes: usize,
+        /// Of any frame.
+        limit: usize,
+    },
     /// The deadline passed while it waited.
     #[error("the deadline passed before it was written")]
     Expired,

@@ -12,20 +12,27 @@ use openraft::raft::{
 use openraft_rt::AsyncRuntime;
 use prost::Message;
 
-pub use super::entry_codec::{CodecError, Entry, LeaderId, LogId, Membership, StoredMembership, Vote};
-use super::entry_codec::{
-    decode_entry, decode_log_id, decode_stored_membership, decode_vote, encode_entry, encode_log_id,
-    encode_stored_membership, encode_vote,
+pub use super::codec_error::CodecError;
+pub use crate::log::codec::{Entry, LeaderId, LogId, Membership, StoredMembership, Vote};
+use crate::{
+    group::type_config::TypeConfig,
+    log::codec::{
+        decode_entry, encode_entry, log_id_from_disk, log_id_to_disk, stored_membership_from_disk,
+        stored_membership_to_disk, vote_from_disk, vote_to_disk,
+    },
 };
-use crate::group::type_config::TypeConfig;
+
+fn decode_vote(vote: Option<&disk::Vote>) -> Result<Vote, CodecError> {
+    vote.map(vote_from_disk).ok_or(CodecError::Missing("vote"))
+}
 
 // ---- Votes ---------------------------------------------------------------------------------------------------
 
 /// A vote request as a frame's body would carry it.
 pub fn encode_vote_request<RT: AsyncRuntime>(request: &VoteRequest<TypeConfig<RT>>) -> peer::VoteRequest {
     peer::VoteRequest {
-        vote: Some(encode_vote(&request.vote)),
-        last_log_id: request.last_log_id.as_ref().map(encode_log_id),
+        vote: Some(vote_to_disk(&request.vote)),
+        last_log_id: request.last_log_id.as_ref().map(log_id_to_disk),
         is_transfer: request.leadership_transfer,
     }
 }
@@ -37,7 +44,7 @@ pub fn decode_vote_request<RT: AsyncRuntime>(
 ) -> Result<VoteRequest<TypeConfig<RT>>, CodecError> {
     Ok(VoteRequest {
         vote: decode_vote(request.vote.as_ref())?,
-        last_log_id: request.last_log_id.as_ref().map(decode_log_id),
+        last_log_id: request.last_log_id.as_ref().map(log_id_from_disk),
         leadership_transfer: request.is_transfer,
     })
 }
@@ -45,9 +52,9 @@ pub fn decode_vote_request<RT: AsyncRuntime>(
 /// The answer to a vote request.
 pub fn encode_vote_response<RT: AsyncRuntime>(response: &VoteResponse<TypeConfig<RT>>) -> peer::VoteResponse {
     peer::VoteResponse {
-        vote: Some(encode_vote(&response.vote)),
+        vote: Some(vote_to_disk(&response.vote)),
         granted: response.vote_granted,
-        last_log_id: response.last_log_id.as_ref().map(encode_log_id),
+        last_log_id: response.last_log_id.as_ref().map(log_id_to_disk),
     }
 }
 
@@ -59,7 +66,7 @@ pub fn decode_vote_response<RT: AsyncRuntime>(
     Ok(VoteResponse {
         vote: decode_vote(response.vote.as_ref())?,
         vote_granted: response.granted,
-        last_log_id: response.last_log_id.as_ref().map(decode_log_id),
+        last_log_id: response.last_log_id.as_ref().map(log_id_from_disk),
     })
 }
 
@@ -73,8 +80,8 @@ pub fn encode_append_request<RT: AsyncRuntime>(
     request: AppendEntriesRequest<TypeConfig<RT>>,
     frame_bytes: usize,
 ) -> Vec<peer::AppendRequest> {
-    let vote = encode_vote(&request.vote);
-    let leader_commit = request.leader_commit.as_ref().map(encode_log_id);
+    let vote = vote_to_disk(&request.vote);
+    let leader_commit = request.leader_commit.as_ref().map(log_id_to_disk);
     let part = |previous: &Option<disk::LogId>, entries| peer::AppendRequest {
         vote: Some(vote),
         previous: *previous,
@@ -82,7 +89,7 @@ pub fn encode_append_request<RT: AsyncRuntime>(
         leader_commit,
     };
     let mut parts = Vec::with_capacity(1);
-    let mut previous = request.prev_log_id.as_ref().map(encode_log_id);
+    let mut previous = request.prev_log_id.as_ref().map(log_id_to_disk);
     let (mut entries, mut bytes) = (Vec::with_capacity(request.entries.len()), 0);
     for entry in request.entries {
         let entry = encode_entry(&entry);
@@ -106,10 +113,10 @@ pub fn decode_append_request<RT: AsyncRuntime>(
     request: peer::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig<RT>>, CodecError> {
     let vote = decode_vote(request.vote.as_ref())?;
-    let prev_log_id = request.previous.as_ref().map(decode_log_id);
+    let prev_log_id = request.previous.as_ref().map(log_id_from_disk);
     let entries = request.entries.into_iter().map(decode_entry).collect::<Result<Vec<_>, _>>()?;
     check_append(&vote, prev_log_id, &entries)?;
-    let leader_commit = request.leader_commit.as_ref().map(decode_log_id);
+    let leader_commit = request.leader_commit.as_ref().map(log_id_from_disk);
     Ok(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
 }
 
@@ -138,13 +145,13 @@ fn check_append(vote: &Vote, previous: Option<LogId>, entries: &[Entry]) -> Resu
 
 /// The id of the entry that must precede the request's.
 pub fn previous_of(request: &peer::AppendRequest) -> Option<LogId> {
-    request.previous.as_ref().map(decode_log_id)
+    request.previous.as_ref().map(log_id_from_disk)
 }
 
 /// The id of the last entry that a request, once accepted whole, leaves behind.
 pub fn last_of(request: &peer::AppendRequest) -> Option<LogId> {
     let last = request.entries.last().and_then(|entry| entry.log_id.as_ref());
-    last.or(request.previous.as_ref()).map(decode_log_id)
+    last.or(request.previous.as_ref()).map(log_id_from_disk)
 }
 
 /// The answer of a follower to a request whose last entry is `last`.
@@ -156,12 +163,12 @@ pub fn encode_append_result<RT: AsyncRuntime>(
     let result = match result {
         Ok(matching) if *matching == last => Answer::Success(true),
         Ok(matching) => {
-            Answer::PartialSuccess(PartialSuccess { matching: matching.as_ref().map(encode_log_id) })
+            Answer::PartialSuccess(PartialSuccess { matching: matching.as_ref().map(log_id_to_disk) })
         }
         Err(StreamAppendError::Conflict(id)) => {
-            Answer::Conflict(Conflict { conflicting: Some(encode_log_id(id)) })
+            Answer::Conflict(Conflict { conflicting: Some(log_id_to_disk(id)) })
         }
-        Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(encode_vote(vote)),
+        Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(vote_to_disk(vote)),
     };
     peer::AppendResponse { result: Some(result) }
 }
@@ -179,7 +186,7 @@ pub fn decode_append_result<RT: AsyncRuntime>(
     Ok(match response.result.as_ref().ok_or(CodecError::Missing("append_response.result"))? {
         Answer::Success(_) => Ok(last),
         Answer::PartialSuccess(partial) => {
-            let matching = partial.matching.as_ref().map(decode_log_id);
+            let matching = partial.matching.as_ref().map(log_id_from_disk);
             if matching > last {
                 return Err(CodecError::invalid("partial_success", "more than was sent"));
             }
@@ -214,9 +221,9 @@ pub fn encode_transfer_request<RT: AsyncRuntime>(
     request: &TransferLeaderRequest<TypeConfig<RT>>,
 ) -> peer::TransferRequest {
     peer::TransferRequest {
-        from_leader: Some(encode_vote(request.from_leader())),
+        from_leader: Some(vote_to_disk(request.from_leader())),
         to_replica: *request.to_node_id(),
-        last_log_id: request.last_log_id().map(encode_log_id),
+        last_log_id: request.last_log_id().map(log_id_to_disk),
     }
 }
 
@@ -226,7 +233,7 @@ pub fn decode_transfer_request<RT: AsyncRuntime>(
     request: &peer::TransferRequest,
 ) -> Result<TransferLeaderRequest<TypeConfig<RT>>, CodecError> {
     let vote = decode_vote(request.from_leader.as_ref())?;
-    let last_log_id = request.last_log_id.as_ref().map(decode_log_id);
+    let last_log_id = request.last_log_id.as_ref().map(log_id_from_disk);
     Ok(TransferLeaderRequest::new(vote, request.to_replica, last_log_id))
 }
 
@@ -240,7 +247,7 @@ pub fn encode_transfer_response<RT: AsyncRuntime>(
         Err(TransferLeaderError::VoteChanged { actual, .. }) => (actual, false),
         Err(TransferLeaderError::LogNotFlushed { expected: _, actual: _ }) => (from_leader, false),
     };
-    peer::TransferResponse { vote: Some(encode_vote(vote)), accepted }
+    peer::TransferResponse { vote: Some(vote_to_disk(vote)), accepted }
 }
 
 /// # Errors
@@ -264,7 +271,7 @@ pub fn decode_transfer_response<RT: AsyncRuntime>(
 
 /// The vote under which a snapshot is sent.
 pub fn encode_offer(vote: &Vote) -> peer::SnapshotOffer {
-    peer::SnapshotOffer { vote: Some(encode_vote(vote)) }
+    peer::SnapshotOffer { vote: Some(vote_to_disk(vote)) }
 }
 
 /// # Errors
@@ -279,7 +286,7 @@ pub fn decode_offer(offer: &peer::SnapshotOffer) -> Result<Vote, CodecError> {
 
 /// The receiver's vote after it took, or refused, a snapshot.
 pub fn encode_done(vote: &Vote) -> peer::SnapshotDone {
-    peer::SnapshotDone { vote: Some(encode_vote(vote)) }
+    peer::SnapshotDone { vote: Some(vote_to_disk(vote)) }
 }
 
 /// # Errors
@@ -291,8 +298,8 @@ pub fn decode_done(done: &peer::SnapshotDone) -> Result<Vote, CodecError> {
 /// What a snapshot holds, for its last chunk.
 pub fn encode_end(last_log_id: Option<&LogId>, membership: &StoredMembership) -> peer::SnapshotEnd {
     peer::SnapshotEnd {
-        last_log_id: last_log_id.map(encode_log_id),
-        membership: Some(encode_stored_membership(membership)),
+        last_log_id: last_log_id.map(log_id_to_disk),
+        membership: Some(stored_membership_to_disk(membership)),
     }
 }
 
@@ -303,8 +310,8 @@ pub fn decode_end(
     vote: &Vote,
 ) -> Result<(Option<LogId>, StoredMembership), CodecError> {
     let membership =
-        decode_stored_membership(end.membership.as_ref().ok_or(CodecError::Missing("membership"))?)?;
-    let last_log_id = end.last_log_id.as_ref().map(decode_log_id);
+        stored_membership_from_disk(end.membership.as_ref().ok_or(CodecError::Missing("membership"))?)?;
+    let last_log_id = end.last_log_id.as_ref().map(log_id_from_disk);
     match last_log_id {
         Some(last) if last.leader_id > vote.leader_id => {
             Err(CodecError::invalid("last_log_id", format!("{last} is beyond the sender's term")))

@@ -9,8 +9,10 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use kv_proto::disk::v1::log_entry::Payload;
 use kv_proto::peer::v1::{AppendRequest, Frame, SnapshotChunk, SnapshotOffer, frame::Body, refusal};
 use kv_topology::{GroupId, NodeId, ReplicaId};
+use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -23,10 +25,10 @@ use super::{
     outbox::Class,
     peers::Peer,
     replica::Registry,
-    session::{Sequence, StreamNumber},
+    session::{Seen, Sequence, StreamNumber},
     snapshot_in::Transfer,
 };
-use crate::runtime::Spawner;
+use crate::{metrics::LinkMetrics, runtime::Spawner};
 
 /// What all connections share.
 #[derive(Clone)]
@@ -35,6 +37,7 @@ pub(super) struct Shared {
     pub(super) registry: Arc<Registry>,
     pub(super) handler: Arc<dyn DynHandler>,
     pub(super) snapshots_in: Arc<Semaphore>,
+    pub(super) metrics: LinkMetrics,
 }
 
 /// The frames of one connection.
@@ -46,9 +49,27 @@ pub(super) struct Dispatch {
     answers: Arc<Answers>,
     urgent: Crew,
     requests: Crew,
+    questions: Crew,
+    seen: Seen,
     /// By sender and receiver: a newer stream takes the place of an older one.
     inboxes: BTreeMap<(ReplicaId, ReplicaId), Inbox>,
     transfers: BTreeMap<StreamNumber, mpsc::Sender<(Reply, SnapshotChunk)>>,
+}
+
+/// A request while it is handled, counted until it is dropped.
+struct InHand(Gauge);
+
+impl InHand {
+    fn new(length: Gauge) -> Self {
+        length.inc();
+        Self(length)
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// Streams of appends that one connection may have: a leader opens one to each replica that it feeds.
@@ -63,8 +84,9 @@ impl Dispatch {
     ) -> Self {
         let urgent = Crew::hire(&spawner, "peer votes", shared.limits.urgent_in_hand);
         let requests = Crew::hire(&spawner, "peer requests", shared.limits.requests_in_hand);
-        let (inboxes, transfers) = Default::default();
-        Self { from, peer, shared, spawner, answers, urgent, requests, inboxes, transfers }
+        let questions = Crew::hire(&spawner, "peer questions", shared.limits.questions_in_hand);
+        let (seen, inboxes, transfers) = Default::default();
+        Self { from, peer, shared, spawner, answers, urgent, requests, questions, seen, inboxes, transfers }
     }
 
     /// Hands one frame on.
@@ -109,6 +131,9 @@ impl Dispatch {
             Ok(replica) => replica,
             Err(answer) => return reply.send(*answer),
         };
+        if let Some(refused) = self.shared.registry.refusal_to_lead(ReplicaId(frame.to_replica), &body) {
+            return reply.send(refused);
+        }
         match self.urgent.place() {
             Ok(place) => place.run(async move { reply.send(replica.answer(body).await) }),
             Err(_) => {
@@ -117,12 +142,28 @@ impl Dispatch {
         }
     }
 
-    fn handle(&self, frame: Frame) {
+    fn handle(&mut self, frame: Frame) {
+        // Done twice, a forwarded write would be applied twice.
+        if !self.seen.is_new(frame.session, Sequence(frame.sequence)) {
+            tracing::debug!(node = self.from.0, sequence = frame.sequence, "a repeated request is dropped");
+            return;
+        }
         let reply = self.reply(&frame, Class::Request);
         let (handler, from) = (self.shared.handler.clone(), self.from);
-        match self.requests.place() {
-            Ok(place) => place.run(async move { reply.send(handler.handle(from, frame).await) }),
+        let (crew, length) = match &frame.body {
+            Some(Body::ReadIndexRequest(_)) => (&self.questions, None),
+            _ => (&self.requests, Some(self.shared.metrics.requests.length.clone())),
+        };
+        match crew.place() {
+            Ok(place) => {
+                let in_hand = length.map(InHand::new);
+                place.run(async move {
+                    let _in_hand = in_hand;
+                    reply.send(handler.handle(from, frame).await);
+                });
+            }
             Err(_) => {
+                self.shared.metrics.requests.refused.inc();
                 reply.refuse(
                     refusal::Kind::ResourceExhausted,
                     "REQUESTS_IN_HAND",
@@ -135,6 +176,13 @@ impl Dispatch {
     fn append(&mut self, frame: &Frame, request: AppendRequest) {
         let (stream, sequence) = (StreamNumber(frame.stream), Sequence(frame.sequence));
         let key = (ReplicaId(frame.from_replica), ReplicaId(frame.to_replica));
+        if self.peer.own_disk_is_full() && self.brings_proposals(frame, &request) {
+            // The stream ends here: what comes after in it does not follow what is on disk.
+            if let Some(inbox) = self.inboxes.get_mut(&key).filter(|inbox| inbox.stream() <= stream) {
+                inbox.close();
+            }
+            return self.refuse_for_space(frame, Class::Append);
+        }
         let current = self.inboxes.get(&key).map(Inbox::stream);
         if current.is_none_or(|current| current < stream)
             && let Err(answer) = self.open_inbox(key, GroupId(frame.group_id), stream)
@@ -150,9 +198,26 @@ impl Dispatch {
             Some(inbox) => {
                 if inbox.put(sequence, request, reply) == Put::Overflow {
                     self.peer.inbox_overflows.fetch_add(1, Relaxed);
+                    self.shared.metrics.inbox.refused.inc();
                 }
             }
         }
+    }
+
+    /// Whether there are writes in it that the replica does not have yet. What a group needs to find a leader and its
+    /// members is small, and without it reads would end too; a new leader looks for the end of the log from behind.
+    fn brings_proposals(&self, frame: &Frame, request: &AppendRequest) -> bool {
+        let replica = self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica));
+        let last = replica.map_or(0, |replica| replica.last_index());
+        request.entries.iter().any(|entry| {
+            let is_new = entry.log_id.is_none_or(|id| id.index > last);
+            is_new && matches!(entry.payload, Some(Payload::Proposal(_)))
+        })
+    }
+
+    fn refuse_for_space(&self, frame: &Frame, class: Class) {
+        let kind = refusal::Kind::ResourceExhausted;
+        self.reply(frame, class).refuse(kind, crate::refusal::DISK_FULL, "the disk of this node is full");
     }
 
     fn open_inbox(
@@ -167,7 +232,9 @@ impl Dispatch {
             return Err(Box::new(super::call::refusal(kind, "INBOXES", "too many append streams")));
         }
         let limits = &self.shared.limits;
-        let (inbox, requests) = Inbox::open(stream, limits.inbox_frames, limits.inbox_bytes);
+        let bounds = (limits.inbox_frames, limits.inbox_bytes);
+        let waiting = self.shared.metrics.inbox.length.clone();
+        let (inbox, requests) = Inbox::open_counted(stream, bounds, waiting);
         self.spawner.spawn("replica appends", replica.append(requests));
         self.inboxes.insert(key, inbox);
         Ok(())
@@ -178,6 +245,9 @@ impl Dispatch {
         let stream = StreamNumber(frame.stream);
         if self.transfers.contains_key(&stream) {
             return;
+        }
+        if self.peer.own_disk_is_full() {
+            return self.refuse_for_space(frame, Class::Request);
         }
         let reply = self.reply(frame, Class::Request);
         let replica = match self.shared.registry.find(GroupId(frame.group_id), ReplicaId(frame.to_replica)) {
@@ -196,7 +266,8 @@ impl Dispatch {
         };
         let (chunks, queue) = mpsc::channel(self.shared.limits.snapshot_window + 1);
         let idle = self.shared.limits.snapshot_idle;
-        let transfer = Transfer { offer: reply, chunks: queue, idle, permit };
+        let received_bytes = self.shared.metrics.transport.snapshot_received_bytes.clone();
+        let transfer = Transfer { offer: reply, chunks: queue, idle, permit, received_bytes };
         self.spawner.spawn("snapshot in", replica.receive(vote, transfer));
         self.transfers.insert(stream, chunks);
     }

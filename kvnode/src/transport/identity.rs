@@ -54,7 +54,13 @@ pub enum Refused {
 impl Identity {
     /// Puts frames for `to` into an envelope.
     pub fn seal(&self, to: NodeId, frames: Vec<Frame>) -> FrameBatch {
-        FrameBatch { cluster_id: self.cluster_id.clone(), from_node: self.node.0, to_node: to.0, frames }
+        FrameBatch {
+            cluster_id: self.cluster_id.clone(),
+            from_node: self.node.0,
+            to_node: to.0,
+            frames,
+            ..FrameBatch::default()
+        }
     }
 
     /// Checks the envelope of a batch from `from`, or from whom it says when that is not known yet.

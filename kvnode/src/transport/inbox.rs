@@ -17,6 +17,7 @@ use futures::{Stream, StreamExt, stream};
 use kv_proto::peer::v1::{AppendRequest, frame::Body, refusal};
 use openraft::{Raft, raft::AppendEntriesRequest, storage::RaftStateMachine};
 use openraft_rt::AsyncRuntime;
+use prometheus_client::metrics::gauge::Gauge;
 use prost::Message;
 use tokio::sync::mpsc;
 
@@ -34,12 +35,23 @@ pub(super) struct Inbox {
     requests: Option<mpsc::Sender<(Reply, AppendRequest)>>,
     bytes: Arc<AtomicUsize>,
     bound_bytes: usize,
+    waiting: Gauge,
 }
 
 /// The receiving end, in the hands of the replica.
 pub(super) struct Requests {
     queue: mpsc::Receiver<(Reply, AppendRequest)>,
     bytes: Arc<AtomicUsize>,
+    waiting: Gauge,
+}
+
+impl Drop for Requests {
+    fn drop(&mut self) {
+        self.queue.close();
+        while self.queue.try_recv().is_ok() {
+            self.waiting.dec();
+        }
+    }
 }
 
 /// What became of a request that was put into an inbox.
@@ -56,7 +68,18 @@ pub(super) enum Put {
 
 impl Inbox {
     /// An inbox for a stream, and what its replica reads.
-    pub(super) fn open(stream: StreamNumber, bound_frames: usize, bound_bytes: usize) -> (Self, Requests) {
+    #[cfg(test)]
+    fn open(stream: StreamNumber, bound_frames: usize, bound_bytes: usize) -> (Self, Requests) {
+        Self::open_counted(stream, (bound_frames, bound_bytes), Gauge::default())
+    }
+
+    /// An inbox for a stream, and what its replica reads. It holds at most so many frames and bytes; `waiting` counts
+    /// the frames in all of them.
+    pub(super) fn open_counted(
+        stream: StreamNumber,
+        (bound_frames, bound_bytes): (usize, usize),
+        waiting: Gauge,
+    ) -> (Self, Requests) {
         let (requests, queue) = mpsc::channel(bound_frames.max(1));
         let bytes = Arc::new(AtomicUsize::new(0));
         let inbox = Self {
@@ -65,8 +88,9 @@ impl Inbox {
             requests: Some(requests),
             bytes: bytes.clone(),
             bound_bytes,
+            waiting: waiting.clone(),
         };
-        (inbox, Requests { queue, bytes })
+        (inbox, Requests { queue, bytes, waiting })
     }
 
     pub(super) fn stream(&self) -> StreamNumber {
@@ -95,6 +119,7 @@ impl Inbox {
         let put = match self.requests.as_ref().map(mpsc::Sender::try_reserve) {
             Some(Ok(permit)) if fits => {
                 self.bytes.fetch_add(bytes, Relaxed);
+                self.waiting.inc();
                 permit.send((reply(), request));
                 return Put::Taken;
             }
@@ -114,6 +139,7 @@ impl Inbox {
 impl Requests {
     async fn next(&mut self) -> Option<(Reply, AppendRequest)> {
         let (reply, request) = self.queue.recv().await?;
+        self.waiting.dec();
         self.bytes.fetch_sub(request.encoded_len(), Relaxed);
         Some((reply, request))
     }

@@ -44,8 +44,13 @@ pub struct Limits {
     pub inbox_bytes: usize,
     /// Votes and heartbeats that one connection may have in hand at once.
     pub urgent_in_hand: usize,
-    /// Forwarded requests, questions and control that one connection may have in hand at once.
+    /// Forwarded requests and control that one connection may have in hand at once.
     pub requests_in_hand: usize,
+    /// Sockets accepted on the peer port: two of each of a hundred nodes, twice while they reconnect, and strangers.
+    pub sockets: usize,
+    /// Read-index questions that one connection may have in hand at once, whatever else waits: a group asks one at a
+    /// time, so this is a bound on groups.
+    pub questions_in_hand: usize,
     /// Accepted connections that have not said who they are.
     pub strangers: usize,
     /// Snapshots that a node sends at once.
@@ -84,6 +89,8 @@ impl Default for Limits {
             inbox_bytes: 16 * MIB,
             urgent_in_hand: 1024,
             requests_in_hand: 1024,
+            sockets: 512,
+            questions_in_hand: 512,
             strangers: 64,
             snapshots_out: 2,
             snapshots_in: 2,

@@ -115,7 +115,8 @@ impl Link {
         let mut frame = request.into_frame();
         let bytes = frame.encoded_len();
         if bytes > self.limits.largest_frame() {
-            return Err(CallError::NotSent(NotSent::TooLarge));
+            let limit = self.limits.largest_frame();
+            return Err(CallError::NotSent(NotSent::TooLarge { bytes, limit }));
         }
         let (token, answer) = oneshot::channel();
         {
@@ -125,7 +126,7 @@ impl Link {
             frame.sequence = sequence.0;
             if state.outbox.push(class, frame, bytes).is_err() {
                 drop(state);
-                self.peer.queue_overflows.fetch_add(1, Relaxed);
+                self.peer.refused();
                 return Err(CallError::NotSent(NotSent::QueueFull));
             }
             state.pending.enter(sequence, deadline, token);
@@ -144,6 +145,15 @@ impl Link {
             drop(state);
             self.wake.notify_one();
         }
+    }
+
+    /// Frames that wait to be written.
+    pub(super) fn queued(&self) -> usize {
+        self.state().outbox.len()
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.state().phase == Phase::Up
     }
 
     /// Refuses requests from now on, and tells those that wait.
@@ -190,12 +200,13 @@ impl Link {
                     attempt = 0;
                     let broken = self.carry(connection).await;
                     tracing::info!(node = self.to.0, lane = self.lane.name(), error = %broken, "peer stream broke");
-                    self.peer.breaks.fetch_add(1, Relaxed);
+                    self.peer.broke(self.lane);
                     self.fail(Phase::Connecting);
                 }
                 Err(broken) => {
-                    if attempt == 1 {
-                        tracing::warn!(node = self.to.0, lane = self.lane.name(), error = %broken, "peer unreachable");
+                    // Once for each time that it is gone, and once for both lanes.
+                    if attempt == 1 && self.lane == Lane::Raft {
+                        tracing::warn!(node = self.to.0, error = %broken, "peer unreachable");
                     }
                     self.fail(Phase::Down);
                 }
@@ -212,10 +223,11 @@ impl Link {
         let deadline = Instant::now() + self.limits.connect;
         let attempt = async {
             let mut connection = conduit.connect(self.to, self.lane).await?;
-            let hello = self.identity.seal(self.to, vec![]);
+            let hello = self.peer.stamp(self.identity.seal(self.to, vec![]));
             connection.outbound.send(Ok(hello)).await.map_err(|_| Broken::Ended)?;
             let welcome = connection.inbound.next().await.ok_or(Broken::Ended)??;
             self.identity.check(&welcome, Some(self.to))?;
+            self.peer.told(&welcome);
             Ok(connection)
         };
         let attempt = timeout_at(deadline, attempt);
@@ -261,7 +273,8 @@ impl Link {
                     if pulse.is_idle(now) {
                         return Broken::Idle;
                     }
-                    if pulse.is_due(now) && connection.outbound.try_send(Ok(self.identity.seal(self.to, vec![]))).is_ok() {
+                    let question = || self.peer.stamp(self.identity.seal(self.to, vec![]));
+                    if pulse.is_due(now) && connection.outbound.try_send(Ok(question())).is_ok() {
                         pulse.asked(now);
                     }
                 }
@@ -295,14 +308,14 @@ impl Link {
         if frames.is_empty() {
             return None;
         }
-        self.peer.wrote(frames.len());
-        Some(self.identity.seal(self.to, frames))
+        Some(self.peer.sends(self.lane, self.identity.seal(self.to, frames)))
     }
 
     fn receive(&self, batch: FrameBatch, pulse: &mut Pulse) -> Result<(), Refused> {
         self.identity.check(&batch, Some(self.to))?;
         let now = Instant::now();
         self.peer.hear(now, batch.frames.len());
+        self.peer.told(&batch);
         if let Some(sample) = pulse.heard(now, batch.frames.is_empty())
             && self.lane == Lane::Raft
         {

@@ -9,16 +9,14 @@ use kv_proto::peer::v1::{
 };
 use tokio::{net::TcpListener, sync::mpsc};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Request, Response, Status, Streaming,
-    transport::{Server, server::TcpIncoming},
-};
+use tonic::{Request, Response, Status, Streaming, transport::Server};
 
 use super::{
     conduit::{Accept, Connection, Lane, OUTBOUND_BATCHES},
     dial::broken,
     identity::Refused,
     limits::Limits,
+    socket::incoming,
 };
 
 /// The gRPC service. Holds no decisions: it makes connections of streams.
@@ -80,11 +78,14 @@ impl Peer for PeerService {
 pub async fn serve(listener: TcpListener, accept: Arc<dyn Accept>, limits: Limits) -> io::Result<()> {
     /// Each peer needs one stream on a connection.
     const STREAMS_PER_CONNECTION: u32 = 4;
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming = incoming(listener, &limits);
     Server::builder()
         .initial_stream_window_size(limits.window_bytes)
         .initial_connection_window_size(limits.window_bytes)
         .max_concurrent_streams(STREAMS_PER_CONNECTION)
+        // A socket without a stream has nobody else who looks whether its other end is alive.
+        .http2_keepalive_interval(Some(limits.bulk_idle))
+        .http2_keepalive_timeout(Some(limits.bulk_idle))
         .add_service(PeerService::new(accept).into_server(&limits))
         .serve_with_incoming(incoming)
         .await

@@ -17,11 +17,11 @@ mod append_stream;
 mod backoff;
 pub mod call;
 pub mod codec;
+mod codec_error;
 pub mod conduit;
 mod crew;
 pub mod dial;
 mod dispatch;
-mod entry_codec;
 mod handler;
 pub mod identity;
 mod inbox;
@@ -41,6 +41,7 @@ pub mod session;
 pub mod snapshot;
 mod snapshot_in;
 mod snapshot_out;
+mod socket;
 
 use std::{
     collections::BTreeMap,
@@ -48,7 +49,7 @@ use std::{
     time::Duration,
 };
 
-use kv_proto::peer::v1::frame::Body;
+use kv_proto::peer::v1::{DiskLevel, frame::Body};
 use kv_topology::{GroupId, NodeId, ReplicaId};
 use openraft::{Raft, storage::RaftStateMachine};
 use openraft_rt::AsyncRuntime;
@@ -79,6 +80,7 @@ pub use self::{
 };
 use crate::{
     group::type_config::TypeConfig,
+    metrics::LinkMetrics,
     runtime::{Spawner, Tasks},
 };
 
@@ -96,6 +98,8 @@ pub struct Dependencies<C, H> {
     pub randomness: Randomness,
     /// Bounds.
     pub limits: Limits,
+    /// What it feeds.
+    pub metrics: LinkMetrics,
 }
 
 /// The transport of a node: a handle, cheap to clone. Its tasks run until [`Transport::stop`], or until the owner of the
@@ -116,6 +120,7 @@ struct Inner {
     outgoing: Outgoing,
     acceptor: Arc<Acceptor>,
     links: Mutex<Links>,
+    metrics: LinkMetrics,
 }
 
 #[derive(Default)]
@@ -128,16 +133,17 @@ struct Links {
 impl Transport {
     /// A transport that dials when it is first asked, and accepts what [`Transport::acceptor`] is given.
     pub fn start<C: Conduit, H: Handler>(dependencies: Dependencies<C, H>) -> Self {
-        let Dependencies { identity, conduit, handler, spawner, randomness, limits } = dependencies;
+        let Dependencies { identity, conduit, handler, spawner, randomness, limits, metrics } = dependencies;
         let tasks = spawner.scope("transport");
         let spawner = tasks.spawner();
         let cell = Arc::new(IdentityCell::default());
         if let Some(identity) = identity {
             cell.set(&identity);
         }
-        let (limits, peers) = (Arc::new(limits), Arc::new(Peers::default()));
+        let (limits, peers) = (Arc::new(limits), Arc::new(Peers::measured(&metrics)));
         let (registry, connections) = (Arc::new(Registry::default()), Arc::new(Connections::default()));
         let shared = Shared {
+            metrics: metrics.clone(),
             limits: limits.clone(),
             registry: registry.clone(),
             handler: Arc::new(handler),
@@ -150,7 +156,7 @@ impl Transport {
             spawner: spawner.clone(),
             connections: connections.clone(),
         });
-        let outgoing = Outgoing::new(&limits);
+        let outgoing = Outgoing::new(&limits, metrics.transport.snapshot_sent_bytes.clone());
         let conduit = Arc::new(conduit);
         let links = Mutex::default();
         Self(Arc::new(Inner {
@@ -166,6 +172,7 @@ impl Transport {
             outgoing,
             acceptor,
             links,
+            metrics,
         }))
     }
 
@@ -217,6 +224,11 @@ impl Transport {
         F: SnapshotInFactory<Data = SM::SnapshotData>,
     {
         self.0.registry.insert(group, replica, Arc::new(RaftReplica { id: replica, raft, snapshots }));
+    }
+
+    /// From now on no replica of this node lets itself be made the leader by another one: the node is about to stop.
+    pub fn refuse_leaderships(&self) {
+        self.0.registry.refuse_leaderships();
     }
 
     /// Answers `Removed` for this replica from now on.
@@ -316,6 +328,28 @@ impl Transport {
     /// The round trip to a node, once it was measured.
     pub fn round_trip(&self, node: NodeId) -> Option<RoundTrip> {
         self.0.peers.known(node)?.round_trip()
+    }
+
+    /// Fills the gauges that are not kept all the time.
+    pub fn measure(&self) {
+        let (mut connected, mut queued) = (0, 0);
+        for ((_, lane), (link, _)) in &self.links().open {
+            connected += i64::from(*lane == Lane::Raft && link.is_up());
+            queued += link.queued();
+        }
+        self.0.metrics.transport.connected_nodes.set(connected);
+        self.0.metrics.outbox.length.set(i64::try_from(queued).unwrap_or(i64::MAX));
+    }
+
+    /// Tells every other node, with all that is sent to it, how full this node's disk is. From
+    /// [`DiskLevel::DiskHard`] on, proposals and snapshots of other leaders are refused.
+    pub fn set_disk_level(&self, level: DiskLevel) {
+        self.0.peers.set_own_disk(level);
+    }
+
+    /// How full a node's disk was when it was last heard; enough, when it never was.
+    pub fn disk_level(&self, node: NodeId) -> DiskLevel {
+        self.0.peers.known(node).map_or(DiskLevel::DiskEnough, |peer| peer.disk())
     }
 
     /// Counters of every node that was ever talked to.

@@ -4,22 +4,74 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicI32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use kv_proto::peer::v1::{DiskLevel, FrameBatch};
 use kv_topology::NodeId;
+use prometheus_client::metrics::{counter::Counter, family::Family};
+use prost::Message;
 use tokio::time::Instant;
+
+use super::conduit::Lane;
+use crate::metrics::{LinkMetrics, Stream, StreamLabels};
 
 /// All nodes that were ever talked to.
 #[derive(Debug, Default)]
-pub(super) struct Peers(Mutex<BTreeMap<NodeId, Arc<Peer>>>);
+pub(super) struct Peers {
+    all: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
+    /// What every batch says of this node's own disk.
+    own_disk: Arc<AtomicI32>,
+    meter: Arc<Meter>,
+}
+
+/// The metrics of both lanes, each handle taken once.
+#[derive(Debug, Default)]
+struct Meter {
+    frames: [Counter; 2],
+    bytes: [Counter; 2],
+    resets: [Counter; 2],
+    refused: Counter,
+}
+
+impl Meter {
+    fn new(metrics: &LinkMetrics) -> Self {
+        let of = |family: &Family<StreamLabels, Counter>| {
+            [Stream::raft, Stream::bulk].map(|stream| family.get_or_create_owned(&StreamLabels { stream }))
+        };
+        let streams = &metrics.transport;
+        Self {
+            frames: of(&streams.sent_frames),
+            bytes: of(&streams.sent_bytes),
+            resets: of(&streams.resets),
+            refused: metrics.outbox.refused.clone(),
+        }
+    }
+}
+
+/// The place of a lane's handle.
+const fn place(lane: Lane) -> usize {
+    match lane {
+        Lane::Raft => 0,
+        Lane::Bulk => 1,
+    }
+}
 
 impl Peers {
+    /// Nobody was talked to yet.
+    pub(super) fn measured(metrics: &LinkMetrics) -> Self {
+        Self { meter: Arc::new(Meter::new(metrics)), ..Self::default() }
+    }
+
     /// The record of a node, made on the first call.
     pub(super) fn peer(&self, node: NodeId) -> Arc<Peer> {
-        self.all().entry(node).or_default().clone()
+        let new = || {
+            let (own_disk, meter) = (self.own_disk.clone(), self.meter.clone());
+            Arc::new(Peer { own_disk, meter, ..Peer::default() })
+        };
+        self.all().entry(node).or_insert_with(new).clone()
     }
 
     /// The record of a node that was talked to.
@@ -31,8 +83,12 @@ impl Peers {
         self.all().iter().map(|(node, peer)| (*node, peer.clone())).collect()
     }
 
+    pub(super) fn set_own_disk(&self, level: DiskLevel) {
+        self.own_disk.store(level.into(), Relaxed);
+    }
+
     fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -50,6 +106,9 @@ pub(super) struct Peer {
     pub(super) inbox_overflows: AtomicU64,
     pub(super) expired: AtomicU64,
     pub(super) removed_answers: AtomicU64,
+    disk: AtomicI32,
+    own_disk: Arc<AtomicI32>,
+    meter: Arc<Meter>,
 }
 
 #[derive(Debug, Default)]
@@ -100,9 +159,46 @@ impl Peer {
         self.frames_received.fetch_add(frames as u64, Relaxed);
     }
 
-    pub(super) fn wrote(&self, frames: usize) {
+    /// Notes what a batch of this node says of its disk.
+    pub(super) fn told(&self, batch: &FrameBatch) {
+        self.disk.store(batch.disk_level, Relaxed);
+    }
+
+    /// Says in a batch to this node how full our own disk is.
+    pub(super) fn stamp(&self, batch: FrameBatch) -> FrameBatch {
+        FrameBatch { disk_level: self.own_disk.load(Relaxed), ..batch }
+    }
+
+    /// How full the disk of this node was when it was last heard. A level of a newer version counts as full.
+    pub(super) fn disk(&self) -> DiskLevel {
+        DiskLevel::try_from(self.disk.load(Relaxed)).unwrap_or(DiskLevel::DiskHard)
+    }
+
+    /// Whether our own disk takes no more entries.
+    pub(super) fn own_disk_is_full(&self) -> bool {
+        self.own_disk.load(Relaxed) == i32::from(DiskLevel::DiskHard)
+    }
+
+    /// Counts a batch that goes out in a lane, and gives it the last it needs.
+    pub(super) fn sends(&self, lane: Lane, batch: FrameBatch) -> FrameBatch {
+        let frames = batch.frames.len() as u64;
         self.batches_sent.fetch_add(1, Relaxed);
-        self.frames_sent.fetch_add(frames as u64, Relaxed);
+        self.frames_sent.fetch_add(frames, Relaxed);
+        self.meter.frames[place(lane)].inc_by(frames);
+        self.meter.bytes[place(lane)].inc_by(batch.encoded_len() as u64);
+        self.stamp(batch)
+    }
+
+    /// A stream to this node broke.
+    pub(super) fn broke(&self, lane: Lane) {
+        self.breaks.fetch_add(1, Relaxed);
+        self.meter.resets[place(lane)].inc();
+    }
+
+    /// A request to this node found its queue full.
+    pub(super) fn refused(&self) {
+        self.queue_overflows.fetch_add(1, Relaxed);
+        self.meter.refused.inc();
     }
 
     pub(super) fn measured(&self, sample: Duration) {

@@ -5,7 +5,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
 };
 
 use futures::future::BoxFuture;
@@ -16,7 +19,7 @@ use openraft::{
     raft::{AppendEntriesResponse, StreamAppendError},
     storage::RaftStateMachine,
 };
-use openraft_rt::AsyncRuntime;
+use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
 
 use super::{
     call::refusal,
@@ -34,6 +37,8 @@ use crate::group::type_config::TypeConfig;
 pub(super) trait LocalReplica: Send + Sync {
     /// Votes, heartbeats and transfers of leadership: each answered for itself.
     fn answer(&self, request: Body) -> BoxFuture<'static, Body>;
+    /// The index of the last entry in its log, as it was a moment ago.
+    fn last_index(&self) -> u64;
     /// Takes the append requests of one stream, in order.
     fn append(&self, requests: Requests) -> BoxFuture<'static, ()>;
     /// Takes a snapshot that a leader offered under `vote`.
@@ -60,6 +65,10 @@ where
     fn answer(&self, request: Body) -> BoxFuture<'static, Body> {
         let raft = self.raft.clone();
         Box::pin(async move { answer(raft, request).await.unwrap_or_else(|body| body) })
+    }
+
+    fn last_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().last_log_index.unwrap_or(0)
     }
 
     fn append(&self, requests: Requests) -> BoxFuture<'static, ()> {
@@ -121,22 +130,42 @@ where
 
 /// The replicas of this node.
 #[derive(Default)]
-pub(super) struct Registry(RwLock<BTreeMap<ReplicaId, Registered>>);
+pub(super) struct Registry {
+    replicas: RwLock<BTreeMap<ReplicaId, Registered>>,
+    no_leaderships: AtomicBool,
+}
 
 type Registered = (GroupId, Arc<dyn LocalReplica>);
 
 impl Registry {
     pub(super) fn insert(&self, group: GroupId, replica: ReplicaId, local: Arc<dyn LocalReplica>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(replica, (group, local));
+        self.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(replica, (group, local));
     }
 
     pub(super) fn remove(&self, replica: ReplicaId) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&replica);
+        self.replicas.write().unwrap_or_else(PoisonError::into_inner).remove(&replica);
+    }
+
+    pub(super) fn refuse_leaderships(&self) {
+        self.no_leaderships.store(true, Relaxed);
+    }
+
+    /// The refusal of a request to take a leadership over, when this node takes none. The others of the group are told of
+    /// the transfer by the same request, and may go on.
+    pub(super) fn refusal_to_lead(&self, replica: ReplicaId, request: &Body) -> Option<Body> {
+        match request {
+            Body::TransferRequest(transfer)
+                if transfer.to_replica == replica.0 && self.no_leaderships.load(Relaxed) =>
+            {
+                Some(refusal(refusal::Kind::NotApplied, crate::refusal::STOPPING, "the node is stopping"))
+            }
+            _ => None,
+        }
     }
 
     /// Takes all out: the replicas may go.
     pub(super) fn clear(&self) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.replicas.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// The replica that a frame is for, or the answer that it is not here.
@@ -145,7 +174,7 @@ impl Registry {
         group: GroupId,
         replica: ReplicaId,
     ) -> Result<Arc<dyn LocalReplica>, Box<Body>> {
-        let replicas = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let replicas = self.replicas.read().unwrap_or_else(PoisonError::into_inner);
         match replicas.get(&replica) {
             None => Err(Box::new(Body::Removed(Removed {}))),
             Some((of, _)) if *of != group => {

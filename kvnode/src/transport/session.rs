@@ -4,6 +4,8 @@
 //! another one is dropped. Sequences and streams go on counting across sessions, so that no number ever means two
 //! things.
 
+use std::collections::BTreeSet;
+
 use kv_proto::peer::v1::Frame;
 
 /// Names a request on one link. Never used twice; 0 is a frame that wants no answer.
@@ -66,6 +68,38 @@ impl Session {
     }
 }
 
+/// Requests that one connection has brought: each is taken once. Frames of a connection may overtake one another a
+/// little, by their class.
+#[derive(Debug, Default)]
+pub struct Seen {
+    session: u64,
+    /// Everything below was taken, or is too old to be told from what was.
+    from: u64,
+    above: BTreeSet<u64>,
+}
+
+/// Sequences that are remembered: what a peer may have queued in one class.
+const REMEMBERED: usize = 8_192;
+
+impl Seen {
+    /// Whether this request comes for the first time. A frame that wants no answer is always new.
+    pub fn is_new(&mut self, session: u64, sequence: Sequence) -> bool {
+        if session != self.session {
+            *self = Self { session, ..Self::default() };
+        }
+        if sequence == Sequence::NONE {
+            return true;
+        }
+        if sequence.0 < self.from || !self.above.insert(sequence.0) {
+            return false;
+        }
+        if self.above.len() > REMEMBERED {
+            self.from = self.above.pop_first().map_or(self.from, |oldest| oldest + 1);
+        }
+        true
+    }
+}
+
 /// The answer to `request`: the same numbers, the replicas the other way round.
 pub fn answer_to(request: &Frame) -> Frame {
     Frame {
@@ -93,6 +127,20 @@ mod tests {
         assert_eq!((answer.from_replica, answer.to_replica, answer.sequence), (2, 1, 7));
         session.renew();
         assert!(!session.owns(&answer));
+    }
+
+    #[test]
+    fn a_request_is_taken_once_however_often_it_comes() {
+        let mut seen = Seen::default();
+        assert!(seen.is_new(7, Sequence(3)) && seen.is_new(7, Sequence(1)), "one overtook the other");
+        assert!(!seen.is_new(7, Sequence(3)) && !seen.is_new(7, Sequence(1)));
+        assert!(seen.is_new(7, Sequence::NONE) && seen.is_new(7, Sequence::NONE));
+        assert!(seen.is_new(8, Sequence(3)), "another session counts for itself");
+        for sequence in 4..100_000 {
+            assert!(seen.is_new(8, Sequence(sequence)));
+        }
+        assert!(seen.above.len() <= REMEMBERED);
+        assert!(!seen.is_new(8, Sequence(50)), "too old to tell");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use openraft::{
     storage::{RaftStateMachine, Snapshot, SnapshotMeta},
 };
 use openraft_rt::AsyncRuntime;
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc},
     time::timeout,
@@ -31,6 +32,7 @@ pub(super) struct Transfer {
     pub(super) idle: Duration,
     /// The place among those that the node receives at once.
     pub(super) permit: OwnedSemaphorePermit,
+    pub(super) received_bytes: Counter,
 }
 
 /// Receives a snapshot and hands it to the replica's Raft.
@@ -54,7 +56,8 @@ pub(super) async fn receive<RT, SM, F>(
     let Generation(number) = generation;
     tracing::info!(replica = replica.0, generation = number, "receiving a snapshot");
     transfer.offer.send(Body::SnapshotAccept(SnapshotAccept { generation: number }));
-    let Some(last) = collect(&mut sink, &mut transfer.chunks, transfer.idle).await else {
+    let Some(last) = collect(&mut sink, &mut transfer.chunks, transfer.idle, &transfer.received_bytes).await
+    else {
         tracing::info!(replica = replica.0, generation = number, "snapshot given up");
         return;
     };
@@ -78,6 +81,7 @@ async fn collect(
     sink: &mut impl SnapshotIn,
     chunks: &mut mpsc::Receiver<(Reply, SnapshotChunk)>,
     idle: Duration,
+    received_bytes: &Counter,
 ) -> Option<Reply> {
     let mut position = Position::default();
     loop {
@@ -96,7 +100,9 @@ async fn collect(
             }
             Place::Next => {}
         }
+        received_bytes.inc_by(chunk.data.len() as u64);
         if let Err(error) = sink.accept(chunk).await {
+            tracing::warn!(%error, "snapshot refused");
             reply.refuse(refusal::Kind::NotApplied, "SNAPSHOT_SINK", error.to_string());
             return None;
         }

@@ -9,6 +9,7 @@ use std::{
 
 use kv_proto::peer::v1::{SnapshotAccept, SnapshotChunk, frame::Body, refusal};
 use kv_topology::{Generation, ReplicaId};
+use prometheus_client::metrics::counter::Counter;
 use tokio::{
     sync::{Semaphore, mpsc},
     time::{Instant, sleep_until, timeout},
@@ -29,12 +30,14 @@ use super::{
 pub(super) struct Outgoing {
     pub(super) places: Arc<Semaphore>,
     pub(super) pace: std::sync::Mutex<Pace>,
+    sent_bytes: Counter,
 }
 
 impl Outgoing {
-    pub(super) fn new(limits: &Limits) -> Self {
+    pub(super) fn new(limits: &Limits, sent_bytes: Counter) -> Self {
         let places = Arc::new(Semaphore::new(limits.snapshots_out));
-        Self { places, pace: std::sync::Mutex::new(Pace::new(limits.snapshot_bytes_per_second)) }
+        let pace = std::sync::Mutex::new(Pace::new(limits.snapshot_bytes_per_second));
+        Self { places, pace, sent_bytes }
     }
 
     async fn paced(&self, bytes: usize) {
@@ -43,6 +46,7 @@ impl Outgoing {
             pace.book(Instant::now(), bytes as u64)
         };
         sleep_until(at).await;
+        self.sent_bytes.inc_by(bytes as u64);
     }
 }
 

@@ -482,7 +482,8 @@ impl Shard {
             std::cmp::Ordering::Equal => {
                 upload.chunks.push(ChunkRecord { data: chunk.data, crc32c: chunk.crc32c });
             }
-            std::cmp::Ordering::Greater => return Err(refusal(Kind::FailedPrecondition, "UPLOAD_GAP")),
+            // As the state machine does: not an error, and the answer says which comes next.
+            std::cmp::Ordering::Greater => return Ok(UploadOutcome { applied: false, ..taken(upload) }),
         }
         Ok(taken(upload))
     }

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use kv_proto::{
     admin::v1::{BootstrapRequest, GetClusterStatusRequest, JoinRequest, admin_client::AdminClient},
-    kv::v1::{DownloadRequest, GetRequest, PutRequest, UploadRequest, upload_request},
+    kv::v1::{DownloadRequest, GetRequest, PutRequest, ScanRequest, UploadRequest, upload_request},
 };
 use kvnode::api::{
     admission::Call, connection::Patience, limits::STREAMS_PER_CONNECTION_MAX, server::Options,
@@ -66,6 +66,77 @@ async fn ten_thousand_streams_of_one_connection_harm_nobody() {
     }
     is_served(&harness).await;
     drop(flood);
+    is_served(&harness).await;
+}
+
+#[tokio::test]
+async fn ten_thousand_streams_of_many_connections_harm_nobody() {
+    const CONNECTIONS: u32 = 100;
+    let harness = Harness::start().await;
+    let mut flood = Vec::new();
+    let mut opened = 0;
+    for number in 0..CONNECTIONS {
+        let mut client = RawClient::connect(&harness).await;
+        for stream in 0..10_000 / CONNECTIONS {
+            if client.try_open(stream * 2 + 1, "/kv.v1.Kv/Upload", false).await.is_err() {
+                break;
+            }
+            opened += 1;
+        }
+        flood.push(client);
+        if number % 20 == 0 {
+            // Held by requests that never come to an end the node may refuse, but it answers at once.
+            answers_at_once(&harness).await;
+        }
+    }
+    assert!(opened >= 1_000, "only {opened} streams could be opened");
+    drop(flood);
+    let mut client = harness.client().await;
+    let served = async {
+        while let Err(status) = client.get(get("k")).await {
+            assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+        }
+    };
+    within("room again", served).await;
+    is_served(&harness).await;
+}
+
+/// A request of a good client is served or refused for a limit, and health is answered.
+async fn answers_at_once(harness: &Harness) {
+    let mut client = harness.client().await;
+    match within("an answer", client.get(get("k"))).await {
+        Ok(_) => {}
+        Err(status) => assert_eq!(told(&status), (Code::ResourceExhausted, "REQUESTS_IN_FLIGHT".to_owned())),
+    }
+    assert_eq!(health_of(harness, "").await, Ok(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn scans_that_nobody_reads_hold_little_and_are_closed() {
+    const SCANS: usize = 20;
+    const VALUES: usize = 64;
+    let patience = Patience { send_stall: Duration::from_millis(500), ..Options::default().patience };
+    let harness = Harness::with(Options { patience, ..Options::default() }).await;
+    let mut client = harness.client().await;
+    for number in 0..VALUES {
+        let key = format!("scanned/{number:03}");
+        let put = PutRequest { key: key.into(), value: value_of(512 << 10), ..PutRequest::default() };
+        client.put(put).await.expect("a put");
+    }
+    let mut lazy = harness.client().await;
+    let mut unread = Vec::new();
+    for _ in 0..SCANS {
+        let reply = within("a scan", lazy.scan(ScanRequest::default())).await.expect("a scan");
+        unread.push(reply.into_inner());
+    }
+    is_served(&harness).await;
+    let reads = harness.store.reads.load(std::sync::atomic::Ordering::Relaxed);
+    // A page holds two values at most: all scans in full would need far more reads of the store.
+    assert!(reads < SCANS * VALUES / 4, "{reads} reads of the store");
+    for mut messages in unread {
+        let broken = async { while let Ok(Some(_)) = messages.message().await {} };
+        within("the end of the stream", broken).await;
+    }
     is_served(&harness).await;
 }
 

@@ -1,12 +1,20 @@
 //! What the log promises while it runs: order, durability, back-pressure, memory, reading.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
-use kv_proto::disk::v1::{ClusterCache, MetaRecord, ReplicaDescriptor};
+use kv_proto::disk::v1::ReplicaDescriptor;
 use kv_topology::ReplicaId;
 use kvnode::log::{
-    Driver, LogError, LogHub, PlantedBug, SimulatedDisk, budget::REPLICA_QUEUE_BYTES, store::APPEND_BYTES,
+    Driver, LogDevice, LogError, LogHub, PlantedBug, SimulatedDisk,
+    budget::REPLICA_QUEUE_BYTES,
+    device::Write,
+    keys::{self, Place},
+    store::APPEND_BYTES,
 };
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -260,7 +268,6 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
     let (one, two) = (ReplicaId(1), ReplicaId(2));
     let descriptor =
         |id: ReplicaId| ReplicaDescriptor { replica_id: id.get(), shard_id: 3, ..Default::default() };
-    let cluster = ClusterCache { meta: Some(MetaRecord { epoch: 9, ..Default::default() }) };
     {
         let hub = rocks_hub(&path);
         for id in [one, two] {
@@ -273,13 +280,11 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
             store.purge(log_id(1, 99)).await.unwrap();
             store.save_committed(Some(log_id(1, 300))).await.unwrap();
         }
-        hub.put_cluster_cache(cluster.clone()).await.unwrap();
         hub.close();
     }
     {
         let hub = rocks_hub(&path);
         assert_eq!(hub.descriptors(), [descriptor(one), descriptor(two)]);
-        assert_eq!(hub.cluster_cache(), Some(cluster));
         for id in [one, two] {
             let mut store: Store = hub.replica(id).unwrap();
             assert_eq!(store.read_vote().await.unwrap(), Some(vote(id.get())));
@@ -306,17 +311,13 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
 
 /// A device that fails once it is told to.
 struct Failing {
-    device: Arc<dyn kvnode::log::LogDevice>,
+    device: Arc<dyn LogDevice>,
     fail: std::sync::atomic::AtomicBool,
     writes: std::sync::atomic::AtomicUsize,
 }
 
-impl kvnode::log::LogDevice for Failing {
-    fn write(
-        &self,
-        batch: &[kvnode::log::device::Write],
-        sync: bool,
-    ) -> Result<(), kvnode::log::DeviceError> {
+impl LogDevice for Failing {
+    fn write(&self, batch: &[Write], sync: bool) -> Result<(), kvnode::log::DeviceError> {
         use std::sync::atomic::Ordering::SeqCst;
         self.writes.fetch_add(1, SeqCst);
         if self.fail.load(SeqCst) {
@@ -363,4 +364,25 @@ async fn a_failed_sync_is_reported_once_and_never_tried_again() {
     assert!(store.append(entries(1, 6..7, 10), late).await.is_err());
     assert!(store.view().wait_durable(5).await.is_err());
     assert_eq!(device.writes.load(SeqCst), before + 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_that_is_met_while_a_replica_runs_is_told_with_the_replica() {
+    let disk = SimulatedDisk::new(PlantedBug::None);
+    let device = disk.open();
+    let hub = LogHub::with_tail_budget(device.clone(), Driver::Thread, no_fatal(), 0).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let hear = told.clone();
+    hub.on_damage(Box::new(move |replica, error| hear.lock().unwrap().push((replica, error.to_string()))));
+    let mut store: Store = hub.replica(REPLICA).unwrap();
+    append_durably(&mut store, entries(1, 0..50, 100)).await;
+    assert_eq!(read_all(&mut store).await.len(), 50, "nothing is in memory, and all of it is sound");
+    assert!(told.lock().unwrap().is_empty());
+    let entry = keys::encode(REPLICA, Place::Entry(30));
+    device.write(&[Write::Put(entry, Bytes::from_static(b"garbage"))], true).unwrap();
+    let refused = store.try_get_log_entries(..).await.expect_err("entry 30 is damaged");
+    assert_eq!(refused.kind(), std::io::ErrorKind::InvalidData);
+    let told = told.lock().unwrap();
+    assert!(matches!(&told[..], [(REPLICA, reason)] if reason.contains("entry 30")), "{told:?}");
+    hub.close();
 }

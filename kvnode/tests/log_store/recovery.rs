@@ -196,6 +196,32 @@ async fn a_missing_database_is_damage() {
 }
 
 #[tokio::test]
+async fn a_database_without_its_root_or_manifest_is_damage_and_is_kept_whole() {
+    for part in ["CURRENT", "MANIFEST"] {
+        let written = Written::new().await;
+        let wal = fs::read(written.wal()).unwrap();
+        let name = written.wal().file_name().unwrap().to_owned();
+        for file in fs::read_dir(written.path().join("db")).unwrap() {
+            let path = file.unwrap().path();
+            if path.to_string_lossy().contains(part) {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        written.assert_damaged();
+        let kept = written.folder.path().join("raftlog.damaged-1/db").join(name);
+        assert_eq!(fs::read(kept).unwrap(), wal, "without {part}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_marked_by_a_process_that_had_to_end_is_damage() {
+    let written = Written::new().await;
+    kvnode::data_dir::database::mark_damaged(&written.path(), "compaction met damage");
+    written.assert_damaged();
+    assert_eq!(damages(&written.path())[0].reason, "compaction met damage");
+}
+
+#[tokio::test]
 async fn a_log_that_is_in_use_is_refused_and_not_damage() {
     let written = Written::new().await;
     let hub = rocks_hub(&written.path());

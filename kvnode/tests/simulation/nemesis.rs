@@ -7,6 +7,7 @@ use std::{
 };
 
 use kv_proto::peer::v1::{TransferLeader, control_request::Request};
+use kv_topology::NodeId;
 use kvnode::router::Replicas;
 use tokio::{
     sync::mpsc,
@@ -31,6 +32,10 @@ const PAUSE_MS: u64 = 3_000;
 
 /// After a moment that was aimed at, ms: what was said has arrived by then, and a slow disk has not synced yet.
 const STRUCK_WITHIN_MS: u64 = 12;
+/// Longest time that a voter is down who is to come back to the old leader, ms: less than an election takes.
+const BETRAYER_DOWN_MS: u64 = 50;
+/// How long a candidate that has won is alone, ms, at most: the old leader connects to the voter again, and commits.
+const USURPER_ALONE_MS: u64 = 2_500;
 /// Longest sync in trouble, ms.
 const STORM_SYNC_MS: u64 = 10;
 
@@ -97,6 +102,12 @@ async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment
                 let struck = world.node_ids().into_iter().filter(|other| all || *other == node);
                 struck.for_each(|node| world.bounce(node, after));
             }
+            Moment::Granted { voter, candidate, heard_after } => {
+                let deserted = world.conditions.lock().unwrap().deserted.take();
+                if let Some(leader) = deserted.filter(|leader| ![voter, candidate].contains(leader)) {
+                    drop(tokio::spawn(betray(world.clone(), leader, voter, candidate, heard_after)));
+                }
+            }
         }
     }
     // Nobody aims any more.
@@ -105,7 +116,7 @@ async fn take_aim(world: &Arc<World>, aimed: &mut mpsc::UnboundedReceiver<Moment
 
 fn strike(world: &Arc<World>) {
     let (one, other) = (world.any_node(), world.any_node());
-    match world.dice.below(12) {
+    match world.dice.below(14) {
         0 | 1 => world.bounce(one, Duration::ZERO),
         2 => world.node_ids().into_iter().for_each(|node| world.bounce(node, world.dice.millis(0, 20))),
         3 => {
@@ -133,11 +144,38 @@ fn strike(world: &Arc<World>) {
             world.network.sever(|way| way.from == one || way.to == one);
         }
         10 => transfer(world.clone()),
+        11 | 12 => desert(world),
         _ => {
             world.event(format_args!("heal"));
             world.network.heal();
         }
     }
+}
+
+/// Cuts the leader off: the next vote is the moment to [`betray`].
+fn desert(world: &Arc<World>) {
+    let Some(leader) = world.leader() else { return };
+    world.event(format_args!("desert {leader}"));
+    world.network.isolate(leader);
+    world.conditions.lock().unwrap().deserted = Some(leader);
+}
+
+/// A vote that its voter forgets: power loss as soon as the candidate has heard of it, and then the voter is back with
+/// the old leader, while the candidate, which has won by that vote, hears nobody and is not heard. If the voter has
+/// forgotten, the two commit what the new leader overwrites when it is back.
+async fn betray(world: Arc<World>, leader: NodeId, voter: NodeId, candidate: NodeId, heard_after: Duration) {
+    sleep(heard_after).await;
+    world.event(format_args!("{voter} voted for {candidate}: power loss, and back to {leader}"));
+    world.crash(voter);
+    world.network.heal();
+    for other in world.node_ids().into_iter().filter(|node| *node != candidate) {
+        world.network.cut(candidate, other);
+        world.network.cut(other, candidate);
+    }
+    sleep(world.dice.millis(0, BETRAYER_DOWN_MS)).await;
+    world.start(voter);
+    sleep(world.dice.millis(USURPER_ALONE_MS / 2, USURPER_ALONE_MS)).await;
+    world.network.heal();
 }
 
 /// Asks every node to give the leadership to one of them; who leads may do so.

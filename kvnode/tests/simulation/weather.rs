@@ -33,11 +33,22 @@ pub struct Conditions {
     pub slow_disk: Option<NodeId>,
     /// Whether crashes are aimed.
     pub aim: bool,
+    /// A leader that is cut off so that another is elected: the disk of whoever is asked for a vote is slow, and each
+    /// vote granted is a moment to aim at.
+    pub deserted: Option<NodeId>,
 }
 
 impl Conditions {
-    pub const CALM: Self =
-        Self { loss: 0, repeated: 0, flight_ms: 3, late: 0, sync_ms: 2, slow_disk: None, aim: false };
+    pub const CALM: Self = Self {
+        loss: 0,
+        repeated: 0,
+        flight_ms: 3,
+        late: 0,
+        sync_ms: 2,
+        slow_disk: None,
+        aim: false,
+        deserted: None,
+    };
 }
 
 /// A moment to aim at: what a node has just said, and may not have on its disk yet.
@@ -45,6 +56,12 @@ impl Conditions {
 pub enum Moment {
     Voted(NodeId),
     Acknowledged(NodeId),
+    /// While a leader is deserted, somebody was promised a vote and hears of it after so long.
+    Granted {
+        voter: NodeId,
+        candidate: NodeId,
+        heard_after: Duration,
+    },
 }
 
 /// Everything that happened, as one number: equal for two runs of a seed.
@@ -112,30 +129,37 @@ impl Sky {
         // The nemesis may have gone home.
         self.moments.send(moment).ok();
     }
-}
 
-/// A forwarded write is no idempotent request: it comes once or not at all, because the streams below us, which are
-/// TCP's, repeat nothing, and whoever sends it does not send it again when its outcome is unknown. Raft's own frames
-/// must stand repetition.
-fn may_come_twice(frame: &Frame) -> bool {
-    !matches!(frame.body, Some(Body::WriteRequest(_) | Body::ControlRequest(_)))
+    /// While a leader is deserted: a vote must be heard of before it is on disk, if the code lets it.
+    fn aim_at_vote(&self, way: Way, body: &Body, arrivals: &[Duration]) {
+        match (body, arrivals.iter().min()) {
+            (Body::VoteRequest(_), _) => self.conditions.lock().unwrap().slow_disk = Some(way.to),
+            (Body::VoteResponse(response), Some(heard_after)) if response.granted => {
+                let (voter, candidate, heard_after) = (way.from, way.to, *heard_after);
+                self.moments.send(Moment::Granted { voter, candidate, heard_after }).ok();
+            }
+            _ => {}
+        }
+    }
 }
 
 impl Weather for Sky {
     fn arrivals(&self, way: Way, lane: Lane, frame: Option<&Frame>) -> Vec<Duration> {
         let now = *self.conditions.lock().unwrap();
-        if let Some(body) = frame.and_then(|frame| frame.body.as_ref())
-            && now.aim
-        {
+        let body = frame.and_then(|frame| frame.body.as_ref()).filter(|_| now.aim);
+        if let Some(body) = body {
             self.aim(way.from, body);
         }
         let flight = || {
             let late = if self.dice.per_mille(now.late) { self.dice.below(1_000) } else { 0 };
             Duration::from_millis(1 + self.dice.below(now.flight_ms) + late)
         };
-        let twice = self.dice.per_mille(now.repeated) && frame.is_some_and(may_come_twice);
+        let twice = self.dice.per_mille(now.repeated) && frame.is_some();
         let copies = if self.dice.per_mille(now.loss) { 0 } else { 1 + usize::from(twice) };
         let arrivals: Vec<Duration> = std::iter::repeat_with(flight).take(copies).collect();
+        if let Some(body) = body.filter(|_| now.deserted.is_some()) {
+            self.aim_at_vote(way, body, &arrivals);
+        }
         if let Some(frame) = frame {
             let (from, to, number) = (way.from, way.to, frame.sequence);
             let mut trace = self.trace.lock().unwrap();

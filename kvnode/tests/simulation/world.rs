@@ -12,6 +12,7 @@ use std::{
 
 use futures::FutureExt;
 use kv_proto::{
+    admin::v1::Role,
     disk::v1 as disk,
     peer::v1::{ControlRequest, CreateReplica, Frame, InitializeGroup, control_request, frame::Body},
 };
@@ -30,7 +31,7 @@ use kvnode::{
         requests::{Hosting, Requests},
     },
     refusal,
-    router::{Maps, Router},
+    router::{Maps, Replicas, Router},
     runtime::Tasks,
     state::{
         flush::FlushPolicy,
@@ -146,6 +147,14 @@ impl World {
         self.nodes[&node].lock().unwrap().running.clone()
     }
 
+    /// Who leads: of several that think so, the one with the greatest term.
+    pub fn leader(&self) -> Option<NodeId> {
+        let status = |node: &NodeId| Some(self.running(*node)?.replicas.replica(SHARD)?.control.status());
+        let led = self.node_ids().into_iter().filter_map(|node| Some((status(&node)?, node)));
+        let led = led.filter(|(status, _)| status.role() == Role::Leader);
+        led.max_by_key(|(status, _)| status.term).map(|(_, node)| node)
+    }
+
     pub fn event(&self, what: fmt::Arguments<'_>) {
         self.trace.lock().unwrap().event(what);
     }
@@ -229,6 +238,7 @@ impl World {
             spawner: tasks.spawner(),
             randomness: Randomness::new(self.dice.fork()),
             limits: Limits::default(),
+            metrics: Default::default(),
         });
         let (log, state) = (self.open_log(node, machine, &tasks), self.open_state(node, machine, &tasks));
         let replicas = Arc::new(LocalReplicas::default());
@@ -237,11 +247,13 @@ impl World {
             node,
             log: log.clone(),
             state: Arc::new(state),
+            keep: Arc::new(|_| Ok(())),
             transport: transport.clone(),
             leader: peers.clone(),
             spawner: tasks.spawner(),
             config: self.config.clone(),
-            log_retention_bytes: LOG_RETENTION_BYTES,
+            metrics: Default::default(),
+            retention: LOG_RETENTION_BYTES.into(),
             meta_observer: Arc::new(|_| {}),
         };
         let host = Host::new(parts, replicas.clone());
@@ -276,6 +288,7 @@ impl World {
         let hooks = Hooks {
             fatal: Arc::new(move |error| fatal.violated(format!("the state of {node} failed: {error}"))),
             damaged: Arc::new(move |damage| damaged.violated(format!("damage at {node}: {damage:?}"))),
+            metrics: Default::default(),
         };
         let workers = Workers::Simulated { tasks: Arc::new(move |name, task| spawner.spawn(name, task)) };
         StateHub::with_engine(machine.engine.clone(), FLUSH, hooks, workers).unwrap()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kv_proto::peer::v1::{ReadIndexResponse, VoteRequest, frame::Body, refusal};
+use kv_proto::peer::v1::{ReadIndexResponse, VoteRequest, WriteRequest, frame::Body, refusal};
 use kv_topology::{GroupId, NodeId};
 use kvnode::{
     runtime::Tasks,
@@ -133,7 +133,7 @@ async fn a_replica_that_is_not_there_is_answered_removed() {
 
 #[tokio::test(start_paused = true)]
 async fn more_requests_than_the_bound_are_refused_and_the_rest_goes_on() {
-    let (_tasks, _network, one, _two) = pair(&Limits { requests_in_hand: 1, ..Limits::default() });
+    let (_tasks, _network, one, _two) = pair(&Limits { questions_in_hand: 1, ..Limits::default() });
     let (silent, refused) = tokio::join!(ask(&one, 2, question(SILENCE), 5), ask(&one, 2, question(1), 5));
     assert_eq!(silent, Err(CallError::Deadline));
     let Err(CallError::Refused(refusal)) = refused else { panic!("{refused:?}") };
@@ -142,6 +142,18 @@ async fn more_requests_than_the_bound_are_refused_and_the_rest_goes_on() {
     // A frame that nobody asks for is refused as well, and harms nothing.
     let odd = ask(&one, 2, Body::ReadIndexResponse(ReadIndexResponse::default()), 5).await;
     assert!(matches!(odd, Err(CallError::Refused(_))), "{odd:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn questions_are_answered_while_all_places_for_requests_are_taken() {
+    let (_tasks, _network, one, _two) = pair(&Limits { requests_in_hand: 1, ..Limits::default() });
+    let silence = || Body::WriteRequest(WriteRequest { shard_id: SILENCE, ..WriteRequest::default() });
+    let (silent, refused, answered) =
+        tokio::join!(ask(&one, 2, silence(), 5), ask(&one, 2, silence(), 5), ask(&one, 2, question(1), 5));
+    assert_eq!(silent, Err(CallError::Deadline));
+    let Err(CallError::Refused(refusal)) = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal.kind(), refusal::Kind::ResourceExhausted);
+    assert!(answered.is_ok(), "{answered:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -161,7 +173,8 @@ async fn a_frame_that_no_message_holds_is_not_sent() {
         data: vec![0; 3000].into(),
         ..kv_proto::peer::v1::SnapshotChunk::default()
     });
-    assert_eq!(ask(&one, 2, large, 1).await, Err(CallError::NotSent(NotSent::TooLarge)));
+    let refused = ask(&one, 2, large, 1).await;
+    assert!(matches!(refused, Err(CallError::NotSent(NotSent::TooLarge { .. }))), "{refused:?}");
 }
 
 #[tokio::test(start_paused = true)]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_proto::peer::v1::{Frame, ReadIndexRequest, ReadIndexResponse, Refusal, frame::Body};
+use kv_proto::peer::v1::{Frame, ReadIndexRequest, ReadIndexResponse, Refusal, WriteRequest, frame::Body};
 use kv_topology::{GroupId, NodeId, ReplicaId};
 use kvnode::{
     group::type_config::{Member, Proposal, TokioConfig},
@@ -50,9 +50,10 @@ pub struct Echo;
 impl Handler for Echo {
     async fn handle(&self, _: NodeId, frame: Frame) -> Body {
         match frame.body {
-            Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE })) => {
-                std::future::pending().await
-            }
+            Some(
+                Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE })
+                | Body::WriteRequest(WriteRequest { shard_id: SILENCE, .. }),
+            ) => std::future::pending().await,
             Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id })) => {
                 Body::ReadIndexResponse(ReadIndexResponse { index: shard_id.into(), term: 1 })
             }
@@ -83,6 +84,7 @@ impl Node {
             spawner: tasks.spawner(),
             randomness: Randomness::new(SmallRng::seed_from_u64(id.0)),
             limits,
+            metrics: Default::default(),
         });
         Self { id, tasks, transport }
     }

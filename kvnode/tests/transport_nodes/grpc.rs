@@ -13,7 +13,11 @@ use kvnode::{
         listen,
     },
 };
-use tokio::{io::AsyncWriteExt, net::TcpListener, time::Instant};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+    time::Instant,
+};
 
 use crate::cluster::{Addresses, CLUSTER, Cluster, Node, eventually, question, within, write};
 
@@ -91,6 +95,33 @@ async fn garbage_on_the_peer_port_harms_nobody() {
         noise.push(stream);
     }
     within(10, "a question beside the noise", ask(&both[0], 2, 5)).await.unwrap();
+}
+
+#[tokio::test]
+async fn silent_sockets_on_the_peer_port_are_bounded_and_keep_nobody_out() {
+    const PATIENCE: Duration = Duration::from_millis(300);
+    let addresses = Addresses::default();
+    let limits = Limits { sockets: 8, connect: PATIENCE, ..Limits::default() };
+    let node = addresses.dialler(2, CLUSTER, limits.clone());
+    addresses.listen(&node, limits).await;
+    let address = addresses.0.lock().unwrap()[&NodeId(2)].clone();
+    let mut silent = vec![];
+    for _ in 0..40 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
+    // Those beyond the bound are closed at once, the others when nothing was said on them.
+    for stream in &mut silent {
+        // The server's own preface may come first. An error is an end too.
+        let mut rest = vec![];
+        within(10, "the end of a silent socket", stream.read_to_end(&mut rest)).await.ok();
+    }
+    let other = addresses.dialler(1, CLUSTER, Limits::default());
+    let found = async {
+        while ask(&other, 2, 5).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(20, "a node beside silent sockets", found).await;
 }
 
 /// Says hello, then nothing more: not even that it is alive.

@@ -1,7 +1,7 @@
 //! The public protocol, spoken without the client library: no retries, no routing, one node asked at a time.
 //!
-//! [`Fate`] says what an error means by the rules of the API: only a reply with an error reason of ours proves that
-//! nothing happened; everything else leaves the outcome unknown.
+//! [`Fate`] says what an error means by the rules of the API: only a reply with an error reason of ours, or a
+//! connection that never came about, proves that nothing happened; everything else leaves the outcome unknown.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -43,8 +43,27 @@ pub fn reason(status: &Status) -> Option<String> {
 
 /// What `status` says about the write that it answers.
 pub fn fate(status: &Status) -> Fate {
-    let Some(reason) = reason(status) else { return Fate::Unknown };
-    let refused_by_code = matches!(status.code(), Code::InvalidArgument | Code::ResourceExhausted);
+    if never_connected(status) {
+        return Fate::NotApplied;
+    }
+    reason(status).map_or(Fate::Unknown, |reason| fate_of(status.code(), &reason))
+}
+
+/// Whether there was no connection that the request could have been sent on.
+fn never_connected(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+/// What an error with a reason of ours says about the write that it answers.
+pub fn fate_of(code: Code, reason: &str) -> Fate {
+    let refused_by_code = matches!(code, Code::InvalidArgument | Code::ResourceExhausted);
     if refused_by_code || reason.starts_with("NOT_APPLIED_") || reason == "WRONG_SHARD" {
         return Fate::NotApplied;
     }
@@ -137,7 +156,7 @@ pub enum Read {
 }
 
 /// The node hears of the deadline too.
-fn timed<T>(message: T) -> Request<T> {
+pub(crate) fn timed<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(REQUEST_DEADLINE);
     request

@@ -20,15 +20,19 @@ use tokio::{
 use crate::{
     api::{Api, Read},
     binary::{self, Binary},
+    namespaces::Namespaces,
     network::Network,
-    node::Node,
+    node::{Node, Program},
     ports::PortBlock,
     status,
     wait::{DEADLINE, wait_until},
 };
 
-/// Two cores carry one cluster and its load, not two.
-static ONE_AT_A_TIME: Semaphore = Semaphore::const_new(1);
+/// Clusters at a time: one with its load uses a quarter of a core, and waits for elections and time-outs else.
+static FEW_AT_A_TIME: Semaphore = Semaphore::const_new(2);
+
+/// Namespaces are named after the process, so it has one set of them.
+static NAMESPACES: Semaphore = Semaphore::const_new(1);
 
 /// How often a start is repeated because somebody took a port.
 const START_ATTEMPTS: usize = 3;
@@ -63,7 +67,9 @@ pub struct Plan {
     replication_factor: usize,
     forming: Forming,
     network: bool,
+    namespaces: bool,
     power_loss: bool,
+    volume_bytes: Option<u64>,
     arguments: Vec<String>,
 }
 
@@ -76,7 +82,9 @@ impl Plan {
             replication_factor: REPLICATION_FACTOR,
             forming: Forming::InitialNodes,
             network: false,
+            namespaces: false,
             power_loss: false,
+            volume_bytes: None,
             arguments: Vec::new(),
         }
     }
@@ -101,9 +109,19 @@ impl Plan {
         Self { network: true, ..self }
     }
 
+    /// Each node in a network namespace of its own, see [`crate::namespaces::available`].
+    pub fn with_namespaces(self) -> Self {
+        Self { namespaces: true, ..self }
+    }
+
     /// Nodes whose power can be lost.
     pub fn with_power_loss(self) -> Self {
         Self { power_loss: true, ..self }
+    }
+
+    /// Nodes each on a volume of this size, which can be changed. Not together with power loss.
+    pub fn with_volumes(self, bytes: u64) -> Self {
+        Self { volume_bytes: Some(bytes), ..self }
     }
 
     /// One more flag for every node.
@@ -120,10 +138,13 @@ pub struct Cluster {
     pub nodes: Vec<Node>,
     /// The network between them; empty unless planned.
     pub network: Network,
+    /// The namespaces that they are in; none unless planned.
+    pub namespaces: Option<Namespaces>,
     plan: Plan,
     binary: PathBuf,
     folder: Option<TempDir>,
-    _permit: SemaphorePermit<'static>,
+    // Given back when all else is gone.
+    _permits: Vec<SemaphorePermit<'static>>,
 }
 
 impl Cluster {
@@ -152,15 +173,24 @@ impl Cluster {
     /// # Panics
     /// When they cannot be started.
     pub async fn launch(binary: &Path, plan: Plan) -> Self {
-        let permit = ONE_AT_A_TIME.acquire().await.expect("the semaphore is never closed");
+        let mut permits = Vec::new();
+        if plan.namespaces {
+            permits.push(NAMESPACES.acquire().await.expect("the semaphore is never closed"));
+        }
+        permits.push(FEW_AT_A_TIME.acquire().await.expect("the semaphore is never closed"));
         let folder =
             tempfile::Builder::new().prefix("kvcluster-test-").tempdir().expect("a temporary folder");
-        let ports: Vec<PortBlock> = (0..plan.nodes).map(|_| PortBlock::find().expect("free ports")).collect();
+        let namespaces = plan.namespaces.then(|| Namespaces::create(plan.nodes));
+        let find = |node| match &namespaces {
+            Some(namespaces) => namespaces.ports(node),
+            None => PortBlock::find().expect("free ports"),
+        };
+        let ports: Vec<PortBlock> = (0..plan.nodes).map(find).collect();
         let peers: Vec<SocketAddr> = ports.iter().map(|block| block.peer_address()).collect();
         let network =
             if plan.network { Network::start(&peers).await.expect("free ports") } else { Network::default() };
         let (binary, nodes, folder) = (binary.to_owned(), Vec::new(), Some(folder));
-        let mut cluster = Self { nodes, network, plan, binary, folder, _permit: permit };
+        let mut cluster = Self { nodes, network, namespaces, plan, binary, folder, _permits: permits };
         for index in 0..ports.len() {
             cluster.push_node(index, &ports);
         }
@@ -279,7 +309,9 @@ impl Cluster {
         let folder = self.folder.as_ref().expect("kept until the end").path();
         let mut arguments = self.plan.arguments.clone();
         // Every test would write it anew for each node.
-        arguments.extend(["--ballast".to_owned(), "0".to_owned()]);
+        if !arguments.iter().any(|flag| flag == "--ballast") {
+            arguments.extend(["--ballast".to_owned(), "0".to_owned()]);
+        }
         arguments.extend(["--shards".to_owned(), self.plan.data_shards.to_string()]);
         arguments.extend(["--replication-factor".to_owned(), self.plan.replication_factor.to_string()]);
         arguments.extend(self.forming_arguments(index, ports));
@@ -289,8 +321,16 @@ impl Cluster {
         if !overrides.is_empty() {
             arguments.extend(["--peer-address-override".to_owned(), overrides.join(",")]);
         }
-        let node = Node::new(&self.binary, folder, name, ports[index], arguments, self.plan.power_loss);
-        self.nodes.push(node.expect("a node can be prepared"));
+        let program = match &self.namespaces {
+            Some(namespaces) => Program::by(&namespaces.command(index, &self.binary)),
+            None => Program::here(&self.binary),
+        };
+        let node = Node::new(program, folder, name, ports[index], arguments, self.plan.power_loss);
+        let mut node = node.expect("a node can be prepared");
+        if let Some(bytes) = self.plan.volume_bytes {
+            node.put_on_volume(bytes).expect("a volume can be prepared");
+        }
+        self.nodes.push(node);
     }
 
     fn forming_arguments(&self, index: usize, ports: &[PortBlock]) -> Vec<String> {

@@ -7,21 +7,26 @@
 //! waited for. When a test fails, the nodes' logs are printed and the history is left in a file.
 //!
 //! The crate links neither kvnode nor RocksDB: it speaks the public protocol to the binaries, which
-//! [`binary::find`] looks for. One cluster runs at a time, however many tests there are.
+//! [`binary::find`] looks for. Two clusters run at a time, however many tests there are.
 
 pub mod api;
 pub mod binary;
 pub mod cluster;
 pub mod load;
+mod many;
+pub mod namespaces;
 pub mod network;
 pub mod node;
+pub mod plan;
 pub mod ports;
 pub mod process;
 pub mod seed;
 pub mod status;
+mod value;
 pub mod verdict;
 pub mod wait;
 
 pub use cluster::{Cluster, Plan};
-pub use load::{Load, LoadPlan};
+pub use load::Load;
+pub use plan::LoadPlan;
 pub use wait::{DEADLINE, wait_until};

@@ -2,7 +2,8 @@
 //!
 //! A client has one request in flight, at a node chosen at random for each, and follows the rules of the API for
 //! what an error means; it never retries, so that each recorded operation is one request. Values carry their id and
-//! a filler made from it: a reply whose bytes differ anywhere is a complaint.
+//! a filler made from it: a reply whose bytes differ anywhere is a complaint. Requests that concern several keys, and
+//! transfers, are in [`crate::many`].
 
 use std::{
     collections::BTreeMap,
@@ -18,13 +19,16 @@ use bytes::Bytes;
 use kv_history::{
     Call, ClientId, FinalState, History, Nanos, Observed, OperationId, Reply, Revision, ValueId,
 };
-use kv_proto::kv::v1::{GetResponse, KeyValue, key_value::Value, precondition::Condition};
+use kv_proto::kv::v1::{KeyValue, key_value::Value, precondition::Condition};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::{task::JoinSet, time::Instant};
 use tonic::Status;
 
 use crate::{
     api::{Api, Fate, Read, fate, name_of},
+    many::Kind,
+    plan::LoadPlan,
+    value::{decode, encode},
     verdict::{Verdict, judge},
     wait::{DEADLINE, WaitError, wait_until},
 };
@@ -38,45 +42,6 @@ const AFTER_ERROR: Duration = Duration::from_millis(10);
 /// The client that reads everything at the end.
 const FINAL_READER: ClientId = ClientId(u32::MAX);
 
-/// What the clients do. The shares are relative weights.
-#[derive(Clone, Debug)]
-pub struct LoadPlan {
-    /// Concurrent clients.
-    pub clients: u32,
-    /// Keys that they share.
-    pub keys: u32,
-    /// Before each key, so that loads do not meet.
-    pub prefix: String,
-    /// Size of each value, at least 16.
-    pub value_bytes: usize,
-    /// Share of reads, wherever they are served.
-    pub gets: u32,
-    /// Share of linearizable reads from the asked node's own replica.
-    pub gets_at_node: u32,
-    /// Share of unconditional writes.
-    pub puts: u32,
-    /// Share of deletes.
-    pub deletes: u32,
-    /// Share of compare-and-swaps.
-    pub swaps: u32,
-}
-
-impl Default for LoadPlan {
-    fn default() -> Self {
-        Self {
-            clients: 12,
-            keys: 24,
-            prefix: "load/".to_owned(),
-            value_bytes: 100,
-            gets: 4,
-            gets_at_node: 2,
-            puts: 6,
-            deletes: 1,
-            swaps: 2,
-        }
-    }
-}
-
 /// A running load.
 #[derive(Debug)]
 pub struct Load {
@@ -85,8 +50,8 @@ pub struct Load {
 }
 
 #[derive(Debug)]
-struct Shared {
-    plan: LoadPlan,
+pub(crate) struct Shared {
+    pub(crate) plan: LoadPlan,
     nodes: Vec<SocketAddr>,
     begin: Instant,
     stopped: AtomicBool,
@@ -97,10 +62,12 @@ struct Shared {
 
 /// What all clients write into.
 #[derive(Debug, Default)]
-struct Book {
+pub(crate) struct Book {
     history: History,
     errors: BTreeMap<String, u64>,
     complaints: Vec<String>,
+    /// SHA-256 of uploaded values.
+    pub(crate) uploaded: BTreeMap<Vec<u8>, ValueId>,
 }
 
 impl Load {
@@ -170,12 +137,16 @@ impl Load {
 }
 
 impl Shared {
-    fn book(&self) -> MutexGuard<'_, Book> {
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         self.book.lock().expect("nobody panics with the lock")
     }
 
     fn now(&self) -> Nanos {
         Nanos(u64::try_from(self.begin.elapsed().as_nanos()).expect("a test takes less than 500 years"))
+    }
+
+    pub(crate) fn next_value(&self) -> ValueId {
+        ValueId(self.next_value.fetch_add(1, Ordering::Relaxed))
     }
 
     fn invoke(&self, client: ClientId, key: &str, call: Call) -> OperationId {
@@ -184,27 +155,62 @@ impl Shared {
         book.history.invoke(client, key, call, now)
     }
 
-    fn complete(&self, id: OperationId, result: Result<Reply, Error>) {
+    /// The parts of one request that each of its keys has.
+    pub(crate) fn invoke_all(&self, client: ClientId, parts: &[(String, Call)]) -> Vec<OperationId> {
         let mut book = self.book();
         let now = self.now();
-        match result {
-            Ok(reply) => {
-                book.history.returned(id, reply, now);
-                if matches!(reply, Reply::Put(_) | Reply::Swapped(_) | Reply::Deleted(true)) {
-                    self.acknowledged_writes.fetch_add(1, Ordering::Relaxed);
-                }
+        parts.iter().map(|(key, call)| book.history.invoke(client, key, *call, now)).collect()
+    }
+
+    fn complete(&self, id: OperationId, result: Result<Reply, Error>) {
+        self.complete_all(&[id], result.map(|reply| vec![Ok(reply)]));
+    }
+
+    /// What each part heard, in the order of the parts; or that the request failed as a whole.
+    pub(crate) fn complete_all(&self, ids: &[OperationId], result: Result<Vec<Result<Reply, Fate>>, Error>) {
+        let mut book = self.book();
+        let now = self.now();
+        let replies = match result {
+            Ok(replies) if replies.len() == ids.len() => replies,
+            Ok(replies) => {
+                book.complaints.push(format!("{} outcomes of {} parts", replies.len(), ids.len()));
+                return;
             }
             Err(Error::Status(status)) => {
                 *book.errors.entry(name_of(&status)).or_default() += 1;
-                match fate(&status) {
-                    Fate::NotApplied => book.history.failed(id),
-                    Fate::Unknown => book.history.unknown(id),
-                }
+                vec![Err(fate(&status)); ids.len()]
             }
             Err(Error::Complaint(complaint)) => {
-                book.complaints.push(format!("operation #{}: {complaint}", id.0));
+                book.complaints.push(format!("operation #{}: {complaint}", ids[0].0));
+                return;
+            }
+        };
+        for (id, reply) in ids.iter().zip(replies) {
+            match reply {
+                Ok(reply) => {
+                    book.history.returned(*id, reply, now);
+                    if matches!(reply, Reply::Put(_) | Reply::Swapped(_) | Reply::Deleted(true)) {
+                        self.acknowledged_writes.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                Err(Fate::NotApplied) => book.history.failed(*id),
+                Err(Fate::Unknown) => book.history.unknown(*id),
             }
         }
+    }
+
+    /// What a reply shows of a key. Uploaded values are known by their hash.
+    pub(crate) fn observed(&self, kv: Option<KeyValue>) -> Result<Option<Observed>, Error> {
+        let Some(KeyValue { mod_revision, value, .. }) = kv else { return Ok(None) };
+        let value = match value {
+            Some(Value::Inline(bytes)) => decode(&bytes).map_err(Error::Complaint)?,
+            Some(Value::Blob(blob)) => {
+                let known = self.book().uploaded.get(&blob.sha256[..]).copied();
+                known.ok_or_else(|| Error::Complaint(format!("nobody uploaded {blob:?}")))?
+            }
+            None => return Err(Error::Complaint("a key without a value".to_owned())),
+        };
+        Ok(Some(Observed { value, revision: Some(Revision(mod_revision)) }))
     }
 
     /// Every key that was ever used, read linearizably through every node; recorded like any other reads.
@@ -227,7 +233,7 @@ impl Shared {
     async fn read_once(&self, mut api: Api, key: &str) -> Result<Option<Observed>, Error> {
         let id = self.invoke(FINAL_READER, key, Call::Get);
         let result = match api.get(key, Read::Linearizable).await {
-            Ok(response) => observed(response),
+            Ok(response) => self.observed(response.kv),
             Err(status) => Err(Error::Status(status)),
         };
         self.complete(id, result.clone().map(Reply::Got));
@@ -241,21 +247,27 @@ impl Shared {
 
 /// Why there is no reply.
 #[derive(Clone, Debug, thiserror::Error)]
-enum Error {
+pub(crate) enum Error {
     #[error("{0}")]
-    Status(Status),
+    Status(#[from] Status),
     /// The reply is nothing that any store may say.
     #[error("{0}")]
     Complaint(String),
 }
 
-struct Client {
-    id: ClientId,
-    shared: Arc<Shared>,
-    random: SmallRng,
+pub(crate) struct Client {
+    pub(crate) id: ClientId,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) random: SmallRng,
     nodes: Vec<Api>,
     /// The mod revision of each key when this client last saw it.
-    seen: BTreeMap<String, Revision>,
+    pub(crate) seen: BTreeMap<String, Revision>,
+}
+
+/// What a client does next.
+enum Next {
+    One(Call, Read),
+    Many(Kind),
 }
 
 impl Client {
@@ -268,24 +280,42 @@ impl Client {
         while !self.shared.stopped.load(Ordering::Relaxed)
             && self.shared.book().history.len() < MAX_OPERATIONS - 10_000
         {
-            let number = self.random.random_range(0..self.shared.plan.keys);
-            let key = format!("{}{number}", self.shared.plan.prefix);
-            let (call, read) = self.choose(&key);
+            let key = self.any_key();
             let node = self.random.random_range(0..self.nodes.len());
-            let id = self.shared.invoke(self.id, &key, call);
-            let result = perform(&mut self.nodes[node], &key, call, read, self.shared.plan.value_bytes).await;
-            self.remember(&key, &result);
-            let failed = result.is_err();
-            self.shared.complete(id, result);
-            if failed {
+            let succeeded = match self.choose(&key) {
+                Next::One(call, read) => self.one(node, &key, call, read).await,
+                Next::Many(kind) => {
+                    let api = self.nodes[node].clone();
+                    self.many(api, kind).await
+                }
+            };
+            if !succeeded {
                 tokio::time::sleep(AFTER_ERROR).await;
             }
         }
     }
 
-    fn choose(&mut self, key: &str) -> (Call, Read) {
+    pub(crate) fn any_key(&mut self) -> String {
+        let number = self.random.random_range(0..self.shared.plan.keys);
+        format!("{}{number}", self.shared.plan.prefix)
+    }
+
+    /// False: there was no good reply.
+    async fn one(&mut self, node: usize, key: &str, call: Call, read: Read) -> bool {
+        let id = self.shared.invoke(self.id, key, call);
+        let result = self.shared.perform(&mut self.nodes[node], key, call, read).await;
+        if let Ok(reply) = &result {
+            self.remember(key, reply);
+        }
+        let succeeded = result.is_ok();
+        self.shared.complete(id, result);
+        succeeded
+    }
+
+    fn choose(&mut self, key: &str) -> Next {
         let plan = &self.shared.plan;
-        let weights = [plan.gets, plan.gets_at_node, plan.puts, plan.deletes, plan.swaps];
+        let many = plan.many * u32::try_from(Kind::ALL.len()).expect("a handful");
+        let weights = [plan.gets, plan.gets_at_node, plan.puts, plan.deletes, plan.swaps, many];
         let mut pick = self.random.random_range(0..weights.iter().sum());
         let kind = weights
             .iter()
@@ -295,110 +325,57 @@ impl Client {
                 chosen
             })
             .unwrap_or(0);
-        let value = ValueId(self.shared.next_value.fetch_add(1, Ordering::Relaxed));
         match kind {
-            0 => (Call::Get, Read::Linearizable),
-            1 => (Call::Get, Read::AtThisNode),
-            2 => (Call::Put { value }, Read::Linearizable),
-            3 => (Call::Delete, Read::Linearizable),
-            _ => {
+            0 => Next::One(Call::Get, Read::Linearizable),
+            1 => Next::One(Call::Get, Read::AtThisNode),
+            2 => Next::One(Call::Put { value: self.shared.next_value() }, Read::Linearizable),
+            3 => Next::One(Call::Delete, Read::Linearizable),
+            4 => {
                 let expected = self.seen.get(key).copied().unwrap_or(Revision::ABSENT);
-                (Call::Cas { expected, value }, Read::Linearizable)
+                Next::One(Call::Cas { expected, value: self.shared.next_value() }, Read::Linearizable)
             }
+            _ => Next::Many(Kind::ALL[self.random.random_range(0..Kind::ALL.len())]),
         }
     }
 
-    fn remember(&mut self, key: &str, result: &Result<Reply, Error>) {
-        let seen = match result {
-            Ok(Reply::Got(observed)) => observed.and_then(|observed| observed.revision),
-            Ok(Reply::Put(revision) | Reply::Swapped(revision) | Reply::NotSwapped(revision)) => *revision,
-            Ok(Reply::Deleted(_)) => None,
-            Err(_) => return,
+    pub(crate) fn remember(&mut self, key: &str, reply: &Reply) {
+        let seen = match reply {
+            Reply::Got(observed) => observed.and_then(|observed| observed.revision),
+            Reply::Put(revision) | Reply::Swapped(revision) | Reply::NotSwapped(revision) => *revision,
+            Reply::Deleted(_) | Reply::Cleared => None,
         };
         self.seen.insert(key.to_owned(), seen.unwrap_or(Revision::ABSENT));
     }
 }
 
-async fn perform(
-    api: &mut Api,
-    key: &str,
-    call: Call,
-    read: Read,
-    value_bytes: usize,
-) -> Result<Reply, Error> {
-    match call {
-        Call::Get => observed(api.get(key, read).await.map_err(Error::Status)?).map(Reply::Got),
-        Call::Delete => Ok(Reply::Deleted(api.delete(key).await.map_err(Error::Status)?.applied)),
-        Call::Put { value } => {
-            let response = api.put(key, encode(value, value_bytes), None).await.map_err(Error::Status)?;
-            if !response.applied {
-                return Err(Error::Complaint("an unconditional put was not applied".to_owned()));
+impl Shared {
+    async fn perform(&self, api: &mut Api, key: &str, call: Call, read: Read) -> Result<Reply, Error> {
+        match call {
+            Call::Get => self.observed(api.get(key, read).await?.kv).map(Reply::Got),
+            Call::Delete => Ok(Reply::Deleted(api.delete(key).await?.applied)),
+            Call::Put { value } => {
+                let response = api.put(key, self.encode(value), None).await?;
+                if !response.applied {
+                    return Err(Error::Complaint("an unconditional put was not applied".to_owned()));
+                }
+                Ok(Reply::Put(Some(Revision(response.mod_revision))))
             }
-            Ok(Reply::Put(Some(Revision(response.mod_revision))))
-        }
-        Call::Cas { expected, value } => {
-            let condition = match expected {
-                Revision::ABSENT => Condition::Absent(true),
-                Revision(revision) => Condition::ModRevision(revision),
-            };
-            let value = encode(value, value_bytes);
-            let response = api.put(key, value, Some(condition)).await.map_err(Error::Status)?;
-            if response.applied {
-                return Ok(Reply::Swapped(Some(Revision(response.mod_revision))));
+            Call::Cas { expected, value } => {
+                let condition = match expected {
+                    Revision::ABSENT => Condition::Absent(true),
+                    Revision(revision) => Condition::ModRevision(revision),
+                };
+                let response = api.put(key, self.encode(value), Some(condition)).await?;
+                if response.applied {
+                    return Ok(Reply::Swapped(Some(Revision(response.mod_revision))));
+                }
+                Ok(Reply::NotSwapped(response.previous.map(|kv| Revision(kv.mod_revision))))
             }
-            Ok(Reply::NotSwapped(response.previous.map(|kv| Revision(kv.mod_revision))))
         }
     }
-}
 
-fn observed(response: GetResponse) -> Result<Option<Observed>, Error> {
-    let Some(KeyValue { mod_revision, value, .. }) = response.kv else { return Ok(None) };
-    let Some(Value::Inline(bytes)) = value else {
-        return Err(Error::Complaint(format!("read {value:?} where a small value was written")));
-    };
-    let value = decode(&bytes).map_err(Error::Complaint)?;
-    Ok(Some(Observed { value, revision: Some(Revision(mod_revision)) }))
-}
-
-/// The bytes of a value: its id in hexadecimal, then a filler that differs from value to value.
-fn encode(value: ValueId, length: usize) -> Bytes {
-    let mut bytes = format!("{:016x}", value.0).into_bytes();
-    bytes.extend((bytes.len()..length).map(|position| filler(value, position)));
-    bytes.into()
-}
-
-fn filler(value: ValueId, position: usize) -> u8 {
-    let mixed = (value.0 ^ position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    mixed.to_be_bytes()[0]
-}
-
-fn decode(bytes: &[u8]) -> Result<ValueId, String> {
-    let value = bytes
-        .get(..16)
-        .and_then(|head| std::str::from_utf8(head).ok())
-        .and_then(|head| u64::from_str_radix(head, 16).ok())
-        .map(ValueId)
-        .ok_or_else(|| format!("read {} bytes that no client wrote", bytes.len()))?;
-    match (16..bytes.len()).find(|position| bytes[*position] != filler(value, *position)) {
-        None => Ok(value),
-        Some(position) => Err(format!("byte {position} of v{} differs from what was written", value.0)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn value_survives_its_encoding_and_a_flipped_byte_is_noticed() {
-        for length in [0, 16, 17, 1_000] {
-            let bytes = encode(ValueId(77), length);
-            assert_eq!(bytes.len(), length.max(16));
-            assert_eq!(decode(&bytes), Ok(ValueId(77)));
-        }
-        let mut bytes = encode(ValueId(77), 100).to_vec();
-        bytes[60] ^= 1;
-        assert!(decode(&bytes).is_err());
-        assert!(decode(b"short").is_err());
+    /// The bytes of a small value.
+    pub(crate) fn encode(&self, value: ValueId) -> Bytes {
+        encode(value, self.plan.value_bytes)
     }
 }

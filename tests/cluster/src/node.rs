@@ -1,13 +1,17 @@
 //! One node of a cluster under test: its name, ports, folders and, while it runs, its process.
 
 use std::{
+    ffi::{OsStr, OsString},
     io,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
-use kv_faults::power::{CutReport, PowerLoss, Tail};
+use kv_faults::{
+    power::{CutReport, PowerLoss, Tail},
+    volume::Volume,
+};
 use rand::rngs::SmallRng;
 
 use crate::{
@@ -16,6 +20,27 @@ use crate::{
     process::{Process, log_tail},
     wait::{WaitError, wait_until},
 };
+
+/// What is run to start a node: a program, and what runs it somewhere else, if anything.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The binary itself, and what comes before its arguments.
+    command: PathBuf,
+    first_arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// The binary, here.
+    pub fn here(binary: &Path) -> Self {
+        Self { command: binary.to_owned(), first_arguments: Vec::new() }
+    }
+
+    /// By way of another command.
+    pub fn by(command: &Command) -> Self {
+        let first_arguments = command.get_args().map(OsStr::to_owned).collect();
+        Self { command: command.get_program().into(), first_arguments }
+    }
+}
 
 /// A node: it keeps its ports and data over restarts.
 #[derive(Debug)]
@@ -26,10 +51,11 @@ pub struct Node {
     pub ports: PortBlock,
     /// Its data folder.
     pub data_dir: PathBuf,
-    binary: PathBuf,
+    program: Program,
     arguments: Vec<String>,
     log: PathBuf,
     power: Option<PowerLoss>,
+    volume: Option<Volume>,
     process: Option<Process>,
 }
 
@@ -39,7 +65,7 @@ impl Node {
     /// # Errors
     /// When its power loss cannot be prepared.
     pub fn new(
-        binary: &Path,
+        program: Program,
         folder: &Path,
         name: String,
         ports: PortBlock,
@@ -54,7 +80,25 @@ impl Node {
             None
         };
         let log = folder.join(format!("{name}.log"));
-        Ok(Self { name, ports, data_dir, binary: binary.to_owned(), arguments, log, power, process: None })
+        Ok(Self { name, ports, data_dir, program, arguments, log, power, volume: None, process: None })
+    }
+
+    /// Gives it a volume of its own, of this size, from its next start on.
+    ///
+    /// # Errors
+    /// When its files cannot be made.
+    pub fn put_on_volume(&mut self, capacity_bytes: u64) -> io::Result<()> {
+        let control = self.data_dir.with_extension("volume");
+        self.volume = Some(Volume::new(&self.data_dir, &control, capacity_bytes)?);
+        Ok(())
+    }
+
+    /// Its volume.
+    ///
+    /// # Panics
+    /// When the cluster was not planned with volumes.
+    pub fn volume(&mut self) -> &mut Volume {
+        self.volume.as_mut().expect("the cluster was planned with volumes")
     }
 
     /// A connection to it; dialled when first used.
@@ -70,11 +114,15 @@ impl Node {
         if self.is_running() {
             return;
         }
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(&self.program.command);
+        command.args(&self.program.first_arguments);
         command.args(["--node-name", &self.name, "--port", &self.ports.client.to_string(), "--data-dir"]);
         command.arg(&self.data_dir).args(&self.arguments);
         if let Some(power) = &self.power {
             power.arm(&mut command);
+        }
+        if let Some(volume) = &self.volume {
+            volume.arm(&mut command);
         }
         let process = Process::start(command, &self.log);
         self.process = Some(process.unwrap_or_else(|error| panic!("{} does not start: {error}", self.name)));

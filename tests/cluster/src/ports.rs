@@ -1,12 +1,14 @@
 //! Blocks of three ports: a node listens at P (clients), P+10 (peers) and P+20 (HTTP).
 //!
-//! The system chooses P. Between the choice and the node's own bind anybody may take a port, so a start that finds
-//! one busy is repeated with another block; blocks handed out in this process are not handed out again.
+//! P is random. Between the choice and the node's own bind anybody may take a port, so a start that finds one busy is
+//! repeated with another block; blocks handed out in this process are not handed out again.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, hash_map::RandomState},
+    hash::{BuildHasher, Hasher},
     io,
     net::{Ipv4Addr, SocketAddr, TcpListener},
+    ops::Range,
     sync::Mutex,
 };
 
@@ -14,6 +16,10 @@ use std::{
 pub const PEER_OFFSET: u16 = 10;
 /// From the client port to the HTTP port.
 pub const HTTP_OFFSET: u16 = 20;
+
+/// Below the ports that the system gives to connections (on Linux, from 32,768 on): a connection must not take the port
+/// of a node that is down.
+const CLIENT_PORTS: Range<u16> = 10_000..32_000;
 
 /// How often another block is tried before the machine is called full.
 const ATTEMPTS: usize = 200;
@@ -23,6 +29,8 @@ static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
 /// The ports of a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortBlock {
+    /// The address that they belong to.
+    pub host: Ipv4Addr,
     /// P.
     pub client: u16,
 }
@@ -34,10 +42,9 @@ impl PortBlock {
     /// When there is none.
     pub fn find() -> io::Result<Self> {
         for _ in 0..ATTEMPTS {
-            let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-            let client = probe.local_addr()?.port();
+            let client = random_port();
             if is_block_free(client) {
-                return Ok(Self { client });
+                return Ok(Self { host: Ipv4Addr::LOCALHOST, client });
             }
         }
         Err(io::Error::new(io::ErrorKind::AddrInUse, "no block of three free ports"))
@@ -45,18 +52,25 @@ impl PortBlock {
 
     /// Where clients dial.
     pub fn client_address(self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.client).into()
+        (self.host, self.client).into()
     }
 
     /// Where other nodes dial.
     pub fn peer_address(self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.client + PEER_OFFSET).into()
+        (self.host, self.client + PEER_OFFSET).into()
     }
 
     /// Where `/livez`, `/readyz` and `/metrics` are.
     pub fn http_address(self) -> SocketAddr {
-        (Ipv4Addr::LOCALHOST, self.client + HTTP_OFFSET).into()
+        (self.host, self.client + HTTP_OFFSET).into()
     }
+}
+
+fn random_port() -> u16 {
+    // Randomly keyed, and so is the hash of nothing.
+    let random = RandomState::new().build_hasher().finish();
+    let offset = random % u64::from(CLIENT_PORTS.end - CLIENT_PORTS.start);
+    CLIENT_PORTS.start + u16::try_from(offset).unwrap_or(0)
 }
 
 /// Takes the block unless a port of it is busy or was handed out before.
@@ -67,7 +81,7 @@ fn is_block_free(client: u16) -> bool {
     let mut taken = TAKEN.lock().expect("nobody panics with the lock");
     let ports = [client, peer, http];
     let free = ports.iter().all(|port| !taken.contains(port))
-        && [peer, http].iter().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
+        && ports.iter().all(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok());
     if free {
         taken.extend(ports);
     }

@@ -2,8 +2,10 @@
 //!
 //! * [`proxy`]: a TCP proxy that stands between a pair of nodes and cuts, delays or resets what they say.
 //! * [`power`]: runs a process so that a power loss can be played: what it did not sync is really gone.
+//! * [`volume`]: gives a process a volume of any size, which can be full, and slow.
 //!
-//! Neither knows anything of KvCluster.
+//! None knows anything of KvCluster.
 
 pub mod power;
 pub mod proxy;
+pub mod volume;

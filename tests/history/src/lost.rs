@@ -86,7 +86,9 @@ fn is_acknowledged_change(operation: &Operation) -> bool {
 }
 
 fn may_have_deleted(operation: &Operation) -> bool {
-    let acknowledged_or_unknown =
-        matches!(operation.outcome, Outcome::Unknown | Outcome::Returned { reply: Reply::Deleted(true), .. });
+    let acknowledged_or_unknown = matches!(
+        operation.outcome,
+        Outcome::Unknown | Outcome::Returned { reply: Reply::Deleted(true) | Reply::Cleared, .. }
+    );
     matches!(operation.call, Call::Delete) && acknowledged_or_unknown
 }

@@ -85,6 +85,8 @@ pub enum Reply {
     Put(Option<Revision>),
     /// To a delete; false: the key was absent.
     Deleted(bool),
+    /// To a delete that does not say whether the key was there, such as the delete of a range.
+    Cleared,
     /// To a compare-and-swap that took effect.
     Swapped(Option<Revision>),
     /// To a compare-and-swap whose condition did not hold; the mod revision found, `None` where the key was absent
@@ -149,7 +151,7 @@ impl Operation {
         match self.reply() {
             Some(Reply::Got(Some(observed))) => observed.revision,
             Some(Reply::Put(revision) | Reply::Swapped(revision) | Reply::NotSwapped(revision)) => revision,
-            Some(Reply::Got(None) | Reply::Deleted(_)) | None => None,
+            Some(Reply::Got(None) | Reply::Deleted(_) | Reply::Cleared) | None => None,
         }
     }
 
@@ -187,6 +189,7 @@ impl fmt::Display for Reply {
             Self::Got(None) => return formatter.write_str("absent"),
             Self::Deleted(true) => return formatter.write_str("deleted"),
             Self::Deleted(false) => return formatter.write_str("was absent"),
+            Self::Cleared => return formatter.write_str("absent now"),
             Self::Got(Some(observed)) => {
                 write!(formatter, "v{}", observed.value.0)?;
                 observed.revision

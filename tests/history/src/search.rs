@@ -195,6 +195,7 @@ impl<'s, 'h> Search<'s, 'h> {
             (Call::Get, _) => false,
             (Call::Put { .. }, _) => true,
             (Call::Delete, Some(Reply::Deleted(was_there))) => was_there == state.value.is_some(),
+            (Call::Delete, Some(Reply::Cleared)) => true,
             // An unknown delete of an absent key would change nothing.
             (Call::Delete, _) => state.value.is_some(),
             (Call::Cas { expected, .. }, Some(Reply::NotSwapped(found))) => {

@@ -51,6 +51,10 @@ impl Script {
         self.operation(begin, Some(end), Call::Delete, Some(Reply::Deleted(was_there)))
     }
 
+    fn cleared(self, begin: u64, end: u64) -> Self {
+        self.operation(begin, Some(end), Call::Delete, Some(Reply::Cleared))
+    }
+
     fn delete_unknown(self, begin: u64) -> Self {
         self.operation(begin, None, Call::Delete, None)
     }
@@ -305,4 +309,19 @@ fn history_survives_being_written_as_json_lines() {
     assert_eq!(History::from_json_lines(&lines).expect("what was written is read"), history);
     let error = History::from_json_lines("{}\n").expect_err("an empty object is no operation");
     assert_eq!(error.line, 1);
+}
+
+#[test]
+fn delete_that_does_not_say_what_it_found_leaves_the_key_absent() {
+    Script::default().cleared(0, 1).put(2, 3, 1).cleared(4, 5).get(6, 7, None).must_be_legal();
+    Script::default().put(0, 1, 1).cleared(2, 3).get(4, 5, 1).breaks(ViolationKind::NotLinearizable);
+}
+
+#[test]
+fn key_that_a_range_was_deleted_with_may_be_absent_at_the_end() {
+    let script = Script::default().put(0, 1, 1).cleared(2, 3);
+    check_final(&script.0, &FinalState::from([("k".to_owned(), None)])).expect("it was deleted");
+    let script = Script::default().cleared(0, 1).put(2, 3, 1);
+    let violation = check_final(&script.0, &FinalState::from([("k".to_owned(), None)]));
+    assert_eq!(violation.expect_err("the delete came before").kind, ViolationKind::LostWrite);
 }

@@ -93,7 +93,10 @@ impl Registers {
         match call {
             Call::Get => Reply::Got(self.keys.get(&key).copied()),
             Call::Put { value } => Reply::Put(self.write(key, value)),
-            Call::Delete => Reply::Deleted(self.keys.remove(&key).is_some()),
+            Call::Delete => {
+                let was_there = self.keys.remove(&key).is_some();
+                if self.revision.is_multiple_of(2) { Reply::Deleted(was_there) } else { Reply::Cleared }
+            }
             Call::Cas { expected, .. } if self.revision_of(key).unwrap_or(Revision::ABSENT) != expected => {
                 Reply::NotSwapped(self.revision_of(key))
             }

@@ -104,6 +104,21 @@ fn a_clone_or_a_restored_volume_is_refused() {
 }
 
 #[test]
+fn two_starts_with_one_counter_are_those_of_a_disk_and_its_copy() {
+    let mut record = World::founded(1, 3).record;
+    assert_eq!(register(&mut record, node(2), false), Ok(2));
+    let start = |boot_id: &'static [u8]| NodeRecord { boot_counter: 2, boot_id: boot_id.into(), ..node(2) };
+    assert_eq!(register(&mut record, start(b""), false), Ok(2), "a join does not tell its start");
+    assert_eq!(register(&mut record, start(b"one"), false), Ok(2));
+    assert_eq!(register(&mut record, start(b""), false), Ok(2), "a join that comes again");
+    assert_eq!(register(&mut record, start(b"one"), false), Ok(2), "the same start again");
+    let copy = register(&mut record, start(b"two"), false);
+    assert_eq!(copy, Err("DISK_CLONED_OR_RESTORED".to_owned()));
+    let next = NodeRecord { boot_counter: 3, ..start(b"three") };
+    assert_eq!(register(&mut record, next, false), Ok(2));
+}
+
+#[test]
 fn a_new_disk_supersedes_a_silent_holder_of_its_name() {
     let mut record = World::founded(1, 3).record;
     register(&mut record, node(2), false).unwrap();

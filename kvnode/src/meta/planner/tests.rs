@@ -22,6 +22,7 @@ impl Script {
 
     fn plan(&mut self) -> Plan {
         self.seen.heard = self.world.heard();
+        self.seen.stopping = self.world.stopping.iter().copied().map(NodeId).collect();
         let groups: Vec<u64> = self.world.groups.keys().copied().collect();
         self.seen.groups = groups
             .into_iter()
@@ -172,6 +173,38 @@ fn a_joint_configuration_left_behind_is_finished() {
     assert!(script.world.groups.values().all(|group| view_of(group).voters.len() == 1));
 }
 
+#[test]
+fn a_node_that_stops_gets_its_leaderships_back_only_when_it_has_come_back() {
+    let mut script = static_start(3, 3, 3);
+    // Of the data groups: nobody has a preferred leader of meta.
+    let leaders = |script: &Script| -> Vec<u64> {
+        script.world.groups.iter().filter(|(group, _)| **group != 0).map(|(_, group)| group.leader).collect()
+    };
+    let before = leaders(&script);
+    // It hands over what it leads, and lives on until its last request is answered.
+    for node in 1..=3 {
+        script.world.stopping.insert(node);
+        for group in script.world.groups.keys().copied().collect::<Vec<_>>() {
+            script.world.give_away(group);
+        }
+        let away = leaders(&script);
+        script.run();
+        assert_eq!(leaders(&script), away, "while n{node} stops");
+        script.world.stopping.clear();
+        script.run();
+        assert_eq!(leaders(&script), before, "n{node} is back");
+    }
+}
+
+#[test]
+fn nothing_is_planned_when_all_are_stopping() {
+    let mut script = static_start(3, 3, 3);
+    script.world.give_away(1);
+    assert!(!script.plan().steps.is_empty(), "its leader is not the preferred one");
+    script.world.stopping.extend(1..=3);
+    assert_eq!(script.plan(), Plan::default());
+}
+
 fn view_of(group: &crate::meta::world::Group) -> Membership {
     membership(&group.membership)
 }
@@ -247,4 +280,20 @@ mod killed_anywhere {
             }
         }
     }
+}
+
+#[test]
+fn a_node_whose_disk_is_full_is_given_no_leadership_until_there_is_room() {
+    let mut script = static_start(3, 3, 4);
+    let shard = script.world.record.shards[1].clone();
+    let preferred = NodeId(shard.preferred_leader_node_id);
+    let other = placements(&shard).into_iter().find(|placement| placement.node != preferred);
+    let other = other.expect("three nodes hold it").replica.0;
+    script.world.groups.get_mut(&shard.group_id).expect("it was formed").leader = other;
+    let transfers = |plan: &Plan| plan.steps.iter().filter(|step| is_transfer(step)).count();
+    assert_eq!(transfers(&script.plan()), 1, "it should lead");
+    script.seen.full = [preferred].into();
+    assert!(script.plan().steps.is_empty(), "its disk is full");
+    script.seen.full.clear();
+    assert_eq!(transfers(&script.plan()), 1, "there is room again");
 }

@@ -23,6 +23,7 @@ use crate::{
     state::{
         Direction, Span, StateEngine, StateError, View,
         engine::with_view,
+        hub::Hooks,
         keys::{self, Scope},
         workers::Workers,
     },
@@ -81,6 +82,8 @@ pub struct SnapshotSource {
     pub(crate) workers: Workers,
     pub(crate) limit: Arc<Semaphore>,
     pub(crate) replica: ReplicaId,
+    /// Told of damage that is met while it is read.
+    pub(crate) hooks: Hooks,
     /// The log after the announced id stays until this is dropped.
     pub(crate) _held: Held,
 }
@@ -111,6 +114,7 @@ impl SnapshotSource {
             .try_acquire_owned()
             .map_err(|_| StateError::Busy { what: "snapshots going out", limit: OUTGOING_MAX })?;
         let (engine, from, to) = (self.engine.clone(), self.replica, Scope::new(receiver, generation));
+        let hooks = self.hooks.clone();
         match &self.workers {
             Workers::Simulated { .. } => {
                 let mut chunks = Vec::new();
@@ -118,7 +122,7 @@ impl SnapshotSource {
                     chunks.push(Ok(chunk));
                     true
                 });
-                chunks.extend(result.err().map(|error| Err(error.into())));
+                chunks.extend(result.err().map(|error| Err(told(&hooks, error))));
                 let (sender, stream) = mpsc::channel(chunks.len().max(1));
                 for chunk in chunks {
                     // There is room for each.
@@ -135,7 +139,7 @@ impl SnapshotSource {
                     });
                     if let Err(error) = result {
                         // The receiver may be gone; then nobody needs to know.
-                        sender.blocking_send(Err(error.into())).ok();
+                        sender.blocking_send(Err(told(&hooks, error))).ok();
                     }
                 };
                 threads("snapshot", Box::new(work))
@@ -144,6 +148,14 @@ impl SnapshotSource {
             }
         }
     }
+}
+
+/// Damage is the sender's: it must not vote or serve any more. Anything else ends this snapshot only.
+fn told(hooks: &Hooks, error: StateError) -> io::Error {
+    if let StateError::Damage(_) = error {
+        hooks.tell(&error);
+    }
+    error.into()
 }
 
 /// Reads one moment of `replica` and shows it in chunks, under the names of `to`, until `take` answers false.

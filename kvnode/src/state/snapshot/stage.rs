@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::{CHUNK_BYTES, table::Table};
-use crate::state::{StateEngine, StateError, keys, workers::Workers};
+use crate::state::{Span, StateEngine, StateError, keys, workers::Workers};
 
 /// A snapshot that is being received. Dropping it forgets all of it.
 pub struct SnapshotStage {
@@ -34,6 +34,16 @@ impl fmt::Debug for SnapshotStage {
 
 fn bad(detail: impl Into<String>) -> StateError {
     StateError::BadSnapshot(detail.into())
+}
+
+/// Refuses a table with records of another replica or generation: the sender is at fault, and taken in they would
+/// replace what is sound here. Records are sorted, so both ends are enough.
+fn check_bounds(engine: &dyn StateEngine, table: &Table, allowed: &Span) -> Result<(), StateError> {
+    let Some((first, last)) = engine.bounds(table)? else { return Err(bad("a table without records")) };
+    if allowed.contains(&first) && allowed.contains(&last) {
+        return Ok(());
+    }
+    Err(bad("the sender put records of another replica or generation into it"))
 }
 
 impl SnapshotStage {
@@ -68,15 +78,26 @@ impl SnapshotStage {
         }
         if chunk.end_of_file {
             let (table, _) = self.open.take().ok_or_else(|| bad("a file of no bytes"))?;
+            let (engine, allowed) = (self.engine.clone(), self.allowed());
+            let keep = move || {
+                table.sync()?;
+                check_bounds(engine.as_ref(), &table, &allowed)?;
+                Ok::<Table, StateError>(table)
+            };
             let synced = self
                 .workers
-                .blocking("sync a snapshot", move || table.sync().map(|()| table))
+                .blocking("sync a snapshot", keep)
                 .await
                 .map_err(|error| StateError::engine("sync a snapshot", error))??;
             self.tables.push(synced);
         }
         self.end = chunk.end;
         Ok(())
+    }
+
+    /// The names that the announced replica and generation have.
+    fn allowed(&self) -> Span {
+        keys::generations(self.replica, self.generation, Generation(self.generation.0.saturating_add(1)))
     }
 
     fn check(&self, chunk: &SnapshotChunk) -> Result<(), StateError> {

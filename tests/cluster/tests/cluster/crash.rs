@@ -14,7 +14,7 @@ const ROUND_TIME: Duration = Duration::from_secs(1);
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_acknowledged_is_lost_by_kills_at_random_moments() {
     let mut random = seed::generator("nothing_acknowledged_is_lost_by_kills_at_random_moments");
-    let rounds = seed::rounds(40);
+    let rounds = seed::rounds(200);
     // Little log and frequent flushes: compaction, purging and snapshots get their share of the kills.
     let plan = Plan::nodes(3).with_flag("--log-retention-bytes", "256Ki").with_flag("--flush-interval", "2s");
     let Some(mut cluster) = Cluster::start(plan).await else { return };

@@ -1,10 +1,11 @@
 //! The demonstration that the idea began with: upload a photo, Ctrl-C all three nodes, start them again, download it
-//! from a follower, compare.
+//! from a follower, compare. And what else a person types into kvctl first.
 
 use std::{
     fs,
+    io::Write,
     path::{Path, PathBuf},
-    process::Output,
+    process::{Command, Output, Stdio},
 };
 
 use kv_cluster_tests::{
@@ -12,13 +13,19 @@ use kv_cluster_tests::{
     api::Read,
     binary::{self, Binary},
     seed,
-    wait::DEADLINE,
+    wait::{DEADLINE, wait_until},
 };
 use rand::{Rng, rngs::SmallRng};
 use tokio::task::spawn_blocking;
 
 /// A photo of a good camera; more than one chunk, and no multiple of one.
 const PHOTO_BYTES: usize = 5 * 1024 * 1024 + 12_345;
+
+/// So much that an upload of it does not end before somebody looks.
+const FILM_BYTES: usize = 64 * 1024 * 1024;
+
+/// At three replicas: the entry that begins an upload, and its first chunks.
+const BEGUN_ENTRIES: u64 = 9;
 
 /// The defaults of the product: eight shards.
 const SHARDS: usize = 8;
@@ -34,7 +41,7 @@ async fn photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower(
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (photo, copy) = (folder.path().join("photo.jpg"), folder.path().join("copy.jpg"));
-    write_photo(&photo, &mut random);
+    write_file(&photo, PHOTO_BYTES, &mut random);
 
     let first = format!("http://{}", cluster.nodes[0].ports.client_address());
     let uploaded = run(&kvctl, ["--addr", &first, "upload", "my-file", path(&photo)]).await;
@@ -72,32 +79,115 @@ async fn interrupted_upload_leaves_nothing_visible() {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let photo = folder.path().join("photo.jpg");
-    write_photo(&photo, &mut random);
+    let film = folder.path().join("film.mp4");
+    write_file(&film, FILM_BYTES, &mut random);
     let address = cluster.nodes[0].ports.client_address().to_string();
-    let mut upload = std::process::Command::new(&kvctl)
-        .args(["--addr", &address, "upload", "my-file", path(&photo)])
+    cluster.wait_caught_up().await;
+    let before = entries(&cluster).await;
+    let mut upload = Command::new(&kvctl)
+        .args(["--addr", &address, "upload", "my-file", path(&film)])
         .spawn()
         .expect("kvctl starts");
+    let begun = wait_until("chunks of the upload in the log", DEADLINE, || async {
+        let now = entries(&cluster).await;
+        if now > before + BEGUN_ENTRIES { Ok(()) } else { Err(format!("{now} entries, {before} before")) }
+    });
+    begun.await.unwrap_or_else(|error| panic!("{error}"));
     cluster.kill_all();
     upload.kill().expect("it is ours");
-    upload.wait().expect("it is ours");
+    let ended = upload.wait().expect("it is ours");
+    assert!(!ended.success(), "the upload was not interrupted");
     cluster.start_all();
     cluster.wait_whole().await;
-    let got = cluster.api(1).get("my-file", Read::Linearizable).await.expect("the cluster is whole");
-    // The upload may have been faster than the kill: then it is there whole, which the download verifies.
-    if got.kv.is_some() {
-        let copy = folder.path().join("copy.jpg");
-        let downloaded = run(&kvctl, ["--addr", &address, "download", "my-file", path(&copy)]).await;
-        assert!(downloaded.status.success(), "{downloaded:?}");
-        assert!(fs::read(&photo).expect("written") == fs::read(&copy).expect("downloaded"));
+    for node in 0..3 {
+        let got = cluster.api(node).get("my-file", Read::AtThisNode).await.expect("the cluster is whole");
+        assert!(got.kv.is_none(), "a part of an upload is visible at node {node}");
+    }
+    let missing = run(&kvctl, ["--addr", &address, "download", "my-file", "-"]).await;
+    assert!(!missing.status.success() && missing.stdout.is_empty(), "{missing:?}");
+    // And the key is as free as before.
+    let again = folder.path().join("photo.jpg");
+    write_file(&again, PHOTO_BYTES, &mut random);
+    let uploaded = run(&kvctl, ["--addr", &address, "upload", "my-file", path(&again)]).await;
+    assert!(uploaded.status.success(), "{uploaded:?}");
+}
+
+/// The last log index of all replicas, summed up.
+async fn entries(cluster: &Cluster) -> u64 {
+    let statuses = cluster.statuses().await;
+    statuses.iter().flatten().flat_map(|status| &status.replicas).map(|replica| replica.last_log_index).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_person_types_first_works() {
+    let (Some(kvctl), Some(cluster)) =
+        (binary::find(Binary::Kvctl), Cluster::start(Plan::nodes(3).with_shards(SHARDS)).await)
+    else {
+        return;
+    };
+    let terminal = Terminal { kvctl, address: cluster.nodes[1].ports.client_address().to_string() };
+    terminal.says("put greeting hello", "ok").await;
+    terminal.says("get greeting", "hello").await;
+    terminal.says("set greeting hallo", "version 2").await;
+    terminal.says("scan --prefix g", "greeting").await;
+    terminal.says("delete greeting", "").await;
+    let absent = terminal.run("get greeting").await;
+    assert!(!absent.status.success(), "{absent:?}");
+    for words in ["status", "shard list", "node list"] {
+        terminal.says(words, "n3").await;
+        let json = terminal.says(&format!("{words} -o json"), "").await;
+        assert!(json.starts_with(['{', '[']), "{words}: {json}");
+    }
+    let typed = terminal.typed("put a 1\nput b 2\nscan --keys-only\nget b\n").await;
+    assert!(typed.ends_with("2\n") || typed.ends_with('2'), "{typed}");
+}
+
+/// kvctl as a person uses it, who has set `KVCTL_ADDR`.
+struct Terminal {
+    kvctl: PathBuf,
+    address: String,
+}
+
+impl Terminal {
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.kvctl);
+        command.env("KVCTL_ADDR", &self.address);
+        command
+    }
+
+    async fn run(&self, words: &str) -> Output {
+        let mut command = self.command();
+        command.args(words.split(' '));
+        spawn_blocking(move || command.output()).await.expect("it does not panic").expect("kvctl starts")
+    }
+
+    /// What it printed; it must have succeeded, and shown this.
+    async fn says(&self, words: &str, shown: &str) -> String {
+        let output = self.run(words).await;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success() && text.contains(shown), "kvctl {words}: {output:?}");
+        text
+    }
+
+    /// What `kvctl shell` prints to these lines.
+    async fn typed(&self, lines: &'static str) -> String {
+        let mut command = self.command();
+        command.arg("shell").stdin(Stdio::piped()).stdout(Stdio::piped());
+        let run = move || {
+            let mut shell = command.spawn().expect("kvctl starts");
+            shell.stdin.take().expect("piped").write_all(lines.as_bytes()).expect("it reads");
+            shell.wait_with_output().expect("it is ours")
+        };
+        let output = spawn_blocking(run).await.expect("it does not panic");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     }
 }
 
-fn write_photo(photo: &Path, random: &mut SmallRng) {
-    let mut bytes = vec![0; PHOTO_BYTES];
+fn write_file(file: &Path, length: usize, random: &mut SmallRng) {
+    let mut bytes = vec![0; length];
     random.fill_bytes(&mut bytes);
-    fs::write(photo, bytes).expect("a file");
+    fs::write(file, bytes).expect("a file");
 }
 
 fn path(path: &Path) -> &str {
@@ -105,7 +195,7 @@ fn path(path: &Path) -> &str {
 }
 
 async fn run<'a>(kvctl: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Output {
-    let mut command = std::process::Command::new(PathBuf::from(kvctl));
+    let mut command = Command::new(kvctl);
     command.args(arguments);
     spawn_blocking(move || command.output()).await.expect("it does not panic").expect("kvctl starts")
 }

@@ -1,7 +1,18 @@
 //! Nodes die and come back, in any number and order.
 
-use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, seed, wait::DEADLINE};
+use std::time::Duration;
+
+use kv_cluster_tests::{
+    Cluster, Load, LoadPlan, Plan, seed, status,
+    wait::{DEADLINE, wait_until},
+};
+use kv_proto::{
+    admin::v1::NodeStatus,
+    kv::v1::{UploadRequest, kv_client::KvClient, upload_request},
+};
 use rand::seq::SliceRandom;
+use tokio::time::Instant;
+use tonic::transport::Endpoint;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_go_on_after_the_leader_was_killed() {
@@ -72,6 +83,64 @@ async fn orderly_stop_of_the_leader_hands_over_and_harms_no_reader() {
         cluster.wait_whole().await;
     }
     load.finish().await;
+}
+
+/// How the leaderships go is looked at for so long while the node waits for its last request: several rounds of the
+/// controller, which would give them back.
+const WATCHED: Duration = Duration::from_secs(6);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_stops_gives_its_leaderships_away_and_does_not_get_them_back() {
+    let Some(mut cluster) = Cluster::start(Plan::nodes(3)).await else { return };
+    let leader = cluster.wait_leader(1, &[0, 1, 2]).await;
+    let others: Vec<usize> = (0..3).filter(|node| *node != leader).collect();
+    let node_id = cluster.statuses().await[leader].as_ref().and_then(|status| status.node.clone());
+    let node_id = node_id.expect("it answers").node_id;
+    // A request that does not end keeps the process there for as long as it waits for its clients.
+    let (held, messages) = tokio::sync::mpsc::channel::<UploadRequest>(1);
+    let header = upload_request::Header { key: "held".into(), ..upload_request::Header::default() };
+    held.send(UploadRequest { part: Some(upload_request::Part::Header(header)) }).await.expect("room");
+    // Without the deadline of the others.
+    let address = format!("http://{}", cluster.nodes[leader].ports.client_address());
+    let channel = Endpoint::from_shared(address).expect("an address").connect().await.expect("it is there");
+    let mut client = KvClient::new(channel);
+    let messages = tokio_stream::wrappers::ReceiverStream::new(messages);
+    let upload = tokio::spawn(async move { client.upload(messages).await });
+    let begun = wait_until("an upload that is under way", DEADLINE, || async {
+        if held.capacity() == held.max_capacity() { Ok(()) } else { Err("not taken yet".to_owned()) }
+    });
+    begun.await.unwrap_or_else(|error| panic!("{error}"));
+
+    cluster.nodes[leader].terminate();
+    let asked = Instant::now();
+    let led_there = |statuses: &[Option<NodeStatus>]| {
+        let all = others.iter().filter_map(|other| statuses[*other].as_ref());
+        let still = all.flat_map(|status| &status.replicas).find(|replica| {
+            replica.leader_node_id == node_id || status::leader(statuses, replica.shard_id) == Some(leader)
+        });
+        still.map(|replica| replica.shard_id)
+    };
+    let moved = wait_until("leaders elsewhere for all shards", DEADLINE, || async {
+        match led_there(&cluster.statuses().await) {
+            None => Ok(()),
+            Some(shard) => Err(format!("shard {shard} is still led there")),
+        }
+    });
+    moved.await.unwrap_or_else(|error| panic!("{error}"));
+    println!("all leaderships had moved {:?} after SIGTERM", asked.elapsed());
+    assert!(cluster.nodes[leader].is_running(), "it left before it had handed over");
+    let end = Instant::now() + WATCHED;
+    while Instant::now() < end {
+        let back = led_there(&cluster.statuses().await);
+        assert_eq!(back, None, "a leadership came back {:?} after SIGTERM", asked.elapsed());
+        assert!(cluster.nodes[leader].is_running(), "it waits for its last request");
+    }
+    drop(held);
+    // Cut off or completed: nobody asks what became of it.
+    upload.await.expect("it does not panic").ok();
+    cluster.nodes[leader].ended(DEADLINE).await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.nodes[leader].start();
+    cluster.wait_whole().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,10 +4,15 @@
 //! a plan of faults, `KV_ROUNDS` sets the number of rounds of the tests that run in rounds.
 
 mod crash;
+mod damage;
 mod demonstration;
+mod disks;
 mod failover;
+mod grpcurl;
 mod histories;
 mod membership;
+mod metrics;
+mod namespaces;
 mod partition;
 mod power;
 mod replication;

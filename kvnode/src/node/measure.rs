@@ -1,0 +1,87 @@
+//! Which part of the node feeds which metrics, and the gauges that are read when somebody looks.
+
+use super::{core::Core, readiness};
+use crate::{
+    api::{
+        limits::{REQUESTS_IN_FLIGHT_MAX, STREAMED_REPLIES_MAX},
+        measure::ApiMetrics,
+    },
+    group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX},
+    log::budget::QUEUE_BYTES,
+    metrics::{GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels},
+    state_machine::worker::JOBS_MAX,
+    transport::Limits,
+};
+
+/// The handles of each part of a node.
+#[derive(Clone, Debug)]
+pub struct Meters {
+    /// The client port.
+    pub api: ApiMetrics,
+    /// The replicas.
+    pub groups: GroupMetrics,
+    /// The log.
+    pub log: LogMetrics,
+    /// The transport.
+    pub links: LinkMetrics,
+    log_commits: QueueMetric,
+    applies: QueueMetric,
+}
+
+impl Meters {
+    /// Takes the handles from the node's metrics, with the bounds of the queues.
+    pub fn of(metrics: &Metrics, limits: &Limits) -> Self {
+        let queues = &metrics.queues;
+        let requests = queues.of(Queue::requests, REQUESTS_IN_FLIGHT_MAX);
+        let api = ApiMetrics {
+            requests: metrics.requests.clone(),
+            in_flight: requests,
+            transfers: queues.of(Queue::transfers, STREAMED_REPLIES_MAX),
+            ..ApiMetrics::default()
+        };
+        let groups = GroupMetrics {
+            raft: metrics.raft.clone(),
+            proposals: queues.of(Queue::proposals, ADMITTED_BYTES_MAX),
+            reads: queues.of(Queue::read_index, READS_WAITING_MAX),
+        };
+        let log = LogMetrics { storage: metrics.storage.clone(), elections: metrics.raft.elections.clone() };
+        let links = LinkMetrics {
+            transport: metrics.transport.clone(),
+            inbox: queues.of(Queue::replica_inbox, limits.inbox_frames),
+            outbox: queues.of(Queue::peer_outbox, limits.queued_frames),
+            requests: queues.of(Queue::forwarded, limits.requests_in_hand),
+        };
+        let (log_commits, applies) =
+            (queues.of(Queue::log_commits, QUEUE_BYTES), queues.of(Queue::applies, JOBS_MAX));
+        Self { api, groups, log, links, log_commits, applies }
+    }
+}
+
+/// Fills every gauge that is not kept all the time.
+pub fn gauges(core: &Core) {
+    let (metrics, meters) = (&core.metrics, &core.meters);
+    let status = core.node_status();
+    readiness::measure(metrics, &status);
+    // A shard that has left this node must not be shown as it was then.
+    metrics.raft.term.clear();
+    metrics.raft.apply_lag_entries.clear();
+    for replica in &status.replicas {
+        let shard = ShardLabels { shard: replica.shard_id };
+        metrics.raft.term.get_or_create(&shard).set(replica.term);
+        let lag = replica.committed_index.saturating_sub(replica.applied_index);
+        metrics.raft.apply_lag_entries.get_or_create(&shard).set(lag);
+    }
+    metrics.storage.log_tail_bytes.set(core.stores.log.tail_bytes() as u64);
+    set(&meters.log_commits, core.stores.log.queued_bytes());
+    set(&meters.applies, core.stores.state.queued_applies());
+    meters.api.measure();
+    let Some(member) = core.member.get() else { return };
+    let replicas = member.replicas.all();
+    set(&meters.groups.proposals, replicas.iter().map(|replica| replica.proposer.admitted_bytes()).sum());
+    set(&meters.groups.reads, replicas.iter().map(|replica| replica.gate.waiting()).sum());
+    member.transport.measure();
+}
+
+fn set(queue: &QueueMetric, length: usize) {
+    queue.length.set(i64::try_from(length).unwrap_or(i64::MAX));
+}

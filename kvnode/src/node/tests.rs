@@ -1,0 +1,165 @@
+//! A node that founds a cluster, cut off at any step.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use clap::Parser;
+use kv_proto::{
+    admin::v1::{BootstrapRequest, Phase},
+    disk::v1::{Founding, ReplicaDescriptor},
+};
+use rand::{SeedableRng, rngs::StdRng};
+use tempfile::TempDir;
+use tokio::{
+    net::TcpListener,
+    time::{Instant, sleep, timeout},
+};
+
+use super::{Fatal, Node, core::lock, stores::Stores};
+use crate::{
+    api::admin::Node as _,
+    config::{ByteCount, Config, Flags, validate},
+    data_dir::{DataDir, small_file},
+    refusal,
+    runtime::Tasks,
+};
+
+/// For anything that a node does by itself, on a busy machine.
+const LONG: Duration = Duration::from_secs(30);
+
+fn fatal() -> Fatal {
+    Arc::new(|reason| panic!("{reason}"))
+}
+
+async fn config(folder: &Path, flags: &[&str]) -> Config {
+    let mut line = vec!["kvnode".to_owned(), "--node-name".to_owned(), "n1".to_owned()];
+    line.extend(["--ballast", "0", "--shards", "1", "--data-dir"].map(str::to_owned));
+    line.push(folder.display().to_string());
+    for flag in ["--client-listen", "--peer-listen", "--http-listen"] {
+        let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        line.extend([flag.to_owned(), free.local_addr().expect("bound").to_string()]);
+    }
+    line.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    validate(&Flags::parse_from(line), ByteCount(1 << 30)).expect("a valid configuration")
+}
+
+async fn start(folder: &Path, flags: &[&str]) -> Node {
+    let config = config(folder, flags).await;
+    Node::start(config, StdRng::seed_from_u64(7), fatal()).await.expect("started")
+}
+
+async fn wait_ready(node: &Node) {
+    let ready = timeout(LONG, async {
+        while !node.core.node_status().ready {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    ready.await.unwrap_or_else(|_| panic!("waited {LONG:?} for readiness: {:?}", node.core.node_status()));
+}
+
+fn founding(cluster_id: &str) -> Founding {
+    Founding { cluster_id: cluster_id.to_owned(), token: "t".to_owned(), shards: 1, replication_factor: 1 }
+}
+
+/// A data folder as a founding leaves it that ends after so many of its steps.
+async fn founded_up_to(steps: usize) -> TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = config(folder.path(), &[]).await;
+    let mut dir = DataDir::open(folder.path(), &config.node_name, &mut StdRng::seed_from_u64(1))
+        .expect("a data folder");
+    let tasks = Tasks::new("founder");
+    let stores =
+        Stores::open(&dir, &config, &tasks.spawner(), fatal(), &crate::metrics::LogMetrics::default())
+            .await
+            .expect("opened");
+    let meta = ReplicaDescriptor { replica_id: 1, ..ReplicaDescriptor::default() };
+    if steps >= 1 {
+        dir.note_founding(Some(founding("c1"))).expect("written");
+    }
+    if steps >= 2 {
+        stores.log.put_descriptor(meta.clone()).await.expect("written");
+    }
+    if steps >= 3 {
+        stores.kept.keep_hosted(&meta).expect("written");
+    }
+    if steps >= 4 {
+        dir.belong_to("c1", 1).expect("written");
+    }
+    stores.close().await.expect("closed");
+    drop(stores);
+    tasks.shutdown().await;
+    folder
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founding_that_was_cut_off_is_finished_or_begun_anew() {
+    for steps in 0..=4 {
+        let folder = founded_up_to(steps).await;
+        let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1"]).await;
+        wait_ready(&node).await;
+        let status = node.core.node_status();
+        assert_eq!(status.cluster_id == "c1", steps == 4, "after step {steps}: {status:?}");
+        assert_eq!(node.core.meta().cluster_id, status.cluster_id, "after step {steps}");
+        assert_eq!(node.core.founding(), None, "after step {steps}");
+        node.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_founding_whose_end_was_not_noted_is_not_repeated() {
+    let folder = founded_up_to(4).await;
+    let flags = ["--bootstrap", "--replication-factor", "1"];
+    let node = start(folder.path(), &flags).await;
+    wait_ready(&node).await;
+    let meta = node.core.meta();
+    let before = (meta.nodes.len(), meta.next_node_id, meta.next_replica_id);
+    lock(&node.core.dir).note_founding(Some(founding("c1"))).expect("written");
+    node.stop().await;
+    let node = start(folder.path(), &flags).await;
+    wait_ready(&node).await;
+    assert_eq!(node.core.founding(), None);
+    let meta = node.core.meta();
+    let ids = (meta.nodes.len(), meta.next_node_id, meta.next_replica_id);
+    assert_eq!((meta.cluster_id.as_str(), meta.shards.len(), ids), ("c1", 2, before));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bootstrap_that_is_given_up_goes_on_and_its_retry_gets_the_result() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = start(folder.path(), &[]).await;
+    let request =
+        |token: &str| BootstrapRequest { token: token.to_owned(), shards: 1, replication_factor: 1 };
+    let cut_off = node.core.bootstrap(request("a"), Instant::now()).await.expect_err("no time at all");
+    assert_eq!(cut_off.reason, refusal::OUTCOME_UNKNOWN);
+    let founded = node.core.bootstrap(request("a"), Instant::now() + LONG).await.expect("founded");
+    let again = node.core.bootstrap(request("a"), Instant::now() + LONG).await.expect("the same");
+    assert_eq!(founded, again);
+    assert_eq!(founded.cluster_id, node.core.meta().cluster_id);
+    let other = node.core.bootstrap(request("b"), Instant::now() + LONG).await.expect_err("another token");
+    assert_eq!(other.reason, "ALREADY_IN_A_CLUSTER");
+    assert_eq!(node.core.phase().0, Phase::Running);
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lost_its_log_knows_the_others_and_says_what_it_lost() {
+    let folder = founded_up_to(4).await;
+    let flags = ["--bootstrap", "--replication-factor", "1"];
+    let node = start(folder.path(), &flags).await;
+    wait_ready(&node).await;
+    let epoch = node.core.meta().epoch;
+    node.stop().await;
+    let current = folder.path().join("raftlog/db/CURRENT");
+    small_file::replace(&current, b"garbage").expect("written");
+    let node = start(folder.path(), &flags).await;
+    let told = timeout(LONG, async {
+        while node.core.phase().0 != Phase::Running {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    told.await.expect("a node that lost its log runs");
+    let status = node.core.node_status();
+    assert!(!status.ready && status.message.starts_with("all 2 replicas quarantined"), "{status:?}");
+    assert!(node.core.meta().epoch >= epoch, "the kept map is not lost with the log");
+    node.stop().await;
+}

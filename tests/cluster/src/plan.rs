@@ -1,0 +1,57 @@
+//! What the clients of a checked load do. Plain data.
+
+/// What the clients do. The shares are relative weights.
+#[derive(Clone, Debug)]
+pub struct LoadPlan {
+    /// Concurrent clients.
+    pub clients: u32,
+    /// Keys that they share.
+    pub keys: u32,
+    /// Before each key, so that loads do not meet.
+    pub prefix: String,
+    /// Size of each value, at least 16.
+    pub value_bytes: usize,
+    /// Share of reads, wherever they are served.
+    pub gets: u32,
+    /// Share of linearizable reads from the asked node's own replica.
+    pub gets_at_node: u32,
+    /// Share of unconditional writes.
+    pub puts: u32,
+    /// Share of deletes.
+    pub deletes: u32,
+    /// Share of compare-and-swaps.
+    pub swaps: u32,
+    /// Share of each kind of request that concerns several keys or is streamed, see [`crate::many`].
+    pub many: u32,
+    /// Pairs of keys that are only written together, by transactions.
+    pub pairs: u32,
+    /// Size of each uploaded value: more than a chunk.
+    pub upload_bytes: usize,
+}
+
+impl LoadPlan {
+    /// Every kind of request that the API has.
+    pub fn of_all_kinds() -> Self {
+        // Of 30: a fifth is of the kinds that concern several keys.
+        Self { gets: 8, gets_at_node: 4, puts: 8, deletes: 2, swaps: 4, many: 1, ..Self::default() }
+    }
+}
+
+impl Default for LoadPlan {
+    fn default() -> Self {
+        Self {
+            clients: 12,
+            keys: 24,
+            prefix: "load/".to_owned(),
+            value_bytes: 100,
+            gets: 4,
+            gets_at_node: 2,
+            puts: 6,
+            deletes: 1,
+            swaps: 2,
+            many: 0,
+            pairs: 8,
+            upload_bytes: 300_000,
+        }
+    }
+}

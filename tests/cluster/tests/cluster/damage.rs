@@ -1,0 +1,354 @@
+//! Damaged disks, copied disks, lost disks: the node says so, the others go on, and nothing wrong is served.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use kv_cluster_tests::{
+    Cluster, DEADLINE, Plan,
+    api::{Api, Read},
+    wait_until,
+};
+use kv_proto::admin::v1::{ListNodesRequest, NodeStatus, Phase, Role};
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tonic::Code;
+
+/// The node whose disk suffers.
+const VICTIM: usize = 2;
+const KEYS: usize = 300;
+const VALUE_BYTES: usize = 4_000;
+/// Several flush intervals: a flush would have begun.
+const SETTLED: Duration = Duration::from_secs(4);
+
+/// The state is on disk soon, and little log is kept behind it.
+fn cut_logs() -> Plan {
+    Plan::nodes(3)
+        .with_shards(1)
+        .with_flag("--log-retention-bytes", "64Ki")
+        .with_flag("--flush-interval", "1s")
+}
+
+fn key(number: usize) -> String {
+    format!("key/{number:04}")
+}
+
+/// Such as no compression makes smaller.
+fn value(number: usize) -> Bytes {
+    let mut random = SmallRng::seed_from_u64(number as u64);
+    (0..VALUE_BYTES).map(|_| random.random::<u8>()).collect::<Vec<u8>>().into()
+}
+
+async fn fill(cluster: &Cluster) {
+    let mut api = cluster.api(0);
+    for number in 0..KEYS {
+        put(&mut api, number).await;
+    }
+}
+
+async fn put(api: &mut Api, number: usize) {
+    let written = wait_until(format!("a write of {}", key(number)), DEADLINE, || {
+        let mut api = api.clone();
+        async move { api.put(&key(number), value(number), None).await.map_err(|status| status.to_string()) }
+    });
+    written.await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// All that was written is there, whichever of these nodes is asked, and all of them take writes.
+async fn serves_everything(cluster: &Cluster, nodes: &[usize]) {
+    for node in nodes {
+        for number in (0..KEYS).step_by(7) {
+            let read = wait_until(format!("{} from node {node}", key(number)), DEADLINE, || async {
+                let got = cluster.api(*node).get(&key(number), Read::Linearizable).await;
+                got.map_err(|status| status.to_string())
+            });
+            let got = read.await.unwrap_or_else(|error| panic!("{error}"));
+            let found = got.kv.and_then(|kv| kv.value);
+            let Some(kv_proto::kv::v1::key_value::Value::Inline(found)) = found else {
+                panic!("{} at node {node}: {found:?}", key(number))
+            };
+            assert!(found == value(number), "{} at node {node} is another value", key(number));
+        }
+        put(&mut cluster.api(*node), KEYS + node).await;
+    }
+}
+
+/// Waits until the victim's status is as asked for, and returns it.
+async fn victim(cluster: &Cluster, what: &str, is_so: impl Fn(&NodeStatus) -> bool) -> NodeStatus {
+    let seen = wait_until(what.to_owned(), DEADLINE, || async {
+        let status = cluster.statuses().await.remove(VICTIM).ok_or("it does not answer")?;
+        if is_so(&status) { Ok(status) } else { Err(format!("{status:?}")) }
+    });
+    seen.await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn quarantined(status: &NodeStatus) -> Vec<u32> {
+    let lost = status.replicas.iter().filter(|replica| replica.role() == Role::Quarantined);
+    lost.map(|replica| replica.shard_id).collect()
+}
+
+async fn nobody_else_lost_anything(cluster: &Cluster) {
+    for (index, status) in
+        cluster.statuses().await.into_iter().enumerate().filter(|(index, _)| *index != VICTIM)
+    {
+        let status = status.expect("it answers");
+        assert!(status.ready && quarantined(&status).is_empty(), "node {index}: {status:?}");
+    }
+}
+
+fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
+    let files = fs::read_dir(folder).into_iter().flatten().map(|file| file.expect("an entry").path());
+    let mut files: Vec<_> = files.filter(|path| path.to_string_lossy().ends_with(ending)).collect();
+    files.sort();
+    files
+}
+
+fn largest(folder: &Path, ending: &str) -> Option<PathBuf> {
+    files(folder, ending).into_iter().max_by_key(|path| size_of(path))
+}
+
+fn flip(path: &Path, offset: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).expect("a file");
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).expect("within the file");
+    file.write_all_at(&[byte[0] ^ 0x10], offset).expect("writable");
+}
+
+/// Waits until the log notes that it has synced what was written: damage within its newest second would be taken for a
+/// tail that a power loss tore off.
+async fn wait_older_than_a_second(cluster: &Cluster, raftlog: &Path) {
+    let noted = || fs::read(raftlog.join("SYNCED")).expect("the log notes how far it has synced");
+    let before = noted();
+    let older = wait_until("a log that has noted its last sync", DEADLINE, || async {
+        put(&mut cluster.api(0), KEYS + 10).await;
+        if noted() == before { Err("nothing was noted yet") } else { Ok(()) }
+    });
+    older.await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// Waits until what was written is in tables of the victim, and nothing flushes or compacts them any more.
+async fn wait_tables(cluster: &Cluster) {
+    let folder = cluster.nodes[VICTIM].data_dir.join("state/db");
+    let mut seen = (Vec::new(), Instant::now());
+    let settled = wait_until("tables that stay as they are", DEADLINE, || {
+        let tables: Vec<_> =
+            files(&folder, ".sst").into_iter().map(|table| (size_of(&table), table)).collect();
+        if tables != seen.0 {
+            seen = (tables.clone(), Instant::now());
+        }
+        let written: u64 = tables.iter().map(|(size, _)| size).sum();
+        let rest = seen.1.elapsed();
+        async move {
+            if written > (KEYS * VALUE_BYTES) as u64 && rest > SETTLED {
+                Ok(())
+            } else {
+                Err(format!("{tables:?}"))
+            }
+        }
+    });
+    settled.await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn size_of(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+async fn wait_purged(cluster: &Cluster) {
+    victim(cluster, "a log that was cut", |status| {
+        status.replicas.iter().any(|replica| replica.shard_id == 1 && replica.purged_index > 0)
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flipped_byte_in_a_log_costs_this_nodes_replicas_and_nothing_else() {
+    let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_shards(2)).await else { return };
+    fill(&cluster).await;
+    let raftlog = cluster.nodes[VICTIM].data_dir.join("raftlog");
+    wait_older_than_a_second(&cluster, &raftlog).await;
+    cluster.nodes[VICTIM].kill();
+    flip(&largest(&raftlog.join("db"), ".log").expect("a write-ahead log"), 2_000);
+    cluster.nodes[VICTIM].start();
+    let status = victim(&cluster, "a node that says what it lost", |status| {
+        status.phase() == Phase::Running && quarantined(status).len() == 3
+    })
+    .await;
+    assert!(!status.ready, "{status:?}");
+    assert!(status.message.starts_with("all 3 replicas quarantined"), "{}", status.message);
+    assert!(cluster.nodes[VICTIM].data_dir.join("raftlog.damaged-1/db").exists());
+    serves_everything(&cluster, &[0, 1, VICTIM]).await;
+    nobody_else_lost_anything(&cluster).await;
+
+    // For ever.
+    cluster.nodes[VICTIM].kill();
+    cluster.nodes[VICTIM].start();
+    victim(&cluster, "the same at the next start", |status| quarantined(status).len() == 3).await;
+    serves_everything(&cluster, &[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncated_table_of_the_state_costs_the_replicas_whose_log_was_cut() {
+    let Some(mut cluster) = Cluster::start(cut_logs()).await else { return };
+    fill(&cluster).await;
+    wait_tables(&cluster).await;
+    wait_purged(&cluster).await;
+    cluster.nodes[VICTIM].kill();
+    let table = largest(&cluster.nodes[VICTIM].data_dir.join("state/db"), ".sst").expect("a table");
+    let file = OpenOptions::new().write(true).open(&table).expect("a table");
+    file.set_len(file.metadata().expect("its size").len() / 2).expect("truncated");
+    cluster.nodes[VICTIM].start();
+    let status = victim(&cluster, "a quarantined replica of shard 1, and meta that runs", |status| {
+        let meta = status.replicas.iter().find(|replica| replica.shard_id == 0);
+        quarantined(status) == [1] && meta.is_some_and(|meta| meta.applied_index > 0)
+    })
+    .await;
+    assert!(status.message.contains("its state was lost"), "{}", status.message);
+    assert!(cluster.nodes[VICTIM].data_dir.join("set-aside-1/state/db").exists());
+    serves_everything(&cluster, &[0, 1, VICTIM]).await;
+    nobody_else_lost_anything(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn truncated_table_of_the_state_costs_nothing_while_the_log_is_whole() {
+    let plan = Plan::nodes(3).with_shards(1).with_flag("--flush-interval", "1s");
+    let Some(mut cluster) = Cluster::start(plan).await else { return };
+    fill(&cluster).await;
+    wait_tables(&cluster).await;
+    cluster.nodes[VICTIM].kill();
+    let table = largest(&cluster.nodes[VICTIM].data_dir.join("state/db"), ".sst").expect("a table");
+    fs::write(table, "").expect("truncated");
+    cluster.nodes[VICTIM].start();
+    cluster.wait_whole().await;
+    assert!(cluster.nodes[VICTIM].data_dir.join("set-aside-1/state/db").exists());
+    serves_everything(&cluster, &[0, 1, VICTIM]).await;
+    let at_this_node =
+        cluster.api(VICTIM).get(&key(7), Read::AtThisNode).await.expect("it has everything again");
+    assert!(at_this_node.kv.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_a_read_meets_is_told_and_costs_this_replica_only() {
+    let Some(cluster) = Cluster::start(cut_logs()).await else { return };
+    fill(&cluster).await;
+    wait_tables(&cluster).await;
+    // Meta's records come first in every table, and keep out of harm.
+    for table in files(&cluster.nodes[VICTIM].data_dir.join("state/db"), ".sst") {
+        let size = size_of(&table);
+        for offset in (size / 3..size * 9 / 10).step_by(1_000).filter(|_| size > 100_000) {
+            flip(&table, offset);
+        }
+    }
+    let refused = wait_until("a read that meets the damage", DEADLINE, || async {
+        for number in 0..KEYS {
+            match cluster.api(VICTIM).get(&key(number), Read::AtThisNode).await {
+                Err(status) if status.code() == Code::DataLoss => return Ok(()),
+                Err(status) => return Err(status.to_string()),
+                Ok(_) => {}
+            }
+        }
+        Err("all of it is read".to_owned())
+    });
+    refused.await.unwrap_or_else(|error| panic!("{error}"));
+    let status = victim(&cluster, "a quarantined replica", |status| quarantined(status) == [1]).await;
+    assert!(status.message.starts_with("1 of 2 replicas quarantined"), "{}", status.message);
+    let here = cluster.api(VICTIM).get(&key(0), Read::AtThisNode).await.expect_err("it serves nothing more");
+    assert_eq!(here.code(), Code::DataLoss, "{here}");
+    serves_everything(&cluster, &[VICTIM, 0, 1]).await;
+    nobody_else_lost_anything(&cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copy_of_a_disk_is_fenced_and_the_original_goes_on() {
+    let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_shards(1)).await else { return };
+    fill(&cluster).await;
+    cluster.nodes[VICTIM].kill();
+    let original = cluster.nodes[VICTIM].data_dir.clone();
+    let (copy, aside) = (original.with_extension("copy"), original.with_extension("original"));
+    copy_folder(&original, &copy);
+    cluster.nodes[VICTIM].start();
+    cluster.wait_whole().await;
+    let registered = wait_until("the second start in the registry", DEADLINE, || async {
+        let listed = cluster.api(0).admin.list_nodes(ListNodesRequest {}).await;
+        let nodes = listed.map_err(|status| status.to_string())?.into_inner().nodes;
+        let named = nodes.into_iter().find(|node| node.name == cluster.nodes[VICTIM].name);
+        named.filter(|node| node.boot_counter == 2).ok_or_else(|| "it is not there".to_owned())
+    });
+    let registered = registered.await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.nodes[VICTIM].kill();
+
+    fs::rename(&original, &aside).expect("moved");
+    fs::rename(&copy, &original).expect("moved");
+    cluster.nodes[VICTIM].start();
+    let fenced = |status: &NodeStatus| status.phase() == Phase::Failed && status.replicas.is_empty();
+    let status = victim(&cluster, "a copy that is fenced", fenced).await;
+    assert!(status.message.contains("is a clone or was restored"), "{}", status.message);
+    serves_everything(&cluster, &[0, 1]).await;
+    cluster.nodes[VICTIM].kill();
+    // Its counter has grown beyond that of the original meanwhile: it is fenced all the same.
+    for _ in 0..2 {
+        cluster.nodes[VICTIM].start();
+        victim(&cluster, "a copy that stays fenced", fenced).await;
+        cluster.nodes[VICTIM].kill();
+    }
+
+    fs::rename(&original, &copy).expect("moved");
+    fs::rename(&aside, &original).expect("moved");
+    cluster.nodes[VICTIM].start();
+    cluster.wait_whole().await;
+    let again = cluster.statuses().await[VICTIM].clone().and_then(|status| status.node).expect("it answers");
+    assert_eq!((again.node_id, again.disk_uuid), (registered.node_id, registered.disk_uuid));
+    serves_everything(&cluster, &[VICTIM]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disk_of_a_removed_node_is_set_aside_and_joins_as_new() {
+    let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_shards(1)).await else { return };
+    fill(&cluster).await;
+    let first = node_id(&cluster, |_| true).await;
+    cluster.nodes[VICTIM].kill();
+    let folder = cluster.nodes[VICTIM].data_dir.clone();
+    fs::rename(&folder, folder.with_extension("old")).expect("moved");
+    // A new disk under an old name: the old one is removed from the cluster, once it is silent for long enough.
+    cluster.nodes[VICTIM].start();
+    let second = node_id(&cluster, |id| id != first).await;
+    cluster.nodes[VICTIM].kill();
+    fs::rename(&folder, folder.with_extension("second")).expect("moved");
+    fs::rename(folder.with_extension("old"), &folder).expect("moved");
+    cluster.nodes[VICTIM].start();
+    let victim = std::cell::RefCell::new(&mut cluster.nodes[VICTIM]);
+    let ended = wait_until("the end of a removed node", DEADLINE, || {
+        let runs = victim.borrow_mut().is_running();
+        async move { if runs { Err("it runs") } else { Ok(()) } }
+    });
+    ended.await.unwrap_or_else(|error| panic!("{error}"));
+    let said = cluster.nodes[VICTIM].log_tail(3);
+    assert!(said.contains("was removed from the cluster") && said.contains("start it again"), "{said}");
+    cluster.nodes[VICTIM].start();
+    let third = node_id(&cluster, |id| id != first && id != second).await;
+    assert!(folder.join("set-aside-1/IDENTITY").exists(), "node {third}");
+    serves_everything(&cluster, &[0, 1, VICTIM]).await;
+}
+
+/// Waits until the victim has a node id like this.
+async fn node_id(cluster: &Cluster, is_so: impl Fn(u64) -> bool) -> u64 {
+    let id = |status: &NodeStatus| status.node.as_ref().map_or(0, |node| node.node_id);
+    let member =
+        |status: &NodeStatus| status.phase() == Phase::Running && id(status) != 0 && is_so(id(status));
+    id(&victim(cluster, "another node id", member).await)
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("created");
+    for entry in fs::read_dir(from).expect("listed") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).expect("copied");
+        }
+    }
+}

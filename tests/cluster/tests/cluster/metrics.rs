@@ -1,0 +1,169 @@
+//! Every metric that is listed is fed.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read as _, Write as _},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use kv_cluster_tests::{Cluster, DEADLINE, Load, LoadPlan, Plan, seed, status::replica, wait_until};
+use kv_proto::kv::v1::{DownloadRequest, ScanRequest, UploadRequest, upload_request};
+
+/// The list that operators read; generated from the code.
+const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
+
+/// Metrics that a healthy cluster may leave at zero, and why.
+const MAY_REST: [(&str, &str); 6] = [
+    ("kv_node_quarantined_replicas", "no bytes are damaged"),
+    ("kv_storage_corruptions_total", "no bytes are damaged"),
+    ("kv_node_disk_level", "there is room: the tests of disks move it"),
+    ("kv_raft_apply_lag_entries", "entries are applied within milliseconds of their commit"),
+    ("kv_queue_length", "the queues are empty when they are looked at"),
+    ("kv_queue_refused_total", "no queue is full"),
+];
+
+/// All queues, each with its bound.
+const QUEUES: [&str; 9] = [
+    "proposals",
+    "log_commits",
+    "applies",
+    "replica_inbox",
+    "peer_outbox",
+    "forwarded",
+    "read_index",
+    "transfers",
+    "requests",
+];
+
+/// The greatest value that each series had, in any node.
+#[derive(Default)]
+struct Seen(BTreeMap<String, f64>);
+
+impl Seen {
+    fn look(&mut self, cluster: &Cluster) {
+        for node in &cluster.nodes {
+            // A node that is away shows nothing.
+            let text = scrape(node.ports.http_address()).unwrap_or_default();
+            for line in text.lines().filter(|line| line.starts_with("kv_")) {
+                let Some((series, value)) = line.rsplit_once(' ') else { continue };
+                let value: f64 = value.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
+                let seen = self.0.entry(series.to_owned()).or_default();
+                *seen = seen.max(value);
+            }
+        }
+    }
+
+    /// Of all series of a metric.
+    fn greatest(&self, series: &str) -> Option<f64> {
+        let of = self.0.iter().filter(|(name, _)| name.split('{').next() == Some(series));
+        of.map(|(_, value)| *value).reduce(f64::max)
+    }
+
+    fn of(&self, series: &str) -> f64 {
+        self.0.get(series).copied().unwrap_or_default()
+    }
+}
+
+fn scrape(address: SocketAddr) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
+    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Name and type of each listed metric.
+fn listed() -> Vec<(&'static str, &'static str)> {
+    let cells = |row: &'static str| -> Option<(&'static str, &'static str)> {
+        let mut cells = row.strip_prefix("| `")?.split('|').map(str::trim);
+        Some((cells.next()?.trim_end_matches('`'), cells.next()?))
+    };
+    REFERENCE.lines().filter_map(cells).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_listed_metric_moves_when_a_cluster_works() {
+    let mut random = seed::generator("every_listed_metric_moves_when_a_cluster_works");
+    let plan = Plan::nodes(3).with_shards(1).with_flag("--log-retention-bytes", "64Ki");
+    let Some(mut cluster) = Cluster::start(plan.with_flag("--flush-interval", "1s")).await else { return };
+    let mut seen = Seen::default();
+    let load_plan = LoadPlan { value_bytes: 4_000, deletes: 0, ..LoadPlan::default() };
+    let load = Load::start(load_plan, cluster.addresses(), &mut random);
+    for _ in 0..10 {
+        load.must_progress(50).await;
+        seen.look(&cluster);
+    }
+    transfer_and_scan(&cluster).await;
+    seen.look(&cluster);
+
+    let shard = cluster.shard_of("load/0").await;
+    let away = (cluster.wait_leader(shard, &[0, 1, 2]).await + 1) % 3;
+    let status = cluster.statuses().await.swap_remove(away).expect("it answers");
+    let had = replica(&status, shard).expect("it has one").last_log_index;
+    cluster.nodes[away].kill();
+    let purged = wait_until("a log that begins after what the follower has", DEADLINE, || async {
+        load.progress(50, DEADLINE).await.map_err(|error| error.to_string())?;
+        let statuses = cluster.statuses().await;
+        let replicas = statuses.iter().flatten().filter_map(|status| replica(status, shard));
+        match replicas.map(|replica| replica.purged_index).min() {
+            Some(purged) if purged > had => Ok(()),
+            purged => Err(format!("purged up to {purged:?}, the follower has {had}")),
+        }
+    });
+    purged.await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.nodes[away].start();
+    cluster.wait_whole().await;
+    load.must_progress(50).await;
+    seen.look(&cluster);
+    load.finish().await;
+    cluster.wait_caught_up().await;
+    seen.look(&cluster);
+
+    let listed = listed();
+    assert!(listed.len() > 30, "{listed:?}");
+    for (name, kind) in listed {
+        let series = match kind {
+            "histogram" => format!("{name}_count"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        };
+        let greatest = seen.greatest(&series);
+        let may_rest = MAY_REST.iter().any(|(resting, _)| *resting == name);
+        assert!(greatest.is_some(), "{name} is never shown");
+        assert!(may_rest || greatest > Some(0.0), "{name} never moves");
+    }
+    for queue in QUEUES {
+        assert!(seen.of(&format!("kv_queue_limit{{queue=\"{queue}\"}}")) > 0.0, "{queue} has no bound");
+    }
+    for method in ["Put", "Get", "Scan", "Upload", "Download"] {
+        let count = seen.of(&format!("kv_requests_total{{method=\"kv.v1.Kv/{method}\",status=\"OK\"}}"));
+        assert!(count > 0.0, "{method} is not counted");
+    }
+}
+
+/// An upload, its download and a scan, at each node.
+async fn transfer_and_scan(cluster: &Cluster) {
+    let value = Bytes::from(vec![7; 3 << 20]);
+    for node in 0..3 {
+        let mut api = cluster.api(node);
+        let key: Bytes = format!("photo{node}").into();
+        let header = upload_request::Header { key: key.clone(), ..Default::default() };
+        let data = (0..3).map(|part| upload_request::Part::Data(value.slice(part << 20..(part + 1) << 20)));
+        let parts: Vec<_> = std::iter::once(upload_request::Part::Header(header)).chain(data).collect();
+        let messages = parts.into_iter().map(|part| UploadRequest { part: Some(part) });
+        api.kv.upload(futures::stream::iter(messages)).await.expect("a whole cluster takes uploads");
+        let request = DownloadRequest { key, ..DownloadRequest::default() };
+        let mut download = api.kv.download(request).await.expect("it was uploaded").into_inner();
+        while let Some(message) = download.next().await {
+            message.expect("a whole cluster gives it back");
+        }
+        let mut scan = api.kv.scan(ScanRequest::default()).await.expect("whole").into_inner();
+        while let Some(page) = scan.next().await {
+            page.expect("a whole cluster can be scanned");
+        }
+    }
+}
