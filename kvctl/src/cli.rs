@@ -62,7 +62,7 @@ pub enum Command {
     Scan(command::scan::Scan),
     /// Read many keys
     BatchGet(command::batch_get::BatchGet),
-    /// Make many independent writes, one JSON document a line on standard input
+    /// Make many independent writes, one JSON document a line
     Bulk(command::bulk::Bulk),
     /// Compare, then do one thing or the other, atomically
     Txn(command::txn::Txn),

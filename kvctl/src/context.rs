@@ -9,6 +9,7 @@ use kv_client::{Address, Client, Routing};
 use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
 
 /// What every command needs.
+#[derive(Clone)]
 pub struct Context {
     /// The client.
     pub client: Client,
@@ -18,6 +19,8 @@ pub struct Context {
     pub keys: KeyFormat,
     /// Whether leaders are asked directly.
     pub direct: bool,
+    /// Whether this is one of several commands that print to the same place.
+    pub is_shell: bool,
     timeout: Duration,
 }
 
@@ -33,7 +36,13 @@ impl Context {
             (_, true) => KeyFormat::Base64,
             (false, false) => KeyFormat::Text,
         };
-        Ok(Self { client, format: global.output, keys, direct: global.direct, timeout: global.timeout })
+        let Global { output: format, direct, timeout, .. } = *global;
+        Ok(Self { client, format, keys, direct, is_shell: false, timeout })
+    }
+
+    /// The same for one of the commands of a shell, perhaps with another way to print.
+    pub fn in_shell(&self, format: Option<Format>) -> Self {
+        Self { is_shell: true, format: format.unwrap_or(self.format), ..self.clone() }
     }
 
     /// A client with connections of its own, which tries until the deadline.

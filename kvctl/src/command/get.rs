@@ -13,7 +13,7 @@ use crate::{
     text,
 };
 
-/// Reads a key. The bytes go to standard output as they are, with a line end only on a terminal.
+/// Reads a key. The bytes go to standard output as they are, with a line end only on a terminal and in a shell.
 #[derive(Debug, Args)]
 pub struct Get {
     /// The key
@@ -49,7 +49,7 @@ impl Get {
             return describe(kv).map(|()| Exit::Ok);
         }
         match &kv.value {
-            Value::Inline(bytes) => output::raw(bytes)?,
+            Value::Inline(bytes) => output::raw(bytes, context.is_shell)?,
             Value::Blob(blob) => {
                 eprintln!(
                     "{} was uploaded and has {}: kvctl download {} FILE",

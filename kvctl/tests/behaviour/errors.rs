@@ -48,6 +48,32 @@ async fn not_applied_has_an_exit_code() {
 }
 
 #[tokio::test]
+async fn a_read_that_fails_says_nothing_of_writes() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, std::iter::repeat_n(Fault::Refuse(no_leader()), 100));
+    let run = against(&cluster, &["--timeout", "200ms", "get", "k"]);
+    assert!(run.err.contains("safe to try again") && !run.err.contains("written"), "{run:?}");
+    run.expect(6);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_answer_by_itself_says_so_at_once() {
+    let cluster = FakeCluster::start(2).await;
+    let refused = |code, reason| Fault::Refuse(refusal(code, reason, &[], None));
+    let at_node = ["get", "k", "--node", "n2", "--serve-at-node"];
+    let absent = || refused(Code::Unavailable, "NOT_APPLIED_NO_REPLICA");
+    cluster.script(2, [absent(), absent()]);
+    let run = against(&cluster, &at_node);
+    assert!(run.err.contains("kvctl shard list") && run.err.contains("--serve-at-node"), "{run:?}");
+    run.expect(6);
+    cluster.script(2, [refused(Code::DataLoss, "REPLICA_QUARANTINED")]);
+    let run = against(&cluster, &at_node);
+    assert!(run.err.contains("REPLICA_QUARANTINED") && run.err.contains("--serve-at-node"), "{run:?}");
+    run.expect(1);
+    assert_eq!(cluster.asked("Get"), [2, 2, 2]);
+}
+
+#[tokio::test]
 async fn malformed_requests_name_the_field() {
     let cluster = FakeCluster::start(1).await;
     cluster.script(1, [Fault::Refuse(bad_field("key", "is empty"))]);
