@@ -1,6 +1,6 @@
 //! What to do next, for each way to fail that a person can do something about.
 
-use kv_client::{Error, Failure};
+use kv_client::{Code, Error, Failure};
 
 /// The asked node was to answer from a replica that it does not have.
 const NO_REPLICA: &str = "NOT_APPLIED_NO_REPLICA";
@@ -34,9 +34,13 @@ pub fn of(error: &Error) -> Option<String> {
              --if-absent, --if-revision or --if-version"
                 .to_owned(),
         ),
+        Error::TimedOut(failure) if is_foreign(failure) => {
+            Some(format!("no answer came from a node's API. {}", client_port(failure)))
+        }
         Error::TimedOut(_) => {
             Some("`kvctl status` tells which nodes are silent; --timeout gives more time".to_owned())
         }
+        Error::Refused(failure) if failure.code == Code::Unimplemented => Some(client_port(failure)),
         Error::DataLoss(_) => Some(
             "the node has put its damaged replica aside; `kvctl node list` tells which. Without --node and \
              --serve-at-node other nodes are asked"
@@ -73,4 +77,17 @@ fn again(failure: &Failure) -> &'static str {
         _ if is_read(failure) => "it is safe to try again",
         _ => "nothing was written; it is safe to try again",
     }
+}
+
+/// Whether whatever answered does not speak gRPC as a node does.
+fn is_foreign(failure: &Failure) -> bool {
+    failure.reason.is_none() && failure.code == Code::Unknown
+}
+
+fn client_port(failure: &Failure) -> String {
+    let node = failure.node.as_ref().map_or("it".to_owned(), ToString::to_string);
+    format!(
+        "is {node} the port for clients, 50051 unless it was set? The ones of nodes (10 more) and of HTTP (20 more) \
+         are not for kvctl"
+    )
 }

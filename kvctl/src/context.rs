@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use kv_client::{Address, Client, Routing};
+use kv_client::{Client, Routing};
 
 use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
 
@@ -27,7 +27,7 @@ pub struct Context {
 impl Context {
     /// From the flags that every command has. Connects to nobody yet.
     pub fn new(global: &Global) -> Result<Self> {
-        let addresses = Address::parse_list(&global.addr).map_err(kv_client::Error::from)?;
+        let addresses = global.addresses()?;
         let routing = if global.direct { Routing::Direct } else { Routing::ThroughOneNode };
         let client =
             Client::builder(addresses).timeout(global.timeout).routing(routing).fail_fast(true).build()?;

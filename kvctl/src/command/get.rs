@@ -14,6 +14,8 @@ use crate::{
 };
 
 /// Reads a key. The bytes go to standard output as they are, with a line end only on a terminal and in a shell.
+///
+/// The value of an uploaded key is not printed, `kvctl download` has it; --metadata and -o json describe it.
 #[derive(Debug, Args)]
 pub struct Get {
     /// The key
@@ -57,7 +59,8 @@ impl Get {
                     text::size(blob.size_bytes),
                     self.key
                 );
-                describe(kv)?;
+                // Whoever reads standard output takes it for the value.
+                return Ok(Exit::Error);
             }
             Value::Omitted => {}
         }

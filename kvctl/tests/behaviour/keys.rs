@@ -217,4 +217,5 @@ fn completion_scripts_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(kvctl(&["completion", shell], b"").expect(0).contains("kvctl"));
     }
+    assert!(kvctl(&["help", "put"], b"").expect(0).contains("--if-absent"));
 }

@@ -32,6 +32,8 @@ async fn a_file_comes_back_whole() {
     assert_eq!(cluster.asked("Download"), [3]);
     let run = against(&cluster, &["get", "k"]);
     assert!(run.err.contains("kvctl download k FILE"), "{run:?}");
+    assert_eq!(run.expect(1), "", "nothing that could be taken for the value");
+    assert!(against(&cluster, &["get", "k", "--metadata"]).expect(0).contains("700000 bytes"));
     against(&cluster, &["upload", "k", file.to_str().unwrap(), "--if-absent"]).expect(4);
 }
 
