@@ -11,7 +11,8 @@ pub fn of(error: &Error) -> Option<String> {
         Error::Unreachable(failure) => {
             let node = failure.node.as_ref().map(ToString::to_string).unwrap_or_default();
             Some(format!(
-                "nobody answers at {node}. `kvctl dev` starts a local cluster; --addr HOST:PORT[,HOST:PORT] or \
+                "nobody answers at {node}. Where --node named it, `kvctl status` tells whether it is silent, and \
+                 without --node others are asked. `kvctl dev` starts a local cluster; --addr HOST:PORT[,HOST:PORT] or \
                  KVCTL_ADDR names another one"
             ))
         }
