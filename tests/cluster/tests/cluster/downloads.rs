@@ -9,7 +9,8 @@ use kv_cluster_tests::{
     wait_until,
 };
 use kv_proto::kv::v1::{
-    DownloadRequest, DownloadResponse, ReadOptions, UploadRequest, download_response, upload_request,
+    DownloadRequest, DownloadResponse, ReadOptions, UploadRequest, download_response, key_value,
+    upload_request,
 };
 use rand::{Rng, rngs::SmallRng};
 use tonic::{Status, Streaming};
@@ -25,14 +26,21 @@ fn random_value(random: &mut SmallRng) -> Bytes {
     value.into()
 }
 
+/// Tries again until it is done: where many tests run on few cores, a shard may lose its leader at any moment.
 async fn upload(cluster: &Cluster, node: usize, value: &Bytes) {
+    let uploaded = wait_until("an upload", DEADLINE, || try_upload(cluster, node, value));
+    uploaded.await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+async fn try_upload(cluster: &Cluster, node: usize, value: &Bytes) -> Result<(), Status> {
     let header = upload_request::Header { key: KEY.into(), ..upload_request::Header::default() };
     let pieces = (0..VALUE_BYTES / PIECE_BYTES)
         .map(|piece| upload_request::Part::Data(value.slice(piece * PIECE_BYTES..(piece + 1) * PIECE_BYTES)));
     let parts: Vec<_> = std::iter::once(upload_request::Part::Header(header)).chain(pieces).collect();
     let messages = parts.into_iter().map(|part| UploadRequest { part: Some(part) });
     let mut api = cluster.api(node);
-    api.kv.upload(futures::stream::iter(messages)).await.expect("a whole cluster takes uploads");
+    api.kv.upload(futures::stream::iter(messages)).await?;
+    Ok(())
 }
 
 /// A download of which the beginning was taken.
@@ -44,16 +52,20 @@ struct Slow {
 
 impl Slow {
     async fn begin(cluster: &Cluster, node: usize, serve_at_node: bool) -> Self {
+        let begun = wait_until("a download", DEADLINE, || Self::try_begin(cluster, node, serve_at_node));
+        begun.await.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    async fn try_begin(cluster: &Cluster, node: usize, serve_at_node: bool) -> Result<Self, Status> {
         let options = ReadOptions { serve_at_node, ..ReadOptions::default() };
         let request =
             DownloadRequest { key: KEY.into(), options: Some(options), ..DownloadRequest::default() };
-        let mut messages =
-            cluster.api(node).kv.download(request).await.expect("it was uploaded").into_inner();
-        let first = messages.message().await.expect("a header").expect("a header");
+        let mut messages = cluster.api(node).kv.download(request).await?.into_inner();
+        let first = messages.message().await?.expect("a header");
         let Some(download_response::Part::Header(header)) = first.part else { panic!("the header is first") };
         let mut slow = Self { messages, header, received: Vec::new() };
-        assert!(slow.next().await.expect("the first bytes"));
-        slow
+        assert!(slow.next().await?, "the first bytes");
+        Ok(slow)
     }
 
     /// Takes a message; false at the end.
@@ -83,18 +95,24 @@ impl Slow {
 }
 
 async fn change(cluster: &Cluster, writer: usize, overwrite: bool) {
-    let mut api = cluster.api(writer);
-    if overwrite {
-        api.put(KEY, "small".into(), None).await.expect("the cluster is whole");
-    } else {
-        api.delete(KEY).await.expect("the cluster is whole");
-    }
-    let done = wait_until("all replicas to have applied it", DEADLINE, || async {
-        is_caught_up(&cluster.statuses().await)
+    let done = wait_until("the key to be changed at all replicas", DEADLINE, || async {
+        let mut api = cluster.api(writer);
+        let written = match overwrite {
+            true => api.put(KEY, "small".into(), None).await.map(drop),
+            false => api.delete(KEY).await.map(drop),
+        };
+        written.map_err(|status| status.to_string())?;
+        is_caught_up(&cluster.statuses().await)?;
+        let got = api.get(KEY, Read::Linearizable).await.map_err(|status| status.to_string())?;
+        let value = got.kv.and_then(|kv| kv.value);
+        let changed = match value {
+            Some(key_value::Value::Inline(_)) => overwrite,
+            Some(key_value::Value::Blob(_)) => false,
+            None => !overwrite,
+        };
+        if changed { Ok(()) } else { Err("it has its old value".to_owned()) }
     });
     done.await.unwrap_or_else(|error| panic!("{error}"));
-    let got = api.get(KEY, Read::Linearizable).await.expect("the cluster is whole");
-    assert_eq!(got.kv.is_some(), overwrite);
 }
 
 #[tokio::test(flavor = "multi_thread")]
