@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     failure::{Failure, LeaderHint},
     pool::Node,
-    retry::{Cause, Decision, Kind, Turn, decide, pause},
+    retry::{Cause, Decision, Kind, Turn, decide, is_lasting, pause},
     routing::{Route, Wish},
     shard_map::ShardMap,
     value::Header,
@@ -45,12 +45,22 @@ pub(crate) struct Call {
     wish: Wish,
     /// Whom no connection could be made to.
     unreachable: Vec<Address>,
+    /// Who found damaged bytes.
+    damaged: Vec<Address>,
 }
 
 impl Call {
     pub(crate) fn new(client: Client, plan: Plan) -> Self {
         let deadline = Instant::now() + client.timeout();
-        Self { client, plan, deadline, attempts: 0, wish: Wish::None, unreachable: Vec::new() }
+        Self {
+            client,
+            plan,
+            deadline,
+            attempts: 0,
+            wish: Wish::None,
+            unreachable: Vec::new(),
+            damaged: Vec::new(),
+        }
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -126,7 +136,12 @@ impl Call {
             return Err(Error::of(self.plan.kind, failure));
         };
         let hop = self.aim(turn, &failure);
-        if failure.cause() == Cause::NotSent && !self.hopeful(&failure) {
+        let hopeful = match failure.cause() {
+            Cause::NotSent => self.hopeful(&failure),
+            Cause::DataLoss => self.finds_somebody_whole(&failure),
+            _ => !is_lasting(self.plan.kind, failure.reason.as_deref(), self.attempts),
+        };
+        if !hopeful {
             return Err(Error::of(self.plan.kind, failure));
         }
         let wait = match (hop, failure.retry_after) {
@@ -201,6 +216,19 @@ impl Call {
             }
             None => false,
         }
+    }
+
+    /// Whether there is a node left whose bytes may be whole, which is asked next. Bytes do not heal while one waits.
+    fn finds_somebody_whole(&mut self, failure: &Failure) -> bool {
+        self.damaged.extend(failure.node.clone());
+        if self.client.pinned().is_some() {
+            return false;
+        }
+        let everybody = self.client.core().knowledge.everybody();
+        let next = everybody.into_iter().find(|address| !self.damaged.contains(address));
+        let found = next.is_some();
+        self.wish = next.map_or(Wish::None, Wish::This);
+        found
     }
 
     /// Asks for a newer map when one is due. Failing changes nothing: the old map is a hint as well.

@@ -1,7 +1,8 @@
 //! Downloads: a value of any size as a stream, verified.
 //!
-//! The length is verified always, the SHA-256 when the whole value is read. A stream that breaks is resumed at the
-//! next byte, at any node, as long as the key still holds the same write.
+//! The length is verified always, the SHA-256 when the whole value is read. A value that is overwritten meanwhile is still
+//! read whole, since the node keeps it for its reader. A stream that breaks is resumed at the next byte, at any node, as
+//! long as the key still holds the same write.
 
 use bytes::Bytes;
 use futures::{Stream, stream};
@@ -61,7 +62,7 @@ struct Opened {
     length_bytes: u64,
 }
 
-/// A peer that holds the bytes no longer says so with this reason.
+/// A node that keeps the bytes no longer, and whose key has others, says so with this reason.
 const VALUE_REPLACED: &str = "VALUE_REPLACED";
 
 impl Client {

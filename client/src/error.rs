@@ -76,7 +76,7 @@ pub enum Error {
         /// What came.
         found_bytes: u64,
     },
-    /// The value was overwritten or deleted while its download was being resumed.
+    /// The value was overwritten or deleted while its download was being resumed, or for longer than a node keeps it.
     #[error("Download: the value was replaced meanwhile; start again")]
     ValueReplaced,
     /// The source of an upload could not be read. Nothing is visible.

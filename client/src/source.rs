@@ -1,7 +1,7 @@
 //! What an upload reads: bytes, a file, any reader or stream. The first two can be read again, so that an upload
-//! that surely did not happen is repeated.
+//! that surely did not happen is repeated. An observer learns how far it has come, and when it goes back.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream, stream::BoxStream};
@@ -10,8 +10,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 /// Bytes of one upload message, as many as an entry of the store holds.
 pub(crate) const PIECE_BYTES: usize = 256 * 1024;
 
+/// Learns of a position in the value.
+pub(crate) type Observer = Arc<dyn Fn(u64) + Send + Sync>;
+
 /// Where the bytes of an upload come from.
-pub struct UploadSource(Origin);
+pub struct UploadSource {
+    origin: Origin,
+    observer: Option<Observer>,
+}
 
 enum Origin {
     Bytes(Bytes),
@@ -23,24 +29,41 @@ enum Origin {
 pub(crate) type Pieces = BoxStream<'static, io::Result<Bytes>>;
 
 impl UploadSource {
+    fn of(origin: Origin) -> Self {
+        Self { origin, observer: None }
+    }
+
     /// A file, opened when the upload begins.
     pub fn file(path: impl Into<PathBuf>) -> Self {
-        Self(Origin::File(path.into()))
+        Self::of(Origin::File(path.into()))
     }
 
     /// A reader. Its upload is not repeated when it fails.
     pub fn reader(reader: impl AsyncRead + Send + Unpin + 'static) -> Self {
-        Self(Origin::Once(Some(read(reader))))
+        Self::of(Origin::Once(Some(read(reader))))
     }
 
     /// A stream. Its upload is not repeated when it fails.
     pub fn stream(stream: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> Self {
-        Self(Origin::Once(Some(stream.boxed())))
+        Self::of(Origin::Once(Some(stream.boxed())))
+    }
+
+    /// Calls `observer` with the position in the value, bytes, up to which the store has it or it is on its way there:
+    /// when an attempt begins, and with every piece. It goes back when an attempt has to send again what was lost.
+    /// The observer must not block.
+    #[must_use]
+    pub fn observed_by(self, observer: impl Fn(u64) + Send + Sync + 'static) -> Self {
+        Self { observer: Some(Arc::new(observer)), ..self }
+    }
+
+    /// Who wants to learn of the position.
+    pub(crate) fn observer(&self) -> Option<Observer> {
+        self.observer.clone()
     }
 
     /// Whether it can be read again from the beginning.
     pub(crate) fn is_repeatable(&self) -> bool {
-        match self.0 {
+        match self.origin {
             Origin::Bytes(_) | Origin::File(_) => true,
             Origin::Once(_) => false,
         }
@@ -48,7 +71,7 @@ impl UploadSource {
 
     /// The pieces from the beginning.
     pub(crate) async fn open(&mut self) -> io::Result<Pieces> {
-        match &mut self.0 {
+        match &mut self.origin {
             Origin::Bytes(bytes) => {
                 let bytes = bytes.clone();
                 Ok(cut(stream::once(async move { Ok(bytes) }).boxed()))
@@ -64,13 +87,13 @@ impl UploadSource {
 
 impl<B: Into<Bytes>> From<B> for UploadSource {
     fn from(bytes: B) -> Self {
-        Self(Origin::Bytes(bytes.into()))
+        Self::of(Origin::Bytes(bytes.into()))
     }
 }
 
 impl std::fmt::Debug for UploadSource {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.0 {
+        match &self.origin {
             Origin::Bytes(bytes) => write!(formatter, "{} bytes", bytes.len()),
             Origin::File(path) => write!(formatter, "file {}", path.display()),
             Origin::Once(_) => formatter.write_str("stream"),

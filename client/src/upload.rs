@@ -9,7 +9,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -32,7 +32,7 @@ use crate::{
     pool::Node,
     retry::{Cause, Decision, Kind, decide},
     routing::Route,
-    source::{Pieces, UploadSource},
+    source::{Observer, Pieces, UploadSource},
     value::{Header, KeyValue, Value},
 };
 
@@ -77,6 +77,8 @@ struct Digested {
 struct Progress {
     /// Bytes handed to the transport.
     sent_bytes: AtomicU64,
+    /// The attempt has ended. Its stream may be asked for more yet, which nobody is to learn of.
+    over: AtomicBool,
     /// Set before the end of the stream is: `None` means that the store cannot have committed.
     digested: Mutex<Option<Digested>>,
 }
@@ -141,7 +143,9 @@ impl Upload {
             let node = self.call.node().await?;
             let pieces = self.source.open().await.map_err(Error::Source)?;
             let progress = Arc::new(Progress::default());
-            let failure = match self.attempt(&node, pieces, &progress).await {
+            let ended = self.attempt(&node, pieces, &progress).await;
+            progress.over.store(true, Ordering::Relaxed);
+            let failure = match ended {
                 Ok(reply) => return self.verify(reply, &progress),
                 Err(Broken::Unreadable(error)) => return Err(error),
                 Err(Broken::Refused(status)) => self.call.failure_of(&node, &status),
@@ -159,7 +163,20 @@ impl Upload {
     ) -> Result<proto::UploadResponse, Broken> {
         let (broken, mut unreadable) = oneshot::channel();
         let header = stream::iter([self.header()]);
-        let body = body(pieces, self.resume.from_bytes, self.options.size_bytes, progress.clone(), broken);
+        let observer = self.source.observer();
+        if let Some(observer) = &observer {
+            observer(self.resume.from_bytes);
+        }
+        let body = body(Body {
+            pieces,
+            skip_bytes: self.resume.from_bytes,
+            promised_bytes: self.options.size_bytes,
+            progress: progress.clone(),
+            broken,
+            observer,
+            hasher: Sha256::new(),
+            read_bytes: 0,
+        });
         let mut kv = node.kv();
         let mut answer = std::pin::pin!(kv.upload(header.chain(body)));
         let mut seen_bytes = 0;
@@ -260,16 +277,8 @@ impl Upload {
 
 /// The messages behind the header. When the source fails, the error goes through `broken` and the stream neither
 /// ends nor goes on: an end would be taken for the end of the value.
-fn body(
-    pieces: Pieces,
-    skip_bytes: u64,
-    promised_bytes: Option<u64>,
-    progress: Arc<Progress>,
-    broken: oneshot::Sender<Error>,
-) -> impl Stream<Item = proto::UploadRequest> + Send + 'static {
-    let state =
-        Body { pieces, skip_bytes, promised_bytes, progress, broken, hasher: Sha256::new(), read_bytes: 0 };
-    stream::unfold(state, |mut body| async move {
+fn body(body: Body) -> impl Stream<Item = proto::UploadRequest> + Send + 'static {
+    stream::unfold(body, |mut body| async move {
         match body.next().await {
             Ok(Some(data)) => {
                 Some((proto::UploadRequest { part: Some(proto::upload_request::Part::Data(data)) }, body))
@@ -291,6 +300,8 @@ struct Body {
     promised_bytes: Option<u64>,
     progress: Arc<Progress>,
     broken: oneshot::Sender<Error>,
+    /// Learns how far it has come.
+    observer: Option<Observer>,
     hasher: Sha256,
     read_bytes: u64,
 }
@@ -309,9 +320,18 @@ impl Body {
             let skip = self.skip_bytes.saturating_sub(begins_at).min(piece.len() as u64);
             piece = piece.slice(usize::try_from(skip).unwrap_or(piece.len())..);
             if !piece.is_empty() {
-                self.progress.sent_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+                self.sends(piece.len());
                 return Ok(Some(piece));
             }
+        }
+    }
+
+    /// A piece goes to the transport, up to what was read.
+    fn sends(&self, bytes: usize) {
+        self.progress.sent_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        let is_over = self.progress.over.load(Ordering::Relaxed);
+        if let Some(observer) = self.observer.as_ref().filter(|_| !is_over) {
+            observer(self.read_bytes);
         }
     }
 

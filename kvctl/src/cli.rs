@@ -1,14 +1,20 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{env::VarError, time::Duration};
 
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use kv_client::Address;
 
-use crate::{command, exit, output::Format};
+use crate::{
+    command,
+    exit::{self, usage},
+    output::Format,
+};
 
 /// Talks to a KvCluster.
 #[derive(Debug, Parser)]
-#[command(name = "kvctl", version, about, after_help = exit::HELP, disable_help_subcommand = true)]
+#[command(name = "kvctl", version, about, after_help = exit::HELP)]
 pub struct Cli {
     /// What every command has.
     #[command(flatten)]
@@ -21,15 +27,10 @@ pub struct Cli {
 /// What every command has.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Nodes to talk to, separated by commas, with or without http://
-    #[arg(
-        long,
-        global = true,
-        env = "KVCTL_ADDR",
-        default_value = "127.0.0.1:50051",
-        value_name = "HOST:PORT"
-    )]
-    pub addr: String,
+    /// Nodes to talk to, separated by commas, with or without http:// [env: KVCTL_ADDR] [default: 127.0.0.1:50051]
+    // Read by us: clap would show the flag as given in the usage of each command.
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub addr: Option<String>,
     /// How long an operation may take, and a stream may stand still: 500ms, 10s, 2m
     #[arg(long, global = true, default_value = "10s", value_parser = duration, value_name = "TIME")]
     pub timeout: Duration,
@@ -62,7 +63,7 @@ pub enum Command {
     Scan(command::scan::Scan),
     /// Read many keys
     BatchGet(command::batch_get::BatchGet),
-    /// Make many independent writes, one JSON document a line on standard input
+    /// Make many independent writes, one JSON document a line
     Bulk(command::bulk::Bulk),
     /// Compare, then do one thing or the other, atomically
     Txn(command::txn::Txn),
@@ -88,6 +89,23 @@ pub enum Command {
     Completion(command::completion::Completion),
     /// Run a local cluster until Ctrl-C
     Dev(command::dev::Dev),
+}
+
+/// Names nodes where `--addr` does not.
+const ADDR_VARIABLE: &str = "KVCTL_ADDR";
+const ADDR_DEFAULT: &str = "127.0.0.1:50051";
+
+impl Global {
+    /// The nodes to talk to.
+    pub fn addresses(&self) -> Result<Vec<Address>> {
+        let (list, from) = match (&self.addr, std::env::var(ADDR_VARIABLE)) {
+            (Some(list), _) => (list.clone(), "--addr"),
+            (None, Ok(list)) if !list.is_empty() => (list, ADDR_VARIABLE),
+            (None, Err(VarError::NotUnicode(_))) => return Err(usage(format!("{ADDR_VARIABLE} is no text"))),
+            (None, Ok(_) | Err(VarError::NotPresent)) => (ADDR_DEFAULT.to_owned(), "the default"),
+        };
+        Address::parse_list(&list).map_err(|error| usage(format!("{from}: {error}")))
+    }
 }
 
 /// Reads `500ms`, `10s`, `2m`.

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use kv_client::{Address, Client, Routing};
+use kv_client::{Client, Routing};
 
 use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
 
 /// What every command needs.
+#[derive(Clone)]
 pub struct Context {
     /// The client.
     pub client: Client,
@@ -18,13 +19,15 @@ pub struct Context {
     pub keys: KeyFormat,
     /// Whether leaders are asked directly.
     pub direct: bool,
+    /// Whether this is one of several commands that print to the same place.
+    pub is_shell: bool,
     timeout: Duration,
 }
 
 impl Context {
     /// From the flags that every command has. Connects to nobody yet.
     pub fn new(global: &Global) -> Result<Self> {
-        let addresses = Address::parse_list(&global.addr).map_err(kv_client::Error::from)?;
+        let addresses = global.addresses()?;
         let routing = if global.direct { Routing::Direct } else { Routing::ThroughOneNode };
         let client =
             Client::builder(addresses).timeout(global.timeout).routing(routing).fail_fast(true).build()?;
@@ -33,7 +36,13 @@ impl Context {
             (_, true) => KeyFormat::Base64,
             (false, false) => KeyFormat::Text,
         };
-        Ok(Self { client, format: global.output, keys, direct: global.direct, timeout: global.timeout })
+        let Global { output: format, direct, timeout, .. } = *global;
+        Ok(Self { client, format, keys, direct, is_shell: false, timeout })
+    }
+
+    /// The same for one of the commands of a shell, perhaps with another way to print.
+    pub fn in_shell(&self, format: Option<Format>) -> Self {
+        Self { is_shell: true, format: format.unwrap_or(self.format), ..self.clone() }
     }
 
     /// A client with connections of its own, which tries until the deadline.

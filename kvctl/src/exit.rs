@@ -59,6 +59,23 @@ pub fn usage(problem: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Usage(problem.into()))
 }
 
+/// A failure of the client of which the command knows better what to do about it.
+#[derive(Debug)]
+pub struct Advised {
+    /// What failed.
+    pub error: Error,
+    /// What to do next.
+    pub advice: String,
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}", self.error)
+    }
+}
+
+impl std::error::Error for Advised {}
+
 /// The code for a failure of the client.
 pub fn of_error(error: &Error) -> Exit {
     match error {
@@ -81,9 +98,16 @@ pub fn of_error(error: &Error) -> Exit {
 
 /// Tells a person why, and what to do next, on standard error.
 pub fn report(error: &anyhow::Error) -> Exit {
-    if let Some(error) = error.downcast_ref::<Error>() {
+    if is_broken_pipe(error) {
+        // The reader, `head` for example, has seen enough.
+        return Exit::Ok;
+    }
+    let of_client = error.downcast_ref::<Error>().map(|error| (error, advice::of(error)));
+    let advised = error.downcast_ref::<Advised>();
+    let of_client = of_client.or(advised.map(|advised| (&advised.error, Some(advised.advice.clone()))));
+    if let Some((error, advice)) = of_client {
         eprintln!("error: {error}");
-        if let Some(advice) = advice::of(error) {
+        if let Some(advice) = advice {
             eprintln!("hint: {advice}");
         }
         return of_error(error);
@@ -92,12 +116,16 @@ pub fn report(error: &anyhow::Error) -> Exit {
         eprintln!("error: {usage}");
         return Exit::Usage;
     }
-    let broken_pipe =
-        error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-    if broken_pipe {
-        // The reader, `head` for example, has seen enough.
-        return Exit::Ok;
-    }
     eprintln!("error: {error:#}");
     Exit::Error
+}
+
+/// Whether standard output is not read any more.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let of_download = match error.downcast_ref::<Error>() {
+        Some(Error::Sink(error)) => Some(error),
+        _ => None,
+    };
+    let error = error.downcast_ref::<io::Error>().or(of_download);
+    error.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

@@ -25,11 +25,11 @@ pub fn line(line: &str) -> Result<()> {
     Ok(())
 }
 
-/// Prints bytes as they are, and a line end only where a person reads.
-pub fn raw(bytes: &[u8]) -> Result<()> {
+/// Prints bytes as they are, and a line end only where a person reads or other values follow.
+pub fn raw(bytes: &[u8], others_follow: bool) -> Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(bytes)?;
-    if out.is_terminal() {
+    if others_follow || out.is_terminal() {
         out.write_all(b"\n")?;
     }
     out.flush()?;

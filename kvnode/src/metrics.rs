@@ -178,6 +178,8 @@ pub enum Queue {
     transfers,
     /// Requests of clients in progress.
     requests,
+    /// Moments of replicas that are kept for downloads.
+    pins,
 }
 
 /// Labels of a request.

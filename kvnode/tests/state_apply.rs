@@ -750,8 +750,10 @@ fn an_upload_is_read_back_in_chunks_until_it_is_replaced() {
     driven.apply(0, operation(Kind::UploadChunk(chunk("k", 1, 1, b"tail"))));
     assert!(driven.get("k").is_none(), "nothing is visible before the commit");
     driven.apply(0, operation(Kind::UploadCommit(commit("k", 1, 2, CHUNK as u64 + 4))));
-    let read =
-        |id| ReadBlob { key: Bytes::from_static(b"k"), upload_id: upload_id(id), first_chunk: 0, chunks: 9 };
+    let read = |id| {
+        let (key, upload_id) = (Bytes::from_static(b"k"), upload_id(id));
+        ReadBlob { key, upload_id, chunks: 9, ..ReadBlob::default() }
+    };
     let read_response::Read::Blob(blob) = driven.read(read_request::Read::Blob(read(1))) else { panic!() };
     let data: Vec<u8> = blob.chunks.iter().flat_map(|chunk| chunk.data.to_vec()).collect();
     assert_eq!(data, [first.as_slice(), b"tail"].concat());
@@ -770,7 +772,7 @@ fn the_chunks_of_an_upload_under_way_are_read_back_by_who_resumes_it() {
     driven.apply(0, operation(Kind::UploadChunk(chunk("k", 1, 0, &vec![7; CHUNK]))));
     let read = |key: &'static str| {
         let key = Bytes::from_static(key.as_bytes());
-        let asked = ReadBlob { key, upload_id: upload_id(1), first_chunk: 0, chunks: 9 };
+        let asked = ReadBlob { key, upload_id: upload_id(1), chunks: 9, ..ReadBlob::default() };
         driven.read(read_request::Read::Blob(asked))
     };
     let read_response::Read::Blob(blob) = read("k") else { panic!("not read") };

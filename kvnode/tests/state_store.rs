@@ -233,7 +233,7 @@ fn a_flipped_byte_in_a_table_is_damage_of_the_replica_whose_it_is() {
     let damages: Vec<_> = (0..20)
         .filter_map(|number| {
             let keys = vec![Bytes::from(format!("key{number:05}"))];
-            driven.try_read(read_request::Read::Get(GetKeys { keys, metadata_only: false })).err()
+            driven.try_read(read_request::Read::Get(GetKeys { keys, ..GetKeys::default() })).err()
         })
         .collect();
     assert!(!damages.is_empty(), "the flipped byte was served");
@@ -284,7 +284,7 @@ fn records_on_disk_do_not_change() {
 
 fn get(key: &str) -> ReadRequest {
     let keys = vec![Bytes::copy_from_slice(key.as_bytes())];
-    let read = Some(read_request::Read::Get(GetKeys { keys, metadata_only: false }));
+    let read = Some(read_request::Read::Get(GetKeys { keys, ..GetKeys::default() }));
     ReadRequest { shard_id: SHARD.0, read, ..ReadRequest::default() }
 }
 

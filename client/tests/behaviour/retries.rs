@@ -167,6 +167,37 @@ async fn reads_are_repeated_elsewhere() {
 }
 
 #[tokio::test]
+async fn damaged_bytes_are_asked_for_once_of_each_node() {
+    let cluster = FakeCluster::start(3).await;
+    let quarantined = || Fault::Refuse(refusal(Code::DataLoss, "REPLICA_QUARANTINED", &[], None));
+    for node in 1..=3 {
+        cluster.script(node, [quarantined(), quarantined()]);
+    }
+    let error = client(&cluster).get("k").await.unwrap_err();
+    assert!(matches!(error, Error::DataLoss(_)), "{error}");
+    assert_eq!(cluster.asked("Get"), [1, 2, 3]);
+
+    let read = ReadOptions { serve_at_node: true, ..ReadOptions::default() };
+    let at_node = client(&cluster).at(cluster.address(3).parse().unwrap());
+    let error = at_node.get_with("k", GetOptions { read, metadata_only: false }).await.unwrap_err();
+    assert!(matches!(error, Error::DataLoss(_)), "{error}");
+    assert_eq!(error.reason(), Some("REPLICA_QUARANTINED"));
+    assert_eq!(cluster.asked("Get"), [1, 2, 3, 3], "nobody else may answer");
+}
+
+#[tokio::test]
+async fn a_read_at_a_node_without_a_replica_fails_after_one_more_attempt() {
+    let cluster = FakeCluster::start(2).await;
+    let absent = Fault::Refuse(refusal(Code::Unavailable, "NOT_APPLIED_NO_REPLICA", &[], None));
+    cluster.script(2, std::iter::repeat_n(absent, 100));
+    let read = ReadOptions { serve_at_node: true, ..ReadOptions::default() };
+    let at_node = client(&cluster).at(cluster.address(2).parse().unwrap());
+    let error = at_node.get_with("k", GetOptions { read, metadata_only: false }).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable(_)), "{error}");
+    assert_eq!(cluster.asked("Get"), [2, 2]);
+}
+
+#[tokio::test]
 async fn a_dead_node_gives_way_to_the_next() {
     let mut cluster = FakeCluster::start(2).await;
     let client = client(&cluster);

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    sync::mpsc,
     time::{Duration, Instant},
 };
 
@@ -145,8 +146,18 @@ async fn an_upload_is_resumed_where_the_store_got_to() {
     let status = refusal(Code::Unavailable, "NOT_APPLIED_STOPPING", &[("stored_bytes", &stored)], None);
     cluster.script(1, [Fault::BreakAfter(2, status), Fault::BreakAfter(3, lost())]);
     let value = bytes(LARGE);
-    let reply = client.upload("k", value.clone(), UploadOptions::default()).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("value");
+    std::fs::write(&file, &value).unwrap();
+    let (observed, positions) = mpsc::channel();
+    let source = UploadSource::file(&file).observed_by(move |position| observed.send(position).unwrap());
+    let reply = client.upload("k", source, UploadOptions::default()).await.unwrap();
     assert_eq!(reply.sha256[..], Sha256::digest(&value)[..]);
+    let positions: Vec<u64> = positions.try_iter().collect();
+    assert_eq!((positions.first(), positions.last()), (Some(&0), Some(&(LARGE as u64))));
+    let back: Vec<u64> = positions.windows(2).filter(|two| two[1] < two[0]).map(|two| two[1]).collect();
+    let chunk = 256 * 1024;
+    assert_eq!(back, [2 * chunk, 2 * chunk, 5 * chunk], "where each attempt went on");
     assert_eq!(cluster.count("Upload"), 4, "broken, broken, told where to go on, whole");
     assert!(cluster.state().store.received_bytes < (LARGE + 256 * 1024) as u64, "nothing was sent twice");
     assert_eq!(download(&client, DownloadOptions::default()).await.unwrap(), value);

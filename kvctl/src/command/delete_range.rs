@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     command::scan::Range,
     context::Context,
-    exit::{Exit, usage},
+    exit::{self, Exit, usage},
     output::{self, Format},
 };
 
@@ -32,10 +32,15 @@ impl DeleteRange {
         }
         let mut deletion = context.client.delete_range(range);
         let result = deletion.finish().await;
-        if result.is_err() && deletion.deleted() > 0 {
-            eprintln!("{} keys were deleted before it failed", deletion.deleted());
-        }
-        let deleted = result?;
+        let deleted = match result {
+            Err(error) if deletion.deleted() > 0 => {
+                let exit = exit::report(&error.into());
+                eprintln!("{} keys were deleted before it failed", deletion.deleted());
+                // The code for failures that surely changed nothing would be wrong.
+                return Ok(if exit == Exit::Unavailable { Exit::Error } else { exit });
+            }
+            result => result?,
+        };
         match context.format {
             Format::Table => output::line(&format!("{deleted} keys deleted"))?,
             Format::Json => output::json(&json!({ "deleted": deleted }))?,

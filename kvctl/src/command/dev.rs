@@ -186,10 +186,15 @@ async fn live(nodes: &mut [Running], plans: &[Plan]) -> Result<()> {
     }
 }
 
+/// Of all nodes, as `--addr` and `KVCTL_ADDR` take them.
+fn addresses(plans: &[Plan]) -> String {
+    let addresses: Vec<String> = plans.iter().map(|plan| format!("127.0.0.1:{}", plan.port)).collect();
+    addresses.join(",")
+}
+
 /// Ready: every shard has a leader, and every node answers.
 async fn wait_until_ready(nodes: &mut [Running], plans: &[Plan]) -> Result<()> {
-    let addresses: Vec<String> = plans.iter().map(|plan| format!("127.0.0.1:{}", plan.port)).collect();
-    let client = Client::builder(Address::parse_list(&addresses.join(","))?)
+    let client = Client::builder(Address::parse_list(&addresses(plans))?)
         .timeout(Duration::from_secs(2))
         .fail_fast(true)
         .build()?;
@@ -263,17 +268,17 @@ fn greet(plans: &[Plan]) -> Result<()> {
     for plan in plans {
         output::line(&format!("  {}  127.0.0.1:{}  log {}", plan.name, plan.port, plan.log().display()))?;
     }
-    let addr =
-        if port == kv_client::DEFAULT_PORT { String::new() } else { format!("--addr 127.0.0.1:{port} ") };
     output::line(&format!(
         "
-Talk to it:
-  kvctl {addr}put greeting hello
-  kvctl {addr}get greeting
-  kvctl {addr}status
+Talk to it, from another terminal:
+  export KVCTL_ADDR={}
+  kvctl put greeting hello
+  kvctl get greeting
+  kvctl status
   grpcurl -plaintext -d '{{\"key\":\"greeting\"}}' 127.0.0.1:{port} kv.v1.KvText/Get
 
-Ctrl-C stops it; the data stay."
+Ctrl-C stops it; the data stay.",
+        addresses(plans)
     ))
 }
 
@@ -309,5 +314,20 @@ async fn terminate(id: u32) {
     let sent = Command::new("kill").arg("-TERM").arg(id.to_string()).status().await;
     if !sent.is_ok_and(|status| status.success()) {
         eprintln!("cannot send SIGTERM to process {id}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_addresses_of_all_nodes_are_read_where_they_are_pasted() {
+        let dev = Dev { nodes: 3, data_dir: ".data".into(), port: 50_051, kvnode: None };
+        let list = addresses(&dev.plans());
+        assert_eq!(list, "127.0.0.1:50051,127.0.0.1:50151,127.0.0.1:50251");
+        let parsed: Vec<String> =
+            Address::parse_list(&list).unwrap().iter().map(ToString::to_string).collect();
+        assert_eq!(parsed.join(","), list);
     }
 }

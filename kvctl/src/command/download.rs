@@ -11,14 +11,15 @@ use tokio::io::{AsyncWrite, AsyncWriteExt as _};
 use crate::{
     command::{progress, read::Reading},
     context::Context,
-    exit::{Exit, usage},
+    exit::{Advised, Exit, usage},
     output::{self, Format},
     text,
 };
 
 /// Downloads the value of a key. The length is verified, and of a whole value the SHA-256.
 ///
-/// The file appears only when everything came and is right; a failed download leaves nothing.
+/// The file appears only when everything came and is right; a failed download leaves nothing. On standard output the
+/// bytes appear as they come: whether they were right is told by the exit code.
 #[derive(Debug, Args)]
 pub struct Download {
     /// The key
@@ -47,7 +48,7 @@ impl Download {
             return Ok(Exit::Absent);
         };
         if self.file == Path::new("-") {
-            copy(&mut download, &mut tokio::io::stdout()).await?;
+            print(&mut download).await?;
             return Ok(Exit::Ok);
         }
         save(&mut download, &self.file).await?;
@@ -80,7 +81,7 @@ async fn save(download: &mut ClientDownload, target: &Path) -> Result<()> {
     temporary.push(format!(".{}.part", std::process::id()));
     let temporary = Removed(target.with_file_name(temporary));
     let mut file = tokio::fs::File::create(&temporary.0).await.with_context(subject)?;
-    copy(download, &mut file).await?;
+    copy(download, &mut file, &mut 0).await?;
     file.sync_all().await.with_context(subject)?;
     tokio::fs::rename(&temporary.0, target).await.with_context(subject)
 }
@@ -95,10 +96,35 @@ impl Drop for Removed {
     }
 }
 
-async fn copy(download: &mut ClientDownload, sink: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+/// What was printed cannot be taken back: who reads it is told that it is not whole, or not right.
+async fn print(download: &mut ClientDownload) -> Result<()> {
+    let mut printed_bytes = 0;
+    let copied = copy(download, &mut tokio::io::stdout(), &mut printed_bytes).await;
+    copied.map_err(|error| match error {
+        kv_client::Error::Sink(_) => error.into(),
+        error => {
+            let advice = match printed_bytes {
+                0 => "nothing was printed; it is safe to try again".to_owned(),
+                printed => format!(
+                    "{printed} of {} bytes were printed and are not verified: throw them away, and try again",
+                    download.length_bytes()
+                ),
+            };
+            Advised { error, advice }.into()
+        }
+    })
+}
+
+/// Writes everything; counts what was written.
+async fn copy(
+    download: &mut ClientDownload,
+    sink: &mut (impl AsyncWrite + Unpin),
+    written_bytes: &mut u64,
+) -> Result<(), kv_client::Error> {
     let bar = progress::bar(Some(download.length_bytes()));
     while let Some(piece) = download.next_piece().await? {
         sink.write_all(&piece).await.map_err(kv_client::Error::Sink)?;
+        *written_bytes += piece.len() as u64;
         bar.inc(piece.len() as u64);
     }
     sink.flush().await.map_err(kv_client::Error::Sink)?;

@@ -13,7 +13,9 @@ use crate::{
     text,
 };
 
-/// Reads a key. The bytes go to standard output as they are, with a line end only on a terminal.
+/// Reads a key. The bytes go to standard output as they are, with a line end only on a terminal and in a shell.
+///
+/// The value of an uploaded key is not printed, `kvctl download` has it; --metadata and -o json describe it.
 #[derive(Debug, Args)]
 pub struct Get {
     /// The key
@@ -49,7 +51,7 @@ impl Get {
             return describe(kv).map(|()| Exit::Ok);
         }
         match &kv.value {
-            Value::Inline(bytes) => output::raw(bytes)?,
+            Value::Inline(bytes) => output::raw(bytes, context.is_shell)?,
             Value::Blob(blob) => {
                 eprintln!(
                     "{} was uploaded and has {}: kvctl download {} FILE",
@@ -57,7 +59,8 @@ impl Get {
                     text::size(blob.size_bytes),
                     self.key
                 );
-                describe(kv)?;
+                // Whoever reads standard output takes it for the value.
+                return Ok(Exit::Error);
             }
             Value::Omitted => {}
         }

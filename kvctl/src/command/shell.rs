@@ -1,6 +1,6 @@
 //! `kvctl shell`: the same commands, many over one connection.
 
-use std::io::{self, BufRead as _, IsTerminal as _};
+use std::io::{self, IsTerminal as _};
 
 use anyhow::Result;
 use clap::{Args, Parser};
@@ -10,16 +10,23 @@ use crate::{
     cli::Command,
     context::Context,
     exit::{self, Exit},
+    output::Format,
 };
 
 /// Reads commands line by line, from a person or from a pipe. The exit code is that of the last command.
+///
+/// Lines are split into words as a shell does it, with quotes and backslashes; # begins a comment. Each value that `get`
+/// prints ends with a line end.
 #[derive(Debug, Args)]
 pub struct Shell {}
 
-/// A line: a command without `kvctl`, and without the flags that were given to the shell.
+/// A line: a command without `kvctl`, and without the flags that were given to the shell but for the form of the answer.
 #[derive(Debug, Parser)]
 #[command(name = "", no_binary_name = true, disable_help_flag = false, disable_version_flag = true)]
 struct Line {
+    /// Tables for people or JSON for programs
+    #[arg(short, long, global = true, value_enum)]
+    output: Option<Format>,
     #[command(subcommand)]
     command: Command,
 }
@@ -31,10 +38,13 @@ impl Shell {
             return interactive(context).await;
         }
         let mut last = Exit::Ok;
-        for line in io::stdin().lock().lines() {
-            if let Some(exit) = execute(context, &line?).await {
+        let mut line = String::new();
+        // Not locked in between: a command may read what follows, as `put --stdin` does.
+        while io::stdin().read_line(&mut line)? > 0 {
+            if let Some(exit) = execute(context, &line).await {
                 last = exit;
             }
+            line.clear();
         }
         Ok(last)
     }
@@ -72,19 +82,27 @@ async fn execute(context: &Context, line: &str) -> Option<Exit> {
             return Some(Exit::Usage);
         }
     };
-    if words.is_empty() || words[0].starts_with('#') {
+    // Lines that were copied from elsewhere begin with the program's name.
+    let words = match words.split_first() {
+        Some((program, rest)) if program == "kvctl" => rest.to_vec(),
+        _ => words,
+    };
+    if words.first().is_none_or(|word| word.starts_with('#')) {
         return None;
     }
     let words = if words == ["help"] { vec!["--help".to_owned()] } else { words };
     match Line::try_parse_from(words) {
-        Ok(Line { command: Command::Shell(_) }) => {
+        Ok(Line { command: Command::Shell(_), .. }) => {
             eprintln!("error: this is a shell already");
             Some(Exit::Usage)
         }
-        Ok(line) => Some(match Box::pin(line.command.run(context)).await {
-            Ok(exit) => exit,
-            Err(error) => exit::report(&error),
-        }),
+        Ok(Line { output, command }) => {
+            let context = context.in_shell(output);
+            Some(match Box::pin(command.run(&context)).await {
+                Ok(exit) => exit,
+                Err(error) => exit::report(&error),
+            })
+        }
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
             // Printing fails only when nobody reads any more.

@@ -1,18 +1,13 @@
 //! `kvctl upload`.
 
-use std::{
-    path::{Path, PathBuf},
-    pin::Pin,
-    task::{self, Poll},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use indicatif::ProgressBar;
 use kv_client::{UploadOptions, UploadSource};
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
-use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
+use tokio::io::AsyncReadExt as _;
 
 use crate::{
     command::{
@@ -30,7 +25,8 @@ const HASH_BYTES: usize = 256 * 1024;
 
 /// Uploads a file of any size as the value of a key. It is visible whole or not at all.
 ///
-/// A file is read twice: its SHA-256 goes first, so that the cluster refuses other bytes before they are visible.
+/// A file is read twice: its SHA-256 goes first, so that the cluster refuses other bytes before they are visible. When the
+/// connection breaks, the upload goes on where the cluster has got to; one from standard input ends instead.
 #[derive(Debug, Args)]
 pub struct Upload {
     /// The key
@@ -46,22 +42,22 @@ impl Upload {
     pub async fn run(self, context: &Context) -> Result<Exit> {
         let key = context.key(&self.key)?;
         let precondition = self.conditions.precondition();
-        let reply = if self.file == Path::new("-") {
-            let bar = progress::bar(None);
-            let source = UploadSource::reader(Counted { reader: tokio::io::stdin(), bar: bar.clone() });
-            let options = UploadOptions { precondition, ..UploadOptions::default() };
-            let reply = context.client.upload(&key, source, options).await;
-            bar.finish_and_clear();
-            reply?
+        let (source, options) = if self.file == Path::new("-") {
+            (
+                UploadSource::reader(tokio::io::stdin()),
+                UploadOptions { precondition, ..UploadOptions::default() },
+            )
         } else {
             let (size_bytes, sha256) = digest(&self.file).await?;
             let options = UploadOptions { precondition, size_bytes: Some(size_bytes), sha256: Some(sha256) };
-            let bar = progress::bar(Some(size_bytes));
-            let source = self.source(&bar).await?;
-            let reply = context.client.upload(&key, source, options).await;
-            bar.finish_and_clear();
-            reply?
+            (UploadSource::file(&self.file), options)
         };
+        let bar = progress::bar(options.size_bytes);
+        let moved = bar.clone();
+        let source = source.observed_by(move |position| moved.set_position(position));
+        let reply = context.client.upload(&key, source, options).await;
+        bar.finish_and_clear();
+        let reply = reply?;
         if context.format == Format::Json {
             output::json(&json!({
                 "applied": reply.applied,
@@ -79,15 +75,6 @@ impl Upload {
             output::line(&format!("ok, {} bytes, sha256 {}", reply.size_bytes, text::hex(&reply.sha256)))?;
         }
         Ok(Exit::Ok)
-    }
-
-    /// Where nobody watches, the library reads the file, and again when it has to.
-    async fn source(&self, bar: &ProgressBar) -> Result<UploadSource> {
-        if bar.is_hidden() {
-            return Ok(UploadSource::file(&self.file));
-        }
-        let reader = tokio::fs::File::open(&self.file).await.with_context(|| cannot_read(&self.file))?;
-        Ok(UploadSource::reader(Counted { reader, bar: bar.clone() }))
     }
 }
 
@@ -112,23 +99,4 @@ async fn digest(path: &Path) -> Result<(u64, [u8; 32])> {
 
 fn cannot_read(path: &Path) -> String {
     format!("cannot read {}", path.display())
-}
-
-/// A reader that moves a bar.
-struct Counted<R> {
-    reader: R,
-    bar: ProgressBar,
-}
-
-impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut task::Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<std::io::Result<()>> {
-        let before = buffer.filled().len();
-        let poll = Pin::new(&mut self.reader).poll_read(context, buffer);
-        self.bar.inc((buffer.filled().len() - before) as u64);
-        poll
-    }
 }

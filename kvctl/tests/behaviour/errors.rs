@@ -1,6 +1,9 @@
 //! How kvctl exits, and what it advises.
 
+use std::net::TcpListener;
+
 use kv_client::Code;
+use tonic::Status;
 
 use crate::{
     against,
@@ -48,6 +51,48 @@ async fn not_applied_has_an_exit_code() {
 }
 
 #[tokio::test]
+async fn a_read_that_fails_says_nothing_of_writes() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, std::iter::repeat_n(Fault::Refuse(no_leader()), 100));
+    let run = against(&cluster, &["--timeout", "200ms", "get", "k"]);
+    assert!(run.err.contains("safe to try again") && !run.err.contains("written"), "{run:?}");
+    run.expect(6);
+}
+
+#[tokio::test]
+async fn a_node_that_cannot_answer_by_itself_says_so_at_once() {
+    let cluster = FakeCluster::start(2).await;
+    let refused = |code, reason| Fault::Refuse(refusal(code, reason, &[], None));
+    let at_node = ["get", "k", "--node", "n2", "--serve-at-node"];
+    let absent = || refused(Code::Unavailable, "NOT_APPLIED_NO_REPLICA");
+    cluster.script(2, [absent(), absent()]);
+    let run = against(&cluster, &at_node);
+    assert!(run.err.contains("kvctl shard list") && run.err.contains("--serve-at-node"), "{run:?}");
+    run.expect(6);
+    cluster.script(2, [refused(Code::DataLoss, "REPLICA_QUARANTINED")]);
+    let run = against(&cluster, &at_node);
+    assert!(run.err.contains("REPLICA_QUARANTINED") && run.err.contains("--serve-at-node"), "{run:?}");
+    run.expect(1);
+    assert_eq!(cluster.asked("Get"), [2, 2, 2]);
+}
+
+#[tokio::test]
+async fn a_port_that_is_not_for_clients_is_named() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, [Fault::Refuse(Status::unimplemented(""))]);
+    let run = against(&cluster, &["get", "k"]);
+    assert!(run.err.contains(&format!("is {} the port for clients", cluster.address(1))), "{run:?}");
+    run.expect(1);
+    // Closes every connection, as an HTTP/1 server does when it sees HTTP/2.
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = other.local_addr().unwrap().to_string();
+    std::thread::spawn(move || while other.accept().is_ok() {});
+    let run = kvctl(&["--addr", &address, "--timeout", "300ms", "get", "k"], b"");
+    assert!(run.err.contains("hint: "), "{run:?}");
+    run.expect(6);
+}
+
+#[tokio::test]
 async fn malformed_requests_name_the_field() {
     let cluster = FakeCluster::start(1).await;
     cluster.script(1, [Fault::Refuse(bad_field("key", "is empty"))]);
@@ -90,6 +135,21 @@ async fn a_scheme_and_the_environment_are_understood() {
         .output()
         .unwrap();
     assert_eq!(output.stdout, b"v");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(["put", "k"])
+        .env("KVCTL_ADDR", "ftp://x")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("Usage: kvctl put <KEY> <VALUE>"), "{told}");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(["get", "k"])
+        .env("KVCTL_ADDR", "ftp://x")
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("KVCTL_ADDR: `ftp://x` is no address"), "{told}");
+    assert_eq!(output.status.code(), Some(2));
 }
 
 #[tokio::test]

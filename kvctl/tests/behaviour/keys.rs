@@ -129,6 +129,63 @@ async fn many_keys_in_one_call() {
 }
 
 #[tokio::test]
+async fn bulk_takes_files_and_standard_input() {
+    let cluster = FakeCluster::start(1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let put = |key: &str| format!("{{\"put\":\"{key}\",\"value\":\"v\"}}\n");
+    let (one, two) = (file("one", &put("a")), file("two", &[put("b"), "nonsense\n".to_owned()].concat()));
+    let run = with_input(&cluster, &["bulk", &one, "-"], put("c").as_bytes());
+    assert_eq!(run.expect(0), "2 applied, 0 deletes of absent keys, 0 failed\n");
+    let run = with_input(&cluster, &["bulk", "--stdin"], put("d").as_bytes());
+    assert_eq!(run.expect(0), "1 applied, 0 deletes of absent keys, 0 failed\n");
+    assert_eq!(against(&cluster, &["scan", "--keys-only"]).expect(0), "a\nc\nd\n");
+
+    let run = against(&cluster, &["bulk", &two, &one]);
+    assert!(run.err.contains(&format!("{two} line 2: ")), "{run:?}");
+    assert_eq!(run.expect(2), "1 applied, 0 deletes of absent keys, 0 failed\n");
+    let run = against(&cluster, &["bulk", &file("three", &put("e")), "/no/such/file"]);
+    assert!(run.err.contains("/no/such/file"), "{run:?}");
+    run.expect(1);
+    against(&cluster, &["bulk", folder.path().to_str().unwrap()]).expect(2);
+    against(&cluster, &["bulk", &one, "--stdin"]).expect(2);
+    let run = with_input(&cluster, &["bulk", "--stdin"], b"{\"put\":\"\xff\",\"value\":\"v\"}\n");
+    assert!(run.err.contains("line 1"), "{run:?}");
+    run.expect(1);
+    assert_eq!(against(&cluster, &["scan", "--keys-only"]).expect(0), "a\nb\nc\nd\n", "nothing of three");
+}
+
+#[tokio::test]
+async fn bulk_ends_when_nothing_gets_through() {
+    let mut cluster = FakeCluster::start(1).await;
+    cluster.kill(1).await;
+    let lines = "{\"put\":\"a\",\"value\":\"v\"}\n".repeat(2_500);
+    let run = with_input(&cluster, &["bulk", "--stdin"], lines.as_bytes());
+    assert!(run.err.contains("line 1000: ") && !run.err.contains("line 1001: "), "{}", run.err);
+    assert!(run.err.contains("the rest was not sent") && run.err.contains("hint: nobody answers"), "{run:?}");
+    assert_eq!(run.expect(6), "0 applied, 0 deletes of absent keys, 1000 failed\n");
+}
+
+#[tokio::test]
+async fn a_shell_prints_one_value_a_line() {
+    let cluster = FakeCluster::start(1).await;
+    let script = "put a 1\nkvctl put b 'two words'\n# nothing\n\nget a\nkvctl get b\nget a -o json\n";
+    let out = with_input(&cluster, &["shell"], script.as_bytes()).expect(0);
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines[2..5], ["1", "two words", "{"], "{out}");
+    assert!(out.contains("\"value\": \"1\""), "{out}");
+    let run = with_input(&cluster, &["shell"], b"get a\nget none\n");
+    assert_eq!((run.out.as_str(), run.err.as_str(), run.code), ("1\n", "none is absent\n", 3));
+    // The rest of the script is the value, as in other shells.
+    with_input(&cluster, &["shell"], b"put c --stdin\nget a\n").expect(0);
+    assert_eq!(against(&cluster, &["get", "c"]).expect(0), "get a\n");
+}
+
+#[tokio::test]
 async fn a_transaction_tells_its_branch() {
     let cluster = FakeCluster::start(1).await;
     let document = br#"{"compare": [{"key": "{o}/s", "present": false}],
@@ -149,7 +206,7 @@ async fn a_shell_runs_line_by_line() {
     let cluster = FakeCluster::start(1).await;
     let lines = b"put a 'b c'\n# a comment\nget a\nget none\nnonsense\nget \"a\n\nscan --keys-only\n";
     let run = with_input(&cluster, &["shell"], lines);
-    assert_eq!(run.out, "ok, revision 2, version 1\nb ca\n");
+    assert_eq!(run.out, "ok, revision 2, version 1\nb c\na\n");
     assert!(run.err.contains("none is absent") && run.err.contains("nonsense"), "{run:?}");
     assert!(run.err.contains("a quote is not closed"), "{run:?}");
     assert_eq!(run.code, 0, "that of the last command");
@@ -160,4 +217,5 @@ fn completion_scripts_are_printed() {
     for shell in ["bash", "zsh", "fish"] {
         assert!(kvctl(&["completion", shell], b"").expect(0).contains("kvctl"));
     }
+    assert!(kvctl(&["help", "put"], b"").expect(0).contains("--if-absent"));
 }

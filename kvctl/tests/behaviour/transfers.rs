@@ -1,12 +1,15 @@
 //! Uploads and downloads of files.
 
-use std::fs;
+use std::{
+    fs,
+    process::{Command, Stdio},
+};
 
 use crate::{
     against,
     fake::{
         FakeCluster,
-        script::{Fault, lost},
+        script::{Fault, lost, no_leader},
     },
     with_input,
 };
@@ -29,6 +32,8 @@ async fn a_file_comes_back_whole() {
     assert_eq!(cluster.asked("Download"), [3]);
     let run = against(&cluster, &["get", "k"]);
     assert!(run.err.contains("kvctl download k FILE"), "{run:?}");
+    assert_eq!(run.expect(1), "", "nothing that could be taken for the value");
+    assert!(against(&cluster, &["get", "k", "--metadata"]).expect(0).contains("700000 bytes"));
     against(&cluster, &["upload", "k", file.to_str().unwrap(), "--if-absent"]).expect(4);
 }
 
@@ -57,6 +62,50 @@ async fn a_failed_download_leaves_nothing_and_keeps_the_old_file() {
     }
     against(&cluster, &["download", "none", copy.to_str().unwrap()]).expect(3);
     against(&cluster, &["download", "k", folder.path().to_str().unwrap()]).expect(2);
+}
+
+#[tokio::test]
+async fn what_was_printed_of_a_failed_download_is_said_to_be_worthless() {
+    let cluster = FakeCluster::start(1).await;
+    with_input(&cluster, &["upload", "k", "-"], &bytes(10_000)).expect(0);
+    cluster.script(1, [Fault::FlipBit]);
+    let run = against(&cluster, &["download", "k", "-"]);
+    assert!(run.err.contains("10000 of 10000 bytes were printed and are not verified"), "{}", run.err);
+    assert!(!run.err.contains("nothing was kept"), "{}", run.err);
+    run.expect(1);
+    cluster.script(1, [Fault::EndAfter(1)]);
+    let run = against(&cluster, &["download", "k", "-"]);
+    assert!(run.err.contains("nothing was printed"), "{run:?}");
+    run.expect(1);
+}
+
+#[tokio::test]
+async fn a_reader_that_has_seen_enough_is_no_failure() {
+    let cluster = FakeCluster::start(1).await;
+    with_input(&cluster, &["upload", "k", "-"], &bytes(1_000_000)).expect(0);
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(["--addr", &cluster.address(1), "download", "k", "-"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[tokio::test]
+async fn a_file_is_uploaded_again_and_from_where_the_cluster_has_got_to() {
+    let cluster = FakeCluster::start(1).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("a");
+    // More than is on the way when the stream breaks.
+    let value = bytes(16_000_000);
+    fs::write(&file, &value).unwrap();
+    cluster.script(1, [Fault::Refuse(no_leader()), Fault::BreakAfter(2, lost())]);
+    against(&cluster, &["upload", "k", file.to_str().unwrap()]).expect(0);
+    assert!(cluster.state().store.received_bytes < value.len() as u64 + 300_000, "nothing was sent twice");
+    assert_eq!(cluster.state().store.records[&b"k"[..]].value, value);
 }
 
 #[tokio::test]

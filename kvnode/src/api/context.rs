@@ -1,4 +1,4 @@
-//! What all services share: the store, who runs tasks, where ids of uploads come from.
+//! What all services share: the store, who runs tasks, where fresh ids come from.
 //!
 //! It knows how to ask the store one thing and how to tell a client what went wrong. It keeps no state of its own.
 
@@ -30,21 +30,21 @@ pub const KEYSPACE: KeyspaceId = KeyspaceId(0);
 /// Runs a task that outlives the request that began it.
 pub type TaskSpawner = Arc<dyn Fn(&'static str, BoxFuture<'static, ()>) + Send + Sync>;
 
-/// Where ids of uploads come from: 16 bytes of randomness at each call.
-pub type UploadIds = Box<dyn FnMut() -> [u8; 16] + Send>;
+/// Where ids of uploads and pins come from: 16 bytes of randomness at each call.
+pub type FreshIds = Box<dyn FnMut() -> [u8; 16] + Send>;
 
 /// Shared by all services of a node.
 pub struct Context<S> {
     /// The cluster.
     pub store: Arc<S>,
     spawn: TaskSpawner,
-    upload_ids: Mutex<UploadIds>,
+    fresh_ids: Mutex<FreshIds>,
 }
 
 impl<S: Store> Context<S> {
     /// Services over `store`.
-    pub fn new(store: Arc<S>, spawn: TaskSpawner, upload_ids: UploadIds) -> Arc<Self> {
-        Arc::new(Self { store, spawn, upload_ids: Mutex::new(upload_ids) })
+    pub fn new(store: Arc<S>, spawn: TaskSpawner, fresh_ids: FreshIds) -> Arc<Self> {
+        Arc::new(Self { store, spawn, fresh_ids: Mutex::new(fresh_ids) })
     }
 
     /// Runs `task` beside the request.
@@ -52,9 +52,9 @@ impl<S: Store> Context<S> {
         (self.spawn)(name, task);
     }
 
-    /// A fresh id.
-    pub fn upload_id(&self) -> [u8; 16] {
-        (self.upload_ids.lock().unwrap_or_else(PoisonError::into_inner))()
+    /// A fresh id, of an upload or of a pin.
+    pub fn fresh_id(&self) -> [u8; 16] {
+        (self.fresh_ids.lock().unwrap_or_else(PoisonError::into_inner))()
     }
 
     /// The map as this node knows it, once there are shards in it.
@@ -129,8 +129,21 @@ impl<S: Store> Context<S> {
         metadata_only: bool,
         deadline: Instant,
     ) -> Result<(Option<ReplyContext>, GotKeys), Refused> {
-        let read = read_request::Read::Get(GetKeys { keys, metadata_only });
-        match self.read(shard, options, read, deadline).await? {
+        self.get_keys(shard, options, GetKeys { keys, metadata_only, ..GetKeys::default() }, deadline).await
+    }
+
+    /// The same, perhaps with a pin.
+    ///
+    /// # Errors
+    /// When it was refused.
+    pub async fn get_keys(
+        &self,
+        shard: ShardId,
+        options: Option<ReadOptions>,
+        get: GetKeys,
+        deadline: Instant,
+    ) -> Result<(Option<ReplyContext>, GotKeys), Refused> {
+        match self.read(shard, options, read_request::Read::Get(get), deadline).await? {
             (context, read_response::Read::Get(got)) => Ok((context, got)),
             (_, other) => Err(unexpected("GetKeys", &other)),
         }

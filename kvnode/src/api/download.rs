@@ -1,107 +1,32 @@
 //! Download: a stored value as a stream, verified chunk by chunk.
 //!
-//! The first read says what the key holds. An inline value is there already; of an uploaded one the chunks follow,
-//! by the id that the key named at that moment: a value that is overwritten meanwhile is never mixed with its
-//! successor, the stream ends with `VALUE_REPLACED` instead. Like a scan it is pulled by its reply: a few chunks are
-//! held, whatever the size.
+//! The first read says what the key holds. An inline value is there already; of an uploaded one the chunks follow, by
+//! the id that the key named at that moment. The read pins the moment at the replica that answers it, so that the chunks
+//! are there although the key is overwritten or deleted meanwhile. A pin that is gone is no error as long as the key has
+//! the value; when it has another one, the two are never mixed, and the stream ends with `VALUE_REPLACED`. Like a scan it
+//! is pulled by its reply: a few chunks are held, whatever the size.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, future, stream};
 use kv_proto::{
-    disk::v1::ChunkRecord,
-    kv::v1::{Blob, DownloadRequest, DownloadResponse, ReadOptions, download_response, key_value},
-    peer::v1::{ReadBlob, read_request, read_response, refusal::Kind},
+    kv::v1::{Blob, DownloadRequest, DownloadResponse, download_response, key_value},
+    peer::v1::GetKeys,
 };
-use kv_topology::ShardId;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
 use super::{
-    context::{Context, shard_of, unexpected},
+    chunk_reader::{ChunkReader, PinGuard},
+    context::{Context, shard_of},
     deadline::Deadline,
-    error::{Refused, reason},
+    error::Refused,
     header,
-    limits::{CHUNK_BYTES, DOWNLOAD_PAGE_CHUNKS, DOWNLOAD_PAGES_AT_ONCE},
+    limits::CHUNK_BYTES,
     validate::{self, Violation},
 };
 use crate::router::store::Store;
-
-/// Reads the chunks of one upload.
-pub struct ChunkReader<S> {
-    /// Of the services.
-    pub context: Arc<Context<S>>,
-    /// That owns the key.
-    pub shard: ShardId,
-    /// That the upload is for.
-    pub key: Bytes,
-    /// Of the upload.
-    pub upload_id: Bytes,
-    /// Of the caller.
-    pub options: Option<ReadOptions>,
-    /// Of the call.
-    pub deadline: Deadline,
-}
-
-impl<S: Store> ChunkReader<S> {
-    /// The chunks from `first` up to but not including `end`, in order, each verified.
-    pub fn read(self, first: u32, end: u32) -> impl Stream<Item = Result<Bytes, Refused>> + Send {
-        let reader = Arc::new(self);
-        let pages = (first..end).step_by(DOWNLOAD_PAGE_CHUNKS as usize);
-        let read = move |first| {
-            let reader = reader.clone();
-            async move { reader.page(first, DOWNLOAD_PAGE_CHUNKS.min(end - first)).await }
-        };
-        let pages = stream::iter(pages).map(read).buffered(DOWNLOAD_PAGES_AT_ONCE);
-        pages.map_ok(|chunks| stream::iter(chunks).map(Ok)).try_flatten()
-    }
-
-    async fn page(&self, first: u32, count: u32) -> Result<Vec<Bytes>, Refused> {
-        let mut chunks = Vec::with_capacity(count as usize);
-        // The store may answer fewer than asked for.
-        while let Some(missing) =
-            u32::try_from(chunks.len()).ok().and_then(|had| count.checked_sub(had)).filter(|n| *n > 0)
-        {
-            let from = first + (count - missing);
-            let more = self.ask(from, missing).await?;
-            if more.is_empty() || more.len() > missing as usize {
-                return Err(Refused::Bug("a page of chunks that is empty or too long".to_owned()));
-            }
-            for chunk in more {
-                chunks.push(self.verified(chunk)?);
-            }
-        }
-        Ok(chunks)
-    }
-
-    async fn ask(&self, first_chunk: u32, chunks: u32) -> Result<Vec<ChunkRecord>, Refused> {
-        let now = Instant::now();
-        if self.deadline.has_passed(now) {
-            return Err(Refused::Expired);
-        }
-        let (key, upload_id) = (self.key.clone(), self.upload_id.clone());
-        let read = read_request::Read::Blob(ReadBlob { key, upload_id, first_chunk, chunks });
-        match self.context.read(self.shard, self.options, read, self.deadline.step(now)).await {
-            Ok((_, read_response::Read::Blob(blob))) => Ok(blob.chunks),
-            Ok((_, other)) => Err(unexpected("ReadBlob", &other)),
-            Err(Refused::Store(refusal))
-                if refusal.kind() == Kind::NotFound || refusal.reason == reason::VALUE_REPLACED =>
-            {
-                Err(Refused::ValueReplaced)
-            }
-            Err(refused) => Err(refused),
-        }
-    }
-
-    fn verified(&self, chunk: ChunkRecord) -> Result<Bytes, Refused> {
-        if crc32c::crc32c(&chunk.data) == chunk.crc32c {
-            Ok(chunk.data)
-        } else {
-            Err(Refused::Damaged(self.shard))
-        }
-    }
-}
 
 /// The bytes that are asked for, as positions in the value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -165,9 +90,13 @@ pub async fn download<S: Store>(
     let shard = shard_of(&map, &request.key)?;
     let (key, options) = (request.key.clone(), request.options);
     let until = deadline.step(Instant::now());
-    let (replied, got) = context.read_keys(shard, options, vec![key.clone()], false, until).await?;
+    let pin_id = Bytes::copy_from_slice(&context.fresh_id());
+    let get = GetKeys { keys: vec![key.clone()], pin_id: pin_id.clone(), ..GetKeys::default() };
+    let (replied, got) = context.get_keys(shard, options, get, until).await?;
     let one = got.results.into_iter().next().unwrap_or_default();
     let upload_id = one.upload_id;
+    let pin_id = (!upload_id.is_empty()).then_some(pin_id);
+    let pin = PinGuard::of(&context, shard, options, pin_id, replied.as_ref());
     let mut kv = one.kv.ok_or(Refused::KeyNotFound)?;
     let (blob, inline) = match kv.value.take() {
         Some(key_value::Value::Inline(value)) => (described(&value), Some(value)),
@@ -188,7 +117,7 @@ pub async fn download<S: Store>(
         Some(value) => cut_small(slice.cut(0, &value)).boxed(),
         None => {
             let (first, end) = slice.chunks()?;
-            let reader = ChunkReader { context, shard, key, upload_id, options, deadline };
+            let reader = ChunkReader { context, shard, key, upload_id, options, deadline, pin };
             sliced(reader.read(first, end), slice, first).boxed()
         }
     };

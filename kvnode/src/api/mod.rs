@@ -11,6 +11,7 @@ pub mod admin;
 pub mod admission;
 pub mod batch;
 pub mod body;
+pub mod chunk_reader;
 pub mod chunker;
 pub mod cluster_view;
 pub mod connection;

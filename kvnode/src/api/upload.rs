@@ -21,10 +21,10 @@ use tokio::time::Instant;
 use tonic::Status;
 
 use super::{
+    chunk_reader::ChunkReader,
     chunker::{Chunk, Chunker, Sum},
     context::{Context, shard_of, unexpected},
     deadline::Deadline,
-    download::ChunkReader,
     error::Refused,
     header,
     limits::{CHUNK_BYTES, DEADLINE_DEFAULT, UPLOAD_BYTES_MAX, UPLOAD_WINDOW_CHUNKS},
@@ -69,7 +69,7 @@ where
     validate::upload(&wanted)?;
     let map = context.map()?;
     let shard = shard_of(&map, &wanted.key)?;
-    let id = <[u8; 16]>::try_from(&wanted.upload_id[..]).unwrap_or_else(|_| context.upload_id());
+    let id = <[u8; 16]>::try_from(&wanted.upload_id[..]).unwrap_or_else(|_| context.fresh_id());
     let mut upload = Upload {
         is_named: !wanted.upload_id.is_empty(),
         is_open: true,
@@ -256,6 +256,7 @@ impl<S: Store> Upload<S> {
             upload_id: Bytes::copy_from_slice(&self.id),
             options: None,
             deadline: self.deadline,
+            pin: None,
         };
         let mut chunks = std::pin::pin!(reader.read(0, begun.next_chunk));
         while let Some(chunk) = chunks.next().await {

@@ -21,7 +21,7 @@ use crate::refusal;
 /// How old the state may be that answers a STALE read without a stated bound.
 pub const STALENESS_DEFAULT: Duration = Duration::from_secs(10);
 
-/// The state of one replica, for reads. Pins nothing between two calls.
+/// The state of one replica, for reads. Pins nothing between two calls but what a read asks it to.
 pub trait ReadState: Send + Sync + 'static {
     /// Answers the read from the state as it is now; the context of the answer has its revision. Never blocks: what may
     /// touch the disk runs on threads of its own.
@@ -30,7 +30,11 @@ pub trait ReadState: Send + Sync + 'static {
     /// Damaged bytes, a slot that is not owned, a replaced value, too many reads at once.
     fn answer(&self, request: ReadRequest) -> BoxFuture<'static, Result<ReadResponse, Refusal>>;
 
-    /// The same on this thread, which it may block.
+    /// Answers a read that names a pinned moment: from that moment, or that it is given up now. `None`: the read names
+    /// none that is kept here.
+    fn pinned(&self, request: &ReadRequest) -> Option<BoxFuture<'static, Result<ReadResponse, Refusal>>>;
+
+    /// The same as [`Self::answer`] on this thread, which it may block; nothing is pinned.
     ///
     /// # Errors
     /// As [`Self::answer`].
@@ -132,11 +136,15 @@ impl Replica {
         Ok(outcomes)
     }
 
-    /// Reads with the consistency that the request names.
+    /// Reads with the consistency that the request names. What was pinned had it when it was pinned.
     ///
     /// # Errors
     /// No leader in time, a state that is too old, damaged bytes.
     pub async fn read(&self, request: &ReadRequest, deadline: Instant) -> Result<ReadResponse, Refusal> {
+        if let Some(pinned) = self.state.pinned(request) {
+            let leader_here = self.control.leader() == Some(self.node);
+            return self.answered(pinned, (self.control.term(), leader_here), deadline).await;
+        }
         let options = request.options.unwrap_or_default();
         let (term, leader_here) = match options.consistency() {
             Consistency::Unspecified | Consistency::Linearizable => {
@@ -149,8 +157,17 @@ impl Replica {
                 (self.control.term(), self.control.leader() == Some(self.node))
             }
         };
-        let answer = timeout_at(deadline, self.state.answer(request.clone()));
-        let mut response = answer.await.unwrap_or_else(|_| Err(slow(self.shard)))?;
+        self.answered(self.state.answer(request.clone()), (term, leader_here), deadline).await
+    }
+
+    /// Waits for the state's answer and says where it was made: in which term, and whether by the leader.
+    async fn answered(
+        &self,
+        answer: BoxFuture<'static, Result<ReadResponse, Refusal>>,
+        (term, leader_here): (u64, bool),
+        deadline: Instant,
+    ) -> Result<ReadResponse, Refusal> {
+        let mut response = timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(slow(self.shard)))?;
         let context = response.context.get_or_insert_default();
         context.node_id = self.node.get();
         context.shard_id = self.shard.get();

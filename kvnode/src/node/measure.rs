@@ -9,6 +9,7 @@ use crate::{
     group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX},
     log::budget::QUEUE_BYTES,
     metrics::{GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels},
+    state::pins::PINS_MAX,
     state_machine::worker::JOBS_MAX,
     transport::Limits,
 };
@@ -26,6 +27,7 @@ pub struct Meters {
     pub links: LinkMetrics,
     log_commits: QueueMetric,
     applies: QueueMetric,
+    pins: QueueMetric,
 }
 
 impl Meters {
@@ -53,7 +55,8 @@ impl Meters {
         };
         let (log_commits, applies) =
             (queues.of(Queue::log_commits, QUEUE_BYTES), queues.of(Queue::applies, JOBS_MAX));
-        Self { api, groups, log, links, log_commits, applies }
+        let pins = queues.of(Queue::pins, PINS_MAX);
+        Self { api, groups, log, links, log_commits, applies, pins }
     }
 }
 
@@ -74,6 +77,9 @@ pub fn gauges(core: &Core) {
     metrics.storage.log_tail_bytes.set(core.stores.log.tail_bytes() as u64);
     set(&meters.log_commits, core.stores.log.queued_bytes());
     set(&meters.applies, core.stores.state.queued_applies());
+    let pins = core.stores.state.pins();
+    set(&meters.pins, pins.kept());
+    meters.pins.refused.inc_by(pins.take_refused());
     meters.api.measure();
     let Some(member) = core.member.get() else { return };
     let replicas = member.replicas.all();

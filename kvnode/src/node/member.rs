@@ -136,7 +136,8 @@ impl Member {
         let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
         spawner.spawn("controller", controller.run());
         spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
-        spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone()));
+        let pins = stores.state.pins().clone();
+        spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone(), pins));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
         let sizes = Arc::new(Logs(stores.log.clone()));
         spawner.spawn("ticks", ticks::run(replicas.clone()));

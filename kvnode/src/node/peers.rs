@@ -132,6 +132,7 @@ fn read_lane(request: &ReadRequest) -> Lane {
     use kv_proto::peer::v1::read_request::Read;
     match &request.read {
         Some(Read::Get(get)) if get.keys.len() == 1 => Lane::Raft,
+        Some(Read::Unpin(_)) => Lane::Raft,
         Some(Read::Get(_) | Read::Scan(_) | Read::Blob(_)) | None => Lane::Bulk,
     }
 }

@@ -22,21 +22,16 @@ impl Durability for LogView {
 
 impl ReadState for ReplicaReader {
     fn read(&self, request: &ReadRequest) -> Result<ReadResponse, Refusal> {
-        match Self::read(self, request) {
-            ReadResponse { read: Some(Read::Refusal(refused)), .. } => Err(refused),
-            response => Ok(response),
-        }
+        unless_refused(Self::read(self, request))
     }
 
     fn answer(&self, request: ReadRequest) -> BoxFuture<'static, Result<ReadResponse, Refusal>> {
         let this = self.clone();
-        let answer = async move {
-            match Self::answer(&this, request).await {
-                ReadResponse { read: Some(Read::Refusal(refused)), .. } => Err(refused),
-                response => Ok(response),
-            }
-        };
-        answer.boxed()
+        async move { unless_refused(Self::answer(&this, request).await) }.boxed()
+    }
+
+    fn pinned(&self, request: &ReadRequest) -> Option<BoxFuture<'static, Result<ReadResponse, Refusal>>> {
+        Some(Self::pinned(self, request)?.map(unless_refused).boxed())
     }
 
     fn revision(&self) -> u64 {
@@ -62,6 +57,13 @@ impl ReadState for ReplicaReader {
 
     fn wait_revision(&self, revision: u64) -> BoxFuture<'static, ()> {
         Self::wait_revision(self, revision).boxed()
+    }
+}
+
+fn unless_refused(response: ReadResponse) -> Result<ReadResponse, Refusal> {
+    match response.read {
+        Some(Read::Refusal(refused)) => Err(refused),
+        _ => Ok(response),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! [`Disk`] keeps what [`watch_space`] measures, from the start of the node on, and the ballast with it. [`enforce`]
 //! draws the conclusions for the replicas that live here: below the soft limit their leaderships go to nodes that have
-//! room, and what this node goes on leading admits only deletes; below the hard limit the transport refuses entries
+//! room, what this node goes on leading admits only deletes, and downloads pin nothing; below the hard limit the transport refuses entries
 //! and snapshots. Other nodes hear of the level with every batch, so that no leader admits what a quorum cannot store.
 //!
 //! A full disk does not make a node unready: its reads are as good as any. It falls behind and says so by its lag.
@@ -26,6 +26,7 @@ use crate::{
     config::DiskLimits,
     data_dir::{Ballast, DataDir, Level, Space, SpaceLimits, SpaceWatch, space_of, watch_space},
     group::{membership::TRANSFER_LAG_ENTRIES_MAX, replica::Replica, room::room},
+    state::pins::Pins,
     transport::Transport,
 };
 
@@ -134,13 +135,21 @@ pub fn make_room(data_dir: &Path, configured: DiskLimits) {
 }
 
 /// Draws the conclusions for the replicas of this node, for ever.
-pub async fn enforce(disk: Arc<Disk>, me: NodeId, replicas: Arc<LocalReplicas>, transport: Transport) {
+pub async fn enforce(
+    disk: Arc<Disk>,
+    me: NodeId,
+    replicas: Arc<LocalReplicas>,
+    transport: Transport,
+    pins: Arc<Pins>,
+) {
     let mut ticks = interval(ENFORCE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let (own, since) = (disk.level(), disk.now().since);
         transport.set_disk_level(wire_level(own));
+        // They keep compaction from freeing what was deleted.
+        pins.set_room(own == Level::Enough);
         let level_of = |node| if node == me { own } else { level(transport.disk_level(node)) };
         for replica in replicas.all() {
             replica.gate.set_stuck(own == Level::Hard);

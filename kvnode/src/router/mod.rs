@@ -16,7 +16,7 @@ use std::{
 use futures::future::BoxFuture;
 use kv_proto::{
     disk::v1::{MetaRecord, Operation},
-    peer::v1::{Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, WriteRequest},
+    peer::v1::{Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, WriteRequest, read_request},
 };
 use kv_topology::{ClusterMap, NodeId, ShardId};
 use tokio::time::{Instant, sleep_until};
@@ -126,7 +126,7 @@ impl Router {
         course: &Course,
         local: Option<&Replica>,
         map: &ClusterMap,
-        choose: fn(&Known<'_>) -> Target,
+        choose: impl FnOnce(&Known<'_>) -> Target,
     ) -> Target {
         choose(&Known {
             me: self.me,
@@ -226,13 +226,17 @@ impl store::Store for Router {
     async fn read(&self, request: ReadRequest, deadline: Instant) -> Result<ReadResponse, Refusal> {
         let shard = ShardId(request.shard_id);
         let here_only = request.options.is_some_and(|options| options.serve_at_node);
+        let keeper = keeper(&request);
         let mut course = self.course(shard, deadline);
         loop {
             let replica = self.replicas.replica(shard);
             let map = self.maps.map();
             let target = match &replica {
                 Some(_) if here_only => Target::Here,
-                replica => self.target(&course, replica.as_ref(), &map, route::for_read),
+                replica => self.target(&course, replica.as_ref(), &map, |known| match keeper {
+                    Some(keeper) => route::for_pinned(known, keeper),
+                    None => route::for_read(known),
+                }),
             };
             let result = match (target, replica) {
                 (Target::Here, Some(replica)) => replica.read(&request, deadline).await,
@@ -268,6 +272,16 @@ impl store::Store for Router {
     fn meta(&self) -> Arc<MetaRecord> {
         self.maps.meta()
     }
+}
+
+/// The node that keeps the moment which a read names.
+fn keeper(request: &ReadRequest) -> Option<NodeId> {
+    let pin = match request.read.as_ref()? {
+        read_request::Read::Blob(blob) => blob.pin.as_ref(),
+        read_request::Read::Unpin(unpin) => unpin.pin.as_ref(),
+        read_request::Read::Get(_) | read_request::Read::Scan(_) => None,
+    };
+    pin.map(|pin| NodeId(pin.node_id))
 }
 
 /// Time left, ms, for a request to another node.

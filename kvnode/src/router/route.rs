@@ -96,6 +96,15 @@ pub fn for_read(known: &Known<'_>) -> Target {
     }
 }
 
+/// Where a read of a pinned moment goes: to the node that keeps it; when that does not answer, as any read.
+pub fn for_pinned(known: &Known<'_>, keeper: NodeId) -> Target {
+    let is_here = keeper != known.me || known.local.is_some();
+    if known.attempt == 0 && is_here && !(known.silent)(keeper) {
+        return target(known, Some(keeper));
+    }
+    for_read(known)
+}
+
 fn was_last(known: &Known<'_>, node: NodeId) -> bool {
     match known.last {
         Some(Target::Here) => node == known.me,
@@ -417,6 +426,20 @@ mod tests {
         let shard = shard();
         assert_eq!(for_read(&known(Some(None), None, &shard, 0)), Target::Here);
         assert_eq!(for_read(&known(None, None, &shard, 0)), Target::At(NodeId(3)));
+    }
+
+    #[test]
+    fn a_pinned_read_goes_to_the_node_that_keeps_it_and_then_as_any_read() {
+        let (shard, keeper) = (shared(), NodeId(3));
+        let local = Some(Some(NodeId(2)));
+        let first = known(local, Some(NodeId(2)), &shard, 0);
+        assert_eq!(for_pinned(&first, keeper), Target::At(keeper), "although there is a replica here");
+        assert_eq!(for_pinned(&first, ME), Target::Here);
+        assert_eq!(for_pinned(&known(local, None, &shard, 1), keeper), Target::Here);
+        let silent = Known { silent: &|node| node == keeper, ..first };
+        assert_eq!(for_pinned(&silent, keeper), Target::Here);
+        let moved_away = known(None, Some(NodeId(2)), &shard, 0);
+        assert_eq!(for_pinned(&moved_away, ME), Target::At(NodeId(2)));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use bytes::Bytes;
 
 use super::{
     error::StateError,
+    pins::Copied,
     snapshot::table::{Table, TableSink},
 };
 
@@ -146,6 +147,11 @@ pub trait StateEngine: View + Send + Sync + 'static {
     fn view_in_memory(&self, read: &mut dyn FnMut(&dyn View)) -> bool {
         self.view(read);
         true
+    }
+
+    /// The present moment as a value, where it is one: in memory. `None`: a view borrows from the store.
+    fn copy(&self) -> Option<Copied> {
+        None
     }
 
     /// Makes everything written before durable.

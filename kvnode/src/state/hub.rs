@@ -21,7 +21,7 @@ use std::{
 
 use kv_proto::{
     disk::v1::{LogId, StoredMembership},
-    peer::v1::{ReadRequest, ReadResponse, read_request, read_response},
+    peer::v1::{ReadRequest, ReadResponse, Refusal, read_request, read_response},
 };
 use kv_topology::{Generation, ReplicaId, ShardId};
 use tokio::sync::{Semaphore, mpsc};
@@ -32,6 +32,8 @@ use super::{
     flush::{FlushCoordinator, FlushPolicy},
     keys,
     options::MemoryBudget,
+    pinned_reads::wanted_pin,
+    pins::Pins,
     read_pool::{Full, ReadPool},
     rocks::{OpenError, RocksEngine},
     snapshot::{INCOMING_MAX, OUTGOING_MAX, Sending, SnapshotStage},
@@ -92,6 +94,7 @@ pub(crate) struct Shared {
     pub(crate) engine: Arc<dyn StateEngine>,
     pub(crate) workers: Workers,
     reads: ReadPool,
+    pub(super) pins: Arc<Pins>,
     pub(crate) flushes: Arc<FlushCoordinator>,
     pub(crate) hooks: Hooks,
     pub(crate) outgoing: Arc<Semaphore>,
@@ -159,12 +162,14 @@ impl StateHub {
             engine,
             workers,
             reads,
+            pins: Arc::default(),
             flushes,
             hooks,
             outgoing: Arc::new(Semaphore::new(OUTGOING_MAX)),
             incoming: Arc::new(Semaphore::new(INCOMING_MAX)),
         });
         start_apply(&shared, worker)?;
+        shared.workers.task("pins", shared.pins.clone().run());
         let flushing = shared.clone();
         shared.workers.task("flush coordinator", async move {
             let ended = flushing.flushes.run(flushing.engine.clone(), flushing.workers.clone()).await;
@@ -240,6 +245,11 @@ impl StateHub {
         self.shared.reads.waiting()
     }
 
+    /// The moments that are kept for downloads.
+    pub fn pins(&self) -> &Arc<Pins> {
+        &self.shared.pins
+    }
+
     /// Reads of a replica. `None`: it has no machine here.
     pub fn reader(&self, replica: ReplicaId) -> Option<ReplicaReader> {
         let replica = self.find(replica)?;
@@ -270,6 +280,7 @@ impl StateHub {
     /// The store failed or stops.
     pub async fn remove_replica(&self, replica: ReplicaId) -> io::Result<()> {
         self.replicas().remove(&replica);
+        self.shared.pins.close_all_of(replica);
         let engine = self.shared.engine.clone();
         let removed = self
             .shared
@@ -299,6 +310,7 @@ impl StateHub {
         self.shared.flushes.stop();
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.replicas().clear();
+        self.shared.pins.shut().await;
         flushed
     }
 }
@@ -381,6 +393,11 @@ fn remove_strays(
     Ok(())
 }
 
+/// Too many reads wait.
+pub(super) fn busy(message: String) -> Refusal {
+    crate::refusal::exhausted(crate::refusal::READ_QUEUE_FULL, message, RETRY_AFTER_MS)
+}
+
 /// A read that costs at most one value: what it takes from memory needs no thread.
 fn is_point_read(request: &ReadRequest) -> bool {
     matches!(&request.read, Some(read_request::Read::Get(get)) if get.keys.len() == 1)
@@ -389,8 +406,8 @@ fn is_point_read(request: &ReadRequest) -> bool {
 /// Reads of one replica, each of one moment.
 #[derive(Clone)]
 pub struct ReplicaReader {
-    shared: Arc<Shared>,
-    replica: Arc<ReplicaShared>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) replica: Arc<ReplicaShared>,
 }
 
 impl ReplicaReader {
@@ -425,8 +442,16 @@ impl ReplicaReader {
     }
 
     /// Answers a request from the newest state, without blocking: at once when it is a read of one key and all it needs
-    /// is in memory, otherwise on a thread for reads. Damage is told as by [`Self::read`].
+    /// is in memory, otherwise on a thread for reads. Damage is told as by [`Self::read`]. What the request wants pinned
+    /// is pinned, see [`super::pinned_reads`].
     pub async fn answer(&self, request: ReadRequest) -> ReadResponse {
+        match wanted_pin(&request) {
+            Some(id) => self.answer_pinning(id, request).await,
+            None => self.answer_now(request).await,
+        }
+    }
+
+    pub(super) async fn answer_now(&self, request: ReadRequest) -> ReadResponse {
         if is_point_read(&request)
             && let Some(answer) = with_view_in_memory(self.shared.engine.as_ref(), |view| {
                 reads::Reader::new(view, self.replica.id, self.replica.shard)?.read(&request)
@@ -440,9 +465,7 @@ impl ReplicaReader {
                 Some(answer) => return answer,
                 None => refusal::internal(),
             },
-            Err(full) => {
-                crate::refusal::exhausted(crate::refusal::READ_QUEUE_FULL, full.to_string(), RETRY_AFTER_MS)
-            }
+            Err(full) => busy(full.to_string()),
         };
         ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) }
     }
@@ -473,7 +496,7 @@ impl ReplicaReader {
         }
     }
 
-    fn judge(&self, answer: Result<ReadResponse, StateError>) -> ReadResponse {
+    pub(super) fn judge(&self, answer: Result<ReadResponse, StateError>) -> ReadResponse {
         answer.unwrap_or_else(|error| {
             self.shared.hooks.tell(&error);
             let refusal = match error {

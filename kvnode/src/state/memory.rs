@@ -15,6 +15,7 @@ use bytes::Bytes;
 use super::{
     engine::{Batch, Bounds, Change, Direction, Span, StateEngine, View, Visitor},
     error::StateError,
+    pins::Copied,
     snapshot::table::{Table, TableSink},
 };
 
@@ -142,6 +143,10 @@ impl StateEngine for MemoryEngine {
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
         read(&self.read_image().live);
+    }
+
+    fn copy(&self) -> Option<Copied> {
+        Some(Box::new(self.records()))
     }
 
     fn flush(&self) -> Result<(), StateError> {

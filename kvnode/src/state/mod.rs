@@ -2,7 +2,8 @@
 //!
 //! [`keys`] says how records are named and ordered, [`engine`] what a store must do, [`rocks`] and [`memory`] do it.
 //! A write is durable with the flush that follows it ([`flush`]); what a crash takes back, the Raft log brings
-//! again. [`snapshot`] carries a replica's state to another node, [`hub`] holds it all together for a node.
+//! again. [`snapshot`] carries a replica's state to another node, [`pins`] keep moments of it for downloads, [`hub`]
+//! holds it all together for a node.
 //!
 //! Nothing here knows what an operation means: that is [`crate::state_machine`].
 
@@ -13,6 +14,8 @@ pub mod hub;
 pub mod keys;
 pub mod memory;
 pub mod options;
+pub mod pinned_reads;
+pub mod pins;
 pub mod read_pool;
 pub mod rocks;
 pub mod snapshot;

@@ -10,8 +10,8 @@ use kv_proto::{
     disk::v1::{ChunkRecord, GroupRecord, KeyRecord, UploadRecord, key_record},
     kv::v1::KeyValue,
     peer::v1::{
-        BlobChunks, GetKeys, GetOutcome, GotKeys, ReadBlob, ReadRequest, ReadResponse, Refusal, ReplyContext,
-        ScanPage, ScannedPage, read_request, read_response,
+        BlobChunks, Done, GetKeys, GetOutcome, GotKeys, ReadBlob, ReadRequest, ReadResponse, Refusal,
+        ReplyContext, ScanPage, ScannedPage, read_request, read_response,
     },
 };
 use kv_topology::{Generation, KeyspaceId, ReplicaId, ShardId};
@@ -89,6 +89,8 @@ impl<'a> Reader<'a> {
                 self.scan(keyspace, page).map(read_response::Read::Scan).map_err(Rejection::Failed)
             }
             Some(read_request::Read::Blob(blob)) => self.blob(keyspace, blob).map(read_response::Read::Blob),
+            // This moment needs nobody to let go of it.
+            Some(read_request::Read::Unpin(_)) => Ok(read_response::Read::Done(Done {})),
             None => Err(refusal::invalid("read", "is not known").into()),
         };
         let read = match answer {

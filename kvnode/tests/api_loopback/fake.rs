@@ -16,9 +16,9 @@ use kv_proto::{
     disk::v1::{self as disk, ChunkRecord, MetaRecord, Operation, operation},
     kv::v1::{Blob, Compare, KeyValue, Precondition, compare, key_value, precondition},
     peer::v1::{
-        BlobChunks, DeleteOutcome, DeleteRangeOutcome, GetOutcome, GotKeys, Outcome, PutOutcome, ReadRequest,
-        ReadResponse, Refusal, ReplyContext, ScanPage, ScannedPage, TxnOutcome, TxnResult, UploadOutcome,
-        outcome, read_request, read_response, refusal::Kind, txn_result,
+        BlobChunks, DeleteOutcome, DeleteRangeOutcome, Done, GetOutcome, GotKeys, Outcome, PutOutcome,
+        ReadRequest, ReadResponse, Refusal, ReplyContext, ScanPage, ScannedPage, TxnOutcome, TxnResult,
+        UploadOutcome, outcome, read_request, read_response, refusal::Kind, txn_result,
     },
 };
 use kv_topology::{
@@ -104,6 +104,10 @@ pub struct FakeStore {
     pub page_keys: AtomicUsize,
     /// Even chunks are slower than odd ones: they are overtaken.
     pub overtakes: AtomicBool,
+    /// What is pinned for downloads, by the id of the pin.
+    pins: Mutex<BTreeMap<Bytes, Vec<ChunkRecord>>>,
+    /// There is no place for another pin.
+    pub refuses_pins: AtomicBool,
     /// Chunks that the store has taken.
     pub chunks_taken: AtomicUsize,
     /// Reads that were asked for.
@@ -165,6 +169,8 @@ impl FakeStore {
             script: Mutex::default(),
             page_keys: AtomicUsize::new(3),
             overtakes: AtomicBool::new(false),
+            pins: Mutex::default(),
+            refuses_pins: AtomicBool::new(false),
             chunks_taken: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             deadlines: Mutex::default(),
@@ -192,6 +198,16 @@ impl FakeStore {
     /// Uploads that were begun and neither committed nor aborted.
     pub fn open_uploads(&self) -> usize {
         lock(&self.shards).values().map(|shard| shard.uploads.len()).sum()
+    }
+
+    /// Values that are pinned.
+    pub fn pins(&self) -> usize {
+        lock(&self.pins).len()
+    }
+
+    /// Lets go of everything that is pinned, as a replica does that stops.
+    pub fn forget_pins(&self) {
+        lock(&self.pins).clear();
     }
 
     /// Flips a bit of every stored chunk.
@@ -263,7 +279,13 @@ impl Store for FakeStore {
         let page_keys = self.page_keys.load(Ordering::Relaxed);
         let read = match request.read.ok_or_else(|| refusal(Kind::Internal, ""))? {
             read_request::Read::Get(get) => {
-                let results = get.keys.iter().map(|key| shard.get(key, !get.metadata_only)).collect();
+                let results: Vec<_> = get.keys.iter().map(|key| shard.get(key, !get.metadata_only)).collect();
+                let upload = results.first().and_then(|found| shard.blobs.get(&found.upload_id));
+                if let Some(chunks) = upload.filter(|_| !get.pin_id.is_empty())
+                    && !self.refuses_pins.load(Ordering::Relaxed)
+                {
+                    lock(&self.pins).insert(get.pin_id, chunks.clone());
+                }
                 read_response::Read::Get(GotKeys { results })
             }
             read_request::Read::Scan(page) => read_response::Read::Scan(shard.scan(&page, page_keys)),
@@ -272,9 +294,16 @@ impl Store for FakeStore {
                 let names =
                     shard.keys.get(&blob.key[..]).is_some_and(|record| record.upload_id() == blob.upload_id);
                 let stored = shard.blobs.get(&blob.upload_id).filter(|_| names);
-                let chunks = pending.or(stored).ok_or_else(|| refusal(Kind::NotFound, "VALUE_REPLACED"))?;
+                let pins = lock(&self.pins);
+                let pinned = blob.pin.as_ref().and_then(|pin| pins.get(&pin.id));
+                let chunks = pinned.or(pending).or(stored);
+                let chunks = chunks.ok_or_else(|| refusal(Kind::NotFound, "VALUE_REPLACED"))?;
                 let chunks = chunks.iter().skip(blob.first_chunk as usize).take(blob.chunks as usize);
                 read_response::Read::Blob(BlobChunks { chunks: chunks.cloned().collect() })
+            }
+            read_request::Read::Unpin(unpin) => {
+                lock(&self.pins).remove(&unpin.pin.unwrap_or_default().id);
+                read_response::Read::Done(Done {})
             }
         };
         let context = self.context(ShardId(request.shard_id), shard.revision);
@@ -313,7 +342,7 @@ impl Shard {
             operation::Kind::UploadCommit(commit) => self.upload_commit(&commit).map(outcome::Result::Upload),
             operation::Kind::UploadAbort(abort) => {
                 self.uploads.remove(&abort.upload_id);
-                Ok(outcome::Result::Done(kv_proto::peer::v1::Done {}))
+                Ok(outcome::Result::Done(Done {}))
             }
             _ => Err(refusal(Kind::Internal, "not faked")),
         }

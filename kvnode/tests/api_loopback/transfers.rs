@@ -6,8 +6,8 @@ use bytes::Bytes;
 use kv_proto::{
     disk::v1::operation,
     kv::v1::{
-        DownloadRequest, DownloadResponse, GetRequest, Precondition, PutRequest, UploadRequest,
-        download_response, key_value, kv_client::KvClient, precondition, upload_request,
+        DeleteRequest, DownloadRequest, DownloadResponse, GetRequest, Precondition, PutRequest,
+        UploadRequest, download_response, key_value, kv_client::KvClient, precondition, upload_request,
     },
     peer::v1::{read_request, refusal::Kind},
 };
@@ -15,7 +15,7 @@ use kvnode::api::limits::{CHUNK_BYTES, UPLOAD_WINDOW_CHUNKS};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status, transport::Channel};
+use tonic::{Code, Status, Streaming, transport::Channel};
 
 use crate::fake::{Asked, refusal};
 use crate::support::{Harness, field, metadata, told, until, upload, upload_messages, value_of, within};
@@ -281,37 +281,100 @@ async fn only_the_commit_of_an_upload_can_have_an_unknown_outcome() {
     until("the abort of the second upload", || harness.store.open_uploads() == 1).await;
 }
 
-#[tokio::test]
-async fn a_value_that_is_overwritten_under_a_download_is_never_mixed() {
-    let harness = Harness::start().await;
-    let mut client = harness.client().await;
-    let value = value_of(40 * CHUNK_BYTES);
-    upload(&mut client, header("k"), &value, 1 << 20).await.expect("an upload");
-    let mut messages = client.download(whole("k")).await.expect("a download").into_inner();
-    let mut received = 0;
-    // The header and the first bytes: the rest waits for the client.
-    for _ in 0..3 {
-        let message = within("a message", messages.message()).await.expect("no refusal").expect("a message");
-        if let Some(download_response::Part::Data(data)) = message.part {
-            assert!(data == value.slice(received..received + data.len()));
-            received += data.len();
+/// A download whose client has taken the header and the first bytes: the rest waits for it.
+struct Slow {
+    messages: Streaming<DownloadResponse>,
+    value: Bytes,
+    received: usize,
+}
+
+impl Slow {
+    async fn begin(harness: &Harness) -> Self {
+        let mut client = harness.client().await;
+        let value = value_of(40 * CHUNK_BYTES);
+        upload(&mut client, header("k"), &value, 1 << 20).await.expect("an upload");
+        let messages = client.download(whole("k")).await.expect("a download").into_inner();
+        let mut slow = Self { messages, value, received: 0 };
+        for _ in 0..3 {
+            assert!(slow.next().await.expect("no refusal"), "it goes on");
         }
+        slow
     }
-    let put = PutRequest { key: "k".into(), value: "new".into(), ..PutRequest::default() };
-    harness.client().await.put(put).await.expect("a put");
-    let status = loop {
-        match within("the end", messages.message()).await {
-            Ok(Some(message)) => {
-                let Some(download_response::Part::Data(data)) = message.part else { panic!("one header") };
-                assert!(data == value.slice(received..received + data.len()), "the old value");
-                received += data.len();
-            }
-            Ok(None) => panic!("the old value was read whole after {received} B: nothing was shown"),
-            Err(status) => break status,
+
+    /// Takes a message; false at the end.
+    async fn next(&mut self) -> Result<bool, Status> {
+        let Some(message) = within("a message", self.messages.message()).await? else { return Ok(false) };
+        if let Some(download_response::Part::Data(data)) = message.part {
+            assert!(data == self.value.slice(self.received..self.received + data.len()), "the old value");
+            self.received += data.len();
         }
-    };
-    assert_eq!(told(&status), (Code::Unavailable, "VALUE_REPLACED".to_owned()));
-    assert!(received < value.len());
+        Ok(true)
+    }
+
+    async fn rest(&mut self) -> Result<(), Status> {
+        while self.next().await? {}
+        Ok(())
+    }
+}
+
+/// The key is overwritten, or deleted.
+async fn change(harness: &Harness, overwrite: bool) {
+    let mut client = harness.client().await;
+    if overwrite {
+        let put = PutRequest { key: "k".into(), value: "new".into(), ..PutRequest::default() };
+        client.put(put).await.expect("a put");
+    } else {
+        let delete = DeleteRequest { key: "k".into(), ..DeleteRequest::default() };
+        client.delete(delete).await.expect("a delete");
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_is_overwritten_or_deleted_under_a_download_is_downloaded_whole() {
+    for overwrite in [true, false] {
+        let harness = Harness::start().await;
+        let mut slow = Slow::begin(&harness).await;
+        change(&harness, overwrite).await;
+        slow.rest().await.expect("the value was pinned");
+        assert_eq!(slow.received, slow.value.len());
+        until("the end of the pin", || harness.store.pins() == 0).await;
+    }
+}
+
+#[tokio::test]
+async fn a_download_whose_client_goes_away_pins_nothing() {
+    let harness = Harness::start().await;
+    let slow = Slow::begin(&harness).await;
+    assert_eq!(harness.store.pins(), 1);
+    drop(slow);
+    until("the end of the pin", || harness.store.pins() == 0).await;
+    let behind = DownloadRequest { offset: 1 << 40, ..whole("k") };
+    let mut client = harness.client().await;
+    assert_eq!(field(&download(&mut client, behind).await.expect_err("behind the end")), "offset");
+    until("the end of the pin", || harness.store.pins() == 0).await;
+}
+
+#[tokio::test]
+async fn a_download_whose_pin_is_gone_goes_on_as_long_as_the_key_has_the_value() {
+    let harness = Harness::start().await;
+    let mut slow = Slow::begin(&harness).await;
+    harness.store.forget_pins();
+    slow.rest().await.expect("nothing was overwritten");
+    assert_eq!(slow.received, slow.value.len());
+}
+
+#[tokio::test]
+async fn a_value_that_is_overwritten_under_a_download_without_a_pin_is_never_mixed() {
+    for refused in [true, false] {
+        let harness = Harness::start().await;
+        harness.store.refuses_pins.store(refused, Ordering::Relaxed);
+        let mut slow = Slow::begin(&harness).await;
+        harness.store.forget_pins();
+        change(&harness, true).await;
+        let status = slow.rest().await.expect_err("neither pinned nor there");
+        assert_eq!(told(&status), (Code::Unavailable, "VALUE_REPLACED".to_owned()));
+        assert!(slow.received < slow.value.len());
+    }
 }
 
 #[tokio::test]

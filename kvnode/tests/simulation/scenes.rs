@@ -201,7 +201,8 @@ async fn write(world: &World, node: NodeId, kind: Kind) {
 
 /// Whether the first chunk of an upload is stored at a node.
 fn is_stored(world: &World, node: NodeId, upload: u8) -> bool {
-    let blob = ReadBlob { key: KEY.into(), upload_id: upload_id(upload).into(), first_chunk: 0, chunks: 1 };
+    let (key, upload_id) = (KEY.into(), upload_id(upload).into());
+    let blob = ReadBlob { key, upload_id, chunks: 1, ..ReadBlob::default() };
     let read = Some(Read::Blob(blob));
     let request = ReadRequest { shard_id: SHARD.get(), read, ..ReadRequest::default() };
     match replica(world, node).state.read(&request).map(|response| response.read) {

@@ -179,7 +179,7 @@ impl Driven {
 
     pub fn get(&self, key: &str) -> Option<kv_proto::kv::v1::KeyValue> {
         let keys = vec![Bytes::copy_from_slice(key.as_bytes())];
-        match self.read(read_request::Read::Get(GetKeys { keys, metadata_only: false })) {
+        match self.read(read_request::Read::Get(GetKeys { keys, ..GetKeys::default() })) {
             read_response::Read::Get(got) => got.results[0].kv.clone(),
             other => panic!("{other:?}"),
         }

@@ -7,6 +7,7 @@ mod crash;
 mod damage;
 mod demonstration;
 mod disks;
+mod downloads;
 mod failover;
 mod grpcurl;
 mod histories;

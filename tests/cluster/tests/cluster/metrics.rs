@@ -26,7 +26,7 @@ const MAY_REST: [(&str, &str); 6] = [
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 9] = [
+const QUEUES: [&str; 10] = [
     "proposals",
     "log_commits",
     "applies",
@@ -36,6 +36,7 @@ const QUEUES: [&str; 9] = [
     "read_index",
     "transfers",
     "requests",
+    "pins",
 ];
 
 /// The greatest value that each series had, in any node.
