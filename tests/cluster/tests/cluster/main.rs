@@ -10,6 +10,7 @@ mod disks;
 mod failover;
 mod grpcurl;
 mod histories;
+mod hostile;
 mod membership;
 mod metrics;
 mod namespaces;
