@@ -14,6 +14,7 @@ pub mod http;
 pub mod log;
 pub mod meta;
 pub mod metrics;
+pub mod net;
 pub mod node;
 pub mod refusal;
 pub mod router;

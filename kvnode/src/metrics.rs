@@ -32,6 +32,8 @@ pub struct Metrics {
     pub node: NodeMetrics,
     /// The client API.
     pub requests: RequestMetrics,
+    /// What clients hold.
+    pub limits: LimitMetrics,
     /// The Raft groups.
     pub raft: RaftMetrics,
     /// Log and state stores.
@@ -72,6 +74,53 @@ pub struct RequestMetrics {
     pub seconds: Family<MethodLabels, Histogram>,
     /// Requests in progress.
     pub in_progress: Gauge,
+}
+
+/// The limits of the client API: what clients hold, what they may, how often they wanted more.
+#[derive(Clone, Debug, Default)]
+pub struct LimitMetrics {
+    in_use: Family<LimitLabels, Gauge>,
+    max: Family<LimitLabels, Gauge>,
+    refused: Family<LimitLabels, Counter>,
+    /// Addresses of clients with a connection.
+    pub addresses: Gauge,
+}
+
+/// The metrics of one limit of the client API.
+#[derive(Clone, Debug)]
+pub struct LimitMetric {
+    /// What clients hold.
+    pub in_use: Gauge,
+    /// What they hold at most.
+    pub max: Gauge,
+    /// What was refused to one of them.
+    pub refused: Counter,
+}
+
+impl LimitMetrics {
+    /// The metrics of the limit `limit`.
+    pub fn of(&self, limit: &'static str) -> LimitMetric {
+        let labels = LimitLabels { limit };
+        LimitMetric {
+            in_use: self.in_use.get_or_create_owned(&labels),
+            max: self.max.get_or_create_owned(&labels),
+            refused: self.refused.get_or_create_owned(&labels),
+        }
+    }
+
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let Self { in_use, max, refused, addresses } = metrics.clone();
+        registry.register("kv_api_in_use", "What clients hold of a limit of the API", in_use);
+        registry.register("kv_api_limit", "What they hold of it at most, all together", max);
+        registry.register(
+            "kv_api_refused",
+            "What was refused because a connection, an address or all of them held too much",
+            refused,
+        );
+        registry.register("kv_api_addresses", "Addresses of clients with a connection", addresses);
+        metrics
+    }
 }
 
 /// The Raft groups.
@@ -174,10 +223,6 @@ pub enum Queue {
     forwarded,
     /// Reads that wait for a read index.
     read_index,
-    /// Uploads and downloads in progress.
-    transfers,
-    /// Requests of clients in progress.
-    requests,
     /// Moments of replicas that are kept for downloads.
     pins,
 }
@@ -223,6 +268,11 @@ pub enum Stream {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct QueueLabels {
     queue: Queue,
 }
@@ -245,6 +295,7 @@ impl Metrics {
         Self {
             node: NodeMetrics::register(&mut registry),
             requests: RequestMetrics::register(&mut registry),
+            limits: LimitMetrics::register(&mut registry),
             raft: RaftMetrics::register(&mut registry),
             storage: StorageMetrics::register(&mut registry),
             transport: TransportMetrics::register(&mut registry),
@@ -510,10 +561,11 @@ mod tests {
     /// All metrics with one value of each label: what has none yet is not shown.
     fn shown() -> String {
         let metrics = Metrics::new();
-        let Metrics { requests, raft, transport, queues, .. } = &metrics;
+        let Metrics { requests, limits, raft, transport, queues, .. } = &metrics;
         let (method, status) = ("kv.v1.Kv/Put", "OK");
         drop(requests.handled.get_or_create(&RequestLabels { method, status }));
         drop(requests.seconds.get_or_create(&MethodLabels { method }));
+        limits.of("requests");
         drop(raft.term.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 }));
         for family in [&transport.sent_frames, &transport.sent_bytes, &transport.resets] {

@@ -1,6 +1,6 @@
 //! What every call passes before its service sees it: the authorisation hook, the limits, the trace.
 //!
-//! Health checks pass the limits: an overloaded node is not a dead one.
+//! Health checks have places of their own: an overloaded node is not a dead one.
 
 use std::{
     convert::Infallible,
@@ -19,6 +19,7 @@ use tracing::Instrument;
 use super::{
     body::{ReplyBody, RequestBody},
     error,
+    limits::Limit,
     quota::{ConnectionQuota, InFlight, Share},
 };
 use kv_topology::ClusterMap;
@@ -46,44 +47,66 @@ const HEALTH: &str = "/grpc.health.v1.Health/";
 const UPLOAD: &str = "/kv.v1.Kv/Upload";
 const REFLECTION: &str = "/grpc.reflection.";
 
+/// For the next bytes of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct IdleLimits {
+    /// Of any request.
+    pub request: Duration,
+    /// Of a reflection stream: between two questions.
+    pub reflection: Duration,
+}
+
+/// What a method is held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Terms {
+    /// Whose places it takes.
+    limit: Limit,
+    /// Whether its bytes count until it is answered. Those of streamed requests do not: they are read piece by piece.
+    counts_bytes: bool,
+    idle_max: Duration,
+}
+
+impl Terms {
+    fn of(method: &str, idle: IdleLimits) -> Self {
+        let terms = |limit, counts_bytes, idle_max| Self { limit, counts_bytes, idle_max };
+        match method {
+            UPLOAD => terms(Limit::Requests, false, idle.request),
+            _ if method.starts_with(HEALTH) => terms(Limit::HealthChecks, false, idle.request),
+            _ if method.starts_with(REFLECTION) => terms(Limit::Requests, false, idle.reflection),
+            _ => terms(Limit::Requests, true, idle.request),
+        }
+    }
+}
+
 /// The services behind their limits.
 #[derive(Clone)]
 pub struct Admission {
     routes: Routes,
     authorize: Authorize,
-    request_idle_max: Duration,
+    idle: IdleLimits,
 }
 
 impl Admission {
     /// Puts the limits before `routes`.
-    pub fn new(routes: Routes, authorize: Authorize, request_idle_max: Duration) -> Self {
-        Self { routes: routes.prepare(), authorize, request_idle_max }
+    pub fn new(routes: Routes, authorize: Authorize, idle: IdleLimits) -> Self {
+        Self { routes: routes.prepare(), authorize, idle }
     }
 
-    fn admit(&self, request: &Request<Body>) -> Result<Option<Arc<InFlight>>, Status> {
+    /// `None`: it came over no connection of ours.
+    fn admit(&self, request: &Request<Body>, terms: Terms) -> Result<Option<Arc<InFlight>>, Status> {
         let method = request.uri().path();
         let connection = request.extensions().get::<Arc<ConnectionQuota>>();
-        let remote = connection.and_then(|connection| connection.remote);
+        let remote = connection.map(|connection| connection.remote);
         (self.authorize)(Call { method, headers: request.headers(), remote })?;
-        match connection {
-            Some(connection) if !method.starts_with(HEALTH) => {
-                let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
-                connection.request().map(Some).map_err(refused)
-            }
-            _ => Ok(None),
-        }
+        let Some(connection) = connection else { return Ok(None) };
+        let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
+        connection.request(terms.limit).map(Some).map_err(refused)
     }
+}
 
-    fn count(&self, request: Request<Body>, in_flight: &Arc<InFlight>) -> Request<Body> {
-        let method = request.uri().path();
-        let counted = method != UPLOAD;
-        // A reflection stream may well stay open between two questions.
-        if method.starts_with(REFLECTION) {
-            return request;
-        }
-        request
-            .map(|body| Body::new(RequestBody::new(body, in_flight.clone(), counted, self.request_idle_max)))
-    }
+fn counted(request: Request<Body>, in_flight: &Arc<InFlight>, terms: Terms) -> Request<Body> {
+    let Terms { counts_bytes, idle_max, limit: _ } = terms;
+    request.map(|body| Body::new(RequestBody::new(body, in_flight.clone(), counts_bytes, idle_max)))
 }
 
 impl Service<Request<Body>> for Admission {
@@ -97,7 +120,8 @@ impl Service<Request<Body>> for Admission {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let in_flight = match self.admit(&request) {
+        let terms = Terms::of(request.uri().path(), self.idle);
+        let in_flight = match self.admit(&request, terms) {
             Ok(in_flight) => in_flight,
             Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
         };
@@ -109,7 +133,7 @@ impl Service<Request<Body>> for Admission {
         let Some(in_flight) = in_flight else {
             return Box::pin(self.routes.call(request).instrument(span));
         };
-        let reply = self.routes.call(self.count(request, &in_flight));
+        let reply = self.routes.call(counted(request, &in_flight, terms));
         let counted = async move {
             let mut reply = reply.await?;
             let share = reply.extensions_mut().remove::<Share>();
@@ -135,6 +159,23 @@ fn trace_id(headers: &HeaderMap) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_method_is_held_to_its_terms() {
+        let idle = IdleLimits { request: Duration::from_secs(1), reflection: Duration::from_secs(2) };
+        let of = |method: &str| {
+            let Terms { limit, counts_bytes, idle_max } = Terms::of(method, idle);
+            (limit, counts_bytes, idle_max.as_secs())
+        };
+        assert_eq!(of("/kv.v1.Kv/Put"), (Limit::Requests, true, 1));
+        assert_eq!(of("/no.such/Method"), (Limit::Requests, true, 1));
+        assert_eq!(of("/kv.v1.Kv/Upload"), (Limit::Requests, false, 1));
+        assert_eq!(of("/grpc.health.v1.Health/Watch"), (Limit::HealthChecks, false, 1));
+        for version in ["v1", "v1alpha"] {
+            let method = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
+            assert_eq!(of(&method), (Limit::Requests, false, 2));
+        }
+    }
 
     #[test]
     fn a_trace_id_is_taken_from_a_well_formed_traceparent_only() {

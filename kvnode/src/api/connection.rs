@@ -1,32 +1,32 @@
-//! A client's connection: a TCP stream that ends when its client does nothing useful with it.
+//! A client's connection: a socket that ends when its client does nothing useful with it.
 //!
 //! It is closed when the HTTP/2 preface does not come in time (silence and garbage), when replies wait and none
-//! moves for long (a client that does not read), and when the node ends. A timer of the connection's own task looks
-//! after that: there is no task beside it.
+//! moves for long (a client that does not read), and when the node ends.
 
 use std::{
     io,
-    pin::Pin,
+    net::SocketAddr,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::Duration,
 };
 
-use futures::{Stream, stream};
+use futures::Stream;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
-    time::{Instant, Interval, MissedTickBehavior},
+    net::TcpListener,
+    time::{Interval, MissedTickBehavior},
 };
 use tonic::transport::server::Connected;
 
 use super::{
-    limits::{CONNECTION_TICK, RETRY_AFTER},
+    limits::CONNECTION_TICK,
     quota::{ConnectionQuota, NodeQuota},
 };
+use crate::net::{
+    accept,
+    socket::{Socket, Watch},
+};
 
-/// Length of the HTTP/2 client preface, bytes; RFC 9113, 3.4.
-const PREFACE_BYTES: usize = 24;
 /// Writes of fewer bytes may be PINGs and window updates: no sign that replies move.
 const PROGRESS_BYTES_MIN: usize = 1024;
 
@@ -39,72 +39,48 @@ pub struct Patience {
     pub send_stall: Duration,
 }
 
-/// A connection under these limits.
+/// What a connection holds, and how long it may stand still.
 #[derive(Debug)]
-pub struct Connection {
-    stream: TcpStream,
+pub struct Lifeline {
     quota: Arc<ConnectionQuota>,
-    patience: Patience,
-    accepted: Instant,
-    preface_bytes_missing: usize,
+    send_stall: Duration,
     tick: Interval,
 }
 
-impl Connection {
-    fn new(stream: TcpStream, quota: Arc<ConnectionQuota>, patience: Patience) -> Self {
-        let mut tick = tokio::time::interval(CONNECTION_TICK.min(patience.preface).min(patience.send_stall));
+/// A connection under its limits.
+pub type Connection = Socket<Lifeline>;
+
+impl Lifeline {
+    fn new(quota: Arc<ConnectionQuota>, send_stall: Duration) -> Self {
+        let mut tick = tokio::time::interval(CONNECTION_TICK.min(send_stall));
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let accepted = Instant::now();
-        Self { stream, quota, patience, accepted, preface_bytes_missing: PREFACE_BYTES, tick }
+        Self { quota, send_stall, tick }
     }
 
     fn fault(&self) -> Option<io::Error> {
-        let timed_out = |text| Some(io::Error::new(io::ErrorKind::TimedOut, text));
         if self.quota.node.has_ended() {
             return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "the node ends"));
         }
-        if self.preface_bytes_missing > 0 && self.accepted.elapsed() >= self.patience.preface {
-            return timed_out("no HTTP/2 preface in time");
-        }
-        if self.quota.is_stalled(self.patience.send_stall) {
-            return timed_out("the client takes no replies");
-        }
-        None
+        let stalled = || io::Error::new(io::ErrorKind::TimedOut, "the client takes no replies");
+        self.quota.is_stalled(self.send_stall).then(stalled)
     }
 }
 
-/// The connections that `listener` accepts. Beyond the limit it closes new ones at once.
-pub fn incoming(
-    listener: TcpListener,
-    node: Arc<NodeQuota>,
-    patience: Patience,
-) -> impl Stream<Item = io::Result<Connection>> + Send {
-    stream::unfold((listener, node), move |(listener, node)| async move {
-        let connection = accept(&listener, &node, patience).await;
-        Some((Ok(connection), (listener, node)))
-    })
-}
-
-async fn accept(listener: &TcpListener, node: &Arc<NodeQuota>, patience: Patience) -> Connection {
-    loop {
-        let (stream, remote) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, most likely: trying again at once would only burn CPU.
-                tracing::warn!(%error, "cannot accept a connection");
-                tokio::time::sleep(RETRY_AFTER).await;
-                continue;
+impl Watch for Lifeline {
+    fn poll_fault(&mut self, context: &mut Context<'_>) -> Poll<io::Error> {
+        while self.tick.poll_tick(context).is_ready() {
+            if let Some(fault) = self.fault() {
+                tracing::debug!(remote = ?self.quota.remote, %fault, "a connection is closed");
+                return Poll::Ready(fault);
             }
-        };
-        let Ok(permit) = node.connections.clone().try_acquire_owned() else {
-            tracing::warn!(%remote, "too many connections, one is refused");
-            continue;
-        };
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%remote, %error, "a connection is gone already");
-            continue;
         }
-        return Connection::new(stream, ConnectionQuota::new(node.clone(), Some(remote), permit), patience);
+        Poll::Pending
+    }
+
+    fn wrote(&self, bytes: usize) {
+        if bytes >= PROGRESS_BYTES_MIN {
+            self.quota.progressed();
+        }
     }
 }
 
@@ -112,67 +88,18 @@ impl Connected for Connection {
     type ConnectInfo = Arc<ConnectionQuota>;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        self.quota.clone()
+        self.watch().quota.clone()
     }
 }
 
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        while self.tick.poll_tick(context).is_ready() {
-            if let Some(fault) = self.fault() {
-                tracing::debug!(remote = ?self.quota.remote, %fault, "a connection is closed");
-                return Poll::Ready(Err(fault));
-            }
-        }
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
-        let read = buffer.filled().len() - before;
-        self.preface_bytes_missing = self.preface_bytes_missing.saturating_sub(read);
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl Connection {
-    fn wrote(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(PROGRESS_BYTES_MIN..)) = written {
-            self.quota.progressed();
-        }
-        written
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.wrote(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
-        self.wrote(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
+/// The connections that `listener` accepts. Whoever finds no place in `node` is closed at once.
+pub fn incoming(
+    listener: TcpListener,
+    node: Arc<NodeQuota>,
+    patience: Patience,
+) -> impl Stream<Item = io::Result<Connection>> + Send {
+    accept::incoming(listener, "clients", patience.preface, move |remote: SocketAddr| {
+        let quota = ConnectionQuota::new(&node, remote)?;
+        Some(Lifeline::new(quota, patience.send_stall))
+    })
 }

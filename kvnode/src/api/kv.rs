@@ -9,7 +9,7 @@ use kv_proto::kv::v1::{
     BatchGetRequest, BatchGetResponse, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
     DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
     GetResponse, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnRequest, TxnResponse, UploadRequest,
-    UploadResponse, kv_server::Kv, write_operation,
+    UploadResponse, key_value, kv_server::Kv, write_operation,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -20,6 +20,7 @@ use super::{
     delete_range::delete_range,
     download::download,
     error::Refused,
+    limits::SMALL_REPLY_BYTES_MAX,
     quota::{ConnectionQuota, Share},
     scan::scan,
     upload::upload,
@@ -61,12 +62,47 @@ impl Caller {
     ///
     /// # Errors
     /// When there was none in time.
-    async fn large_share(&self, is_large: bool) -> Result<Option<Share>, Refused> {
+    pub async fn large_share(&self, is_large: bool) -> Result<Option<Share>, Refused> {
         match &self.connection {
             Some(connection) if is_large => connection.large_reply(self.until()).await.map(Some),
             _ => Ok(None),
         }
     }
+
+    /// Reads one key, and finds the share of the reply. What is not small needs that of a large one. While there is
+    /// none, the value is let go and read again later: those who wait hold nothing.
+    ///
+    /// # Errors
+    /// See the table of errors.
+    pub async fn get<S: Store>(
+        &self,
+        context: &Context<S>,
+        request: GetRequest,
+    ) -> Result<(GetResponse, Option<Share>), Refused> {
+        let until = self.until();
+        let got = context.get(request.clone(), until).await?;
+        let Some(connection) = self.connection.as_ref().filter(|_| is_large(&got)) else {
+            return Ok((got, None));
+        };
+        if let Some(share) = connection.large_reply_now() {
+            return Ok((got, Some(share)));
+        }
+        drop(got);
+        let share = connection.large_reply(until).await?;
+        Ok((context.get(request, until).await?, Some(share)))
+    }
+}
+
+fn is_large(got: &GetResponse) -> bool {
+    let value = got.kv.as_ref().and_then(|kv| kv.value.as_ref());
+    matches!(value, Some(key_value::Value::Inline(value)) if value.len() > SMALL_REPLY_BYTES_MAX)
+}
+
+/// A reply that holds `share` until its last byte was sent.
+pub fn holding<T>(message: T, share: Option<Share>) -> Response<T> {
+    let mut response = Response::new(message);
+    share.and_then(|share| response.extensions_mut().insert(share));
+    response
 }
 
 /// The service.
@@ -87,10 +123,7 @@ impl<S: Store> KvService<S> {
         result: Result<T, Refused>,
         share: Option<Share>,
     ) -> Result<Response<T>, Status> {
-        let mut response = self.answer(result)?;
-        // It counts until the last byte of the reply was sent.
-        share.and_then(|share| response.extensions_mut().insert(share));
-        Ok(response)
+        result.map(|message| holding(message, share)).map_err(|refused| self.0.status(&refused))
     }
 }
 
@@ -119,18 +152,25 @@ fn returns_values(request: &BulkWriteRequest) -> bool {
 #[tonic::async_trait]
 impl<S: Store> Kv for KvService<S> {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let until = Caller::of(&request).until();
-        self.answer(self.0.put(request.into_inner(), until).await)
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let share = caller.large_share(request.return_previous).await;
+        let share = share.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.put(request, caller.until()).await, share)
     }
 
     async fn get(&self, request: Request<GetRequest>) -> Result<Response<GetResponse>, Status> {
-        let until = Caller::of(&request).until();
-        self.answer(self.0.get(request.into_inner(), until).await)
+        let caller = Caller::of(&request);
+        let got = caller.get(&self.0, request.into_inner()).await;
+        got.map(|(got, share)| holding(got, share)).map_err(|refused| self.0.status(&refused))
     }
 
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
-        let until = Caller::of(&request).until();
-        self.answer(self.0.delete(request.into_inner(), until).await)
+        let caller = Caller::of(&request);
+        let request = request.into_inner();
+        let share = caller.large_share(request.return_previous).await;
+        let share = share.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.delete(request, caller.until()).await, share)
     }
 
     async fn batch_get(

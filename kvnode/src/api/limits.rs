@@ -49,10 +49,13 @@ pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 pub const DEADLINE_MAX: Duration = Duration::from_secs(60);
 /// A request whose next bytes do not come for this long is given up.
 pub const REQUEST_IDLE_MAX: Duration = Duration::from_secs(30);
+/// The same between two questions of a reflection stream: a person with a tool may think for a while.
+pub const REFLECTION_IDLE_MAX: Duration = Duration::from_secs(60);
 /// How long the rest of the cluster has to answer a question for its status.
 pub const STATUS_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Connections of clients at a node.
+/// Connections of clients at a node. Of these and of all that follows, clients of one address together hold no more
+/// than they leave free ([`share`](crate::net::share)): half of it, when nobody else is there.
 pub const CONNECTIONS_MAX: usize = 4_096;
 /// Requests of one connection at the same time. HTTP/2 makes the client wait with more.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
@@ -60,16 +63,89 @@ pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 4_096;
 /// Bytes of requests that were received and not yet answered, of all connections.
 pub const REQUEST_BYTES_IN_FLIGHT_MAX: usize = 256 * 1024 * 1024;
-/// The same of one connection: a single client leaves room for others.
+/// The same of one connection: a single client leaves room for others of its address.
 pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 64 * 1024 * 1024;
 /// Replies of up to [`MESSAGE_BYTES_MAX`] that are being made or not yet sent, of all connections.
 pub const LARGE_REPLIES_MAX: usize = 32;
 /// The same of one connection.
 pub const LARGE_REPLIES_PER_CONNECTION_MAX: usize = 8;
-/// Scans and downloads that are under way, of all connections.
+/// A value up to this size is sent in a reply that is not a large one, bytes: as many of them as there may be requests
+/// take 256 MiB.
+pub const SMALL_REPLY_BYTES_MAX: usize = 64 * 1024;
+/// Scans, uploads and downloads that are under way, of all connections.
 pub const STREAMED_REPLIES_MAX: usize = 256;
 /// The same of one connection.
 pub const STREAMED_REPLIES_PER_CONNECTION_MAX: usize = 64;
+/// Health checks and watches at the same time, of all connections: apart from requests, since an overloaded node is not a
+/// dead one, and enough for one watch of each connection. A watch takes a few KiB, for as long as its client likes.
+pub const HEALTH_CHECKS_MAX: usize = 4_096;
+/// Longest message of a health check or a reflection request, bytes: a name, and its envelope.
+pub const QUESTION_BYTES_MAX: usize = 16 * 1024;
+
+/// What clients hold places of, each kind with its bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// [`CONNECTIONS_MAX`], or what the descriptors of the process leave room for.
+    Connections,
+    /// [`REQUESTS_IN_FLIGHT_MAX`].
+    Requests,
+    /// [`REQUEST_BYTES_IN_FLIGHT_MAX`].
+    RequestBytes,
+    /// [`LARGE_REPLIES_MAX`].
+    LargeReplies,
+    /// [`STREAMED_REPLIES_MAX`].
+    Streams,
+    /// [`HEALTH_CHECKS_MAX`].
+    HealthChecks,
+}
+
+impl Limit {
+    /// All of them, by number.
+    pub const ALL: [Self; 6] = [
+        Self::Connections,
+        Self::Requests,
+        Self::RequestBytes,
+        Self::LargeReplies,
+        Self::Streams,
+        Self::HealthChecks,
+    ];
+
+    /// The bound of a node that has enough descriptors.
+    pub const fn max(self) -> usize {
+        match self {
+            Self::Connections => CONNECTIONS_MAX,
+            Self::Requests => REQUESTS_IN_FLIGHT_MAX,
+            Self::RequestBytes => REQUEST_BYTES_IN_FLIGHT_MAX,
+            Self::LargeReplies => LARGE_REPLIES_MAX,
+            Self::Streams => STREAMED_REPLIES_MAX,
+            Self::HealthChecks => HEALTH_CHECKS_MAX,
+        }
+    }
+
+    /// The reason of a refusal, as clients see it.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Connections => "CONNECTIONS",
+            Self::Requests => "REQUESTS_IN_FLIGHT",
+            Self::RequestBytes => "REQUEST_BYTES_IN_FLIGHT",
+            Self::LargeReplies => "LARGE_REPLIES",
+            Self::Streams => "STREAMS",
+            Self::HealthChecks => "HEALTH_CHECKS",
+        }
+    }
+
+    /// The label of its metrics.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Requests => "requests",
+            Self::RequestBytes => "request_bytes",
+            Self::LargeReplies => "large_replies",
+            Self::Streams => "streams",
+            Self::HealthChecks => "health_checks",
+        }
+    }
+}
 
 /// A connection that has not sent the HTTP/2 preface by then is closed.
 pub const PREFACE_DEADLINE: Duration = Duration::from_secs(10);

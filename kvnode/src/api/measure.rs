@@ -21,9 +21,11 @@ use tokio::time::Instant;
 use tonic::{Code, Status, body::Body};
 use tower_service::Service;
 
-use crate::metrics::{MethodLabels, QueueMetric, RequestLabels, RequestMetrics};
-
-use super::quota::NodeQuota;
+use super::{
+    limits::Limit,
+    quota::{NodeQuota, Refusals},
+};
+use crate::metrics::{LimitMetrics, MethodLabels, RequestLabels, RequestMetrics};
 
 /// Where gRPC puts the status of a call.
 const GRPC_STATUS: &str = "grpc-status";
@@ -82,21 +84,28 @@ const CODES: [&str; 17] = [
 pub struct ApiMetrics {
     /// Calls.
     pub requests: RequestMetrics,
-    /// Calls in progress, as a bounded queue.
-    pub in_flight: QueueMetric,
-    /// Scans, uploads and downloads in progress.
-    pub transfers: QueueMetric,
-    /// Where the lengths come from, once the port is served.
+    /// What clients hold.
+    pub limits: LimitMetrics,
+    /// Where that is counted, once the port is served.
     pub quota: Arc<OnceLock<Arc<NodeQuota>>>,
 }
 
 impl ApiMetrics {
-    /// Reads the lengths of the queues.
+    /// Counters of what is refused.
+    pub fn refusals(&self) -> Refusals {
+        Limit::ALL.map(|limit| self.limits.of(limit.label()).refused)
+    }
+
+    /// Reads what clients hold.
     pub fn measure(&self) {
         let Some(quota) = self.quota.get() else { return };
-        let length = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        self.in_flight.length.set(length(quota.requests_in_flight()));
-        self.transfers.length.set(length(quota.streams_in_progress()));
+        let number = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        self.limits.addresses.set(number(quota.addresses()));
+        for limit in Limit::ALL {
+            let (metric, pool) = (self.limits.of(limit.label()), quota.pool(limit));
+            metric.in_use.set(number(pool.taken));
+            metric.max.set(number(pool.max));
+        }
     }
 }
 

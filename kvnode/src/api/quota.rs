@@ -1,8 +1,12 @@
-//! How much of a node its clients may hold, and one client of it: requests, their bytes, large replies, streams.
+//! How much of a node its clients may hold: connections, requests, their bytes, large replies, streams, health checks.
 //!
-//! A share of the node is taken together with the same share of the connection, which is smaller: a single client
-//! cannot take everything. What is taken is given back when the last owner of it is dropped: a large reply counts
-//! until HTTP/2 has sent its last byte, so that a client that reads nothing soon gets nothing more.
+//! A place is taken three times: of the node, of the client's address, which may hold no more than it leaves free
+//! ([`share`](crate::net::share)), and for the kinds that cost memory of the connection, which may hold a fixed number.
+//! So neither a client nor all clients of one address can take everything. What is taken is given back when the last
+//! owner of it is dropped: a large reply counts until HTTP/2 has sent its last byte, so that a client that reads
+//! nothing soon gets nothing more.
+//!
+//! What nodes forward to each other comes over the peer port and counts at the node that the client asked.
 
 use std::{
     net::SocketAddr,
@@ -22,77 +26,51 @@ use tokio::{
 use super::{
     error::Refused,
     limits::{
-        CONNECTIONS_MAX, LARGE_REPLIES_MAX, LARGE_REPLIES_PER_CONNECTION_MAX, REQUEST_BYTES_IN_FLIGHT_MAX,
-        REQUEST_BYTES_PER_CONNECTION_MAX, REQUESTS_IN_FLIGHT_MAX, STREAMED_REPLIES_MAX,
+        LARGE_REPLIES_PER_CONNECTION_MAX, Limit, REQUEST_BYTES_PER_CONNECTION_MAX,
         STREAMED_REPLIES_PER_CONNECTION_MAX,
     },
 };
+use crate::net::{
+    places::{self, Guest, Places},
+    share::Pool,
+};
 
-/// Names of the limits, as clients and metrics see them.
-pub mod limit {
-    /// Requests at the same time.
-    pub const REQUESTS: &str = "REQUESTS_IN_FLIGHT";
-    /// Bytes of requests at the same time.
-    pub const REQUEST_BYTES: &str = "REQUEST_BYTES_IN_FLIGHT";
-    /// Large replies at the same time.
-    pub const LARGE_REPLIES: &str = "LARGE_REPLIES";
-    /// Scans, uploads and downloads at the same time.
-    pub const STREAMS: &str = "STREAMS";
-}
+const KINDS: usize = Limit::ALL.len();
 
-/// The shares of a node.
+type Place = places::Place<KINDS>;
+
+/// Counters of what was refused, in the order of [`Limit::ALL`].
+pub type Refusals = [Counter; KINDS];
+
+/// The places of a node.
 #[derive(Debug)]
 pub struct NodeQuota {
-    /// Connections.
-    pub connections: Arc<Semaphore>,
-    requests: Arc<Semaphore>,
-    large: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
-    request_bytes: AtomicUsize,
+    places: Arc<Places<KINDS>>,
+    refused: Refusals,
     ended: AtomicBool,
     epoch: Instant,
-    requests_max: usize,
-    refused: Refusals,
-}
-
-/// Counters of what was refused, by limit.
-#[derive(Debug, Default)]
-pub struct Refusals {
-    /// Requests.
-    pub requests: Counter,
-    /// Scans, uploads and downloads.
-    pub streams: Counter,
 }
 
 impl NodeQuota {
-    /// With the limits of the API, except those that are given.
-    pub fn new(connections: usize, requests: usize) -> Arc<Self> {
-        Self::counted(connections, requests, Refusals::default())
+    /// With the limits of the API, but no more connections and requests than these, and counters of what is refused.
+    pub fn new(connections: usize, requests: usize, refused: Refusals) -> Arc<Self> {
+        let max = Limit::ALL.map(|limit| match limit {
+            Limit::Connections => limit.max().min(connections),
+            Limit::Requests => limit.max().min(requests),
+            Limit::RequestBytes | Limit::LargeReplies | Limit::Streams | Limit::HealthChecks => limit.max(),
+        });
+        let (places, ended) = (Places::new(max), AtomicBool::new(false));
+        Arc::new(Self { places, refused, ended, epoch: Instant::now() })
     }
 
-    /// The same, with counters of what it refuses.
-    pub fn counted(connections: usize, requests: usize, refused: Refusals) -> Arc<Self> {
-        Arc::new(Self {
-            requests_max: requests.min(REQUESTS_IN_FLIGHT_MAX),
-            refused,
-            connections: Arc::new(Semaphore::new(connections.min(CONNECTIONS_MAX))),
-            requests: Arc::new(Semaphore::new(requests.min(REQUESTS_IN_FLIGHT_MAX))),
-            large: Arc::new(Semaphore::new(LARGE_REPLIES_MAX)),
-            streams: Arc::new(Semaphore::new(STREAMED_REPLIES_MAX)),
-            request_bytes: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
-            epoch: Instant::now(),
-        })
+    /// How full one of the limits is.
+    pub fn pool(&self, limit: Limit) -> Pool {
+        self.places.pool(limit as usize)
     }
 
-    /// Requests between their arrival and the end of their reply.
-    pub fn requests_in_flight(&self) -> usize {
-        self.requests_max.saturating_sub(self.requests.available_permits())
-    }
-
-    /// Scans, uploads and downloads in progress.
-    pub fn streams_in_progress(&self) -> usize {
-        STREAMED_REPLIES_MAX.saturating_sub(self.streams.available_permits())
+    /// Addresses with a connection.
+    pub fn addresses(&self) -> usize {
+        self.places.guests()
     }
 
     /// Tells every connection to close.
@@ -105,56 +83,66 @@ impl NodeQuota {
         self.ended.load(Ordering::Relaxed)
     }
 
+    fn refused(&self, limit: Limit) -> Refused {
+        self.refused[limit as usize].inc();
+        Refused::Limit(limit.reason())
+    }
+
     fn now_ms(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-/// The shares of a connection.
+/// The places of a connection.
 #[derive(Debug)]
 pub struct ConnectionQuota {
     /// Of the client.
-    pub remote: Option<SocketAddr>,
+    pub remote: SocketAddr,
     /// Of the node.
     pub node: Arc<NodeQuota>,
+    address: Arc<Guest<KINDS>>,
     large: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     request_bytes: AtomicUsize,
     unsent_bytes: AtomicUsize,
     /// When bytes last left, ms since the node's epoch.
     progress_ms: AtomicU64,
-    _connection: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl ConnectionQuota {
-    /// Of a connection that was just accepted.
-    pub fn new(
-        node: Arc<NodeQuota>,
-        remote: Option<SocketAddr>,
-        connection: OwnedSemaphorePermit,
-    ) -> Arc<Self> {
-        Arc::new(Self {
+    /// Of a connection that was just accepted; `None`: there is no place for it.
+    pub fn new(node: &Arc<NodeQuota>, remote: SocketAddr) -> Option<Arc<Self>> {
+        let address = node.places.guest(remote.ip());
+        let Some(place) = address.try_take(Limit::Connections as usize) else {
+            node.refused[Limit::Connections as usize].inc();
+            return None;
+        };
+        Some(Arc::new(Self {
             remote,
+            address,
             large: Arc::new(Semaphore::new(LARGE_REPLIES_PER_CONNECTION_MAX)),
             streams: Arc::new(Semaphore::new(STREAMED_REPLIES_PER_CONNECTION_MAX)),
             request_bytes: AtomicUsize::new(0),
             unsent_bytes: AtomicUsize::new(0),
             progress_ms: AtomicU64::new(node.now_ms()),
-            node,
-            _connection: connection,
-        })
+            node: node.clone(),
+            _place: place,
+        }))
     }
 
-    /// Admits a request.
+    fn take(&self, limit: Limit) -> Result<Place, Refused> {
+        self.address.try_take(limit as usize).ok_or_else(|| self.node.refused(limit))
+    }
+
+    /// Admits a request, which is one of `limit`.
     ///
     /// # Errors
     /// When too many are running.
-    pub fn request(self: &Arc<Self>) -> Result<Arc<InFlight>, Refused> {
-        let permit = self.node.requests.clone().try_acquire_owned().map_err(|_| {
-            self.node.refused.requests.inc();
-            Refused::Limit(limit::REQUESTS)
-        })?;
-        Ok(Arc::new(InFlight { connection: self.clone(), bytes: AtomicUsize::new(0), _request: permit }))
+    pub fn request(self: &Arc<Self>, limit: Limit) -> Result<Arc<InFlight>, Refused> {
+        let place = self.take(limit)?;
+        let bytes = self.address.none(Limit::RequestBytes as usize);
+        Ok(Arc::new(InFlight { connection: self.clone(), bytes, _place: place }))
     }
 
     /// Admits a scan, upload or download.
@@ -162,13 +150,15 @@ impl ConnectionQuota {
     /// # Errors
     /// When too many are running.
     pub fn stream(&self) -> Result<Share, Refused> {
-        let take = |of: &Arc<Semaphore>| {
-            of.clone().try_acquire_owned().map_err(|_| {
-                self.node.refused.streams.inc();
-                Refused::Limit(limit::STREAMS)
-            })
-        };
-        Ok(Share(Arc::new((take(&self.streams)?, take(&self.node.streams)?))))
+        let own = self.streams.clone().try_acquire_owned();
+        let own = own.map_err(|_| self.node.refused(Limit::Streams))?;
+        Ok(Share(Arc::new((own, self.take(Limit::Streams)?))))
+    }
+
+    /// The share of a reply that may be as large as a message, if it can be had now.
+    pub fn large_reply_now(&self) -> Option<Share> {
+        let own = self.large.clone().try_acquire_owned().ok()?;
+        Some(Share(Arc::new((own, self.address.try_take(Limit::LargeReplies as usize)?))))
     }
 
     /// Waits for the share of a reply that may be as large as a message.
@@ -178,11 +168,11 @@ impl ConnectionQuota {
     pub async fn large_reply(&self, deadline: Instant) -> Result<Share, Refused> {
         let both = async {
             let own = self.large.clone().acquire_owned().await.ok()?;
-            Some((own, self.node.large.clone().acquire_owned().await.ok()?))
+            Some((own, self.address.take(Limit::LargeReplies as usize).await))
         };
         match timeout_at(deadline, both).await {
             Ok(Some(both)) => Ok(Share(Arc::new(both))),
-            Ok(None) | Err(_) => Err(Refused::Limit(limit::LARGE_REPLIES)),
+            Ok(None) | Err(_) => Err(self.node.refused(Limit::LargeReplies)),
         }
     }
 
@@ -213,17 +203,15 @@ impl ConnectionQuota {
 
 /// What a request holds until its last owner is dropped.
 #[derive(Clone, Debug)]
-pub struct Share(
-    #[allow(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-);
+pub struct Share(#[allow(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Place)>);
 
 /// A request between its arrival and the end of its reply.
 #[derive(Debug)]
 pub struct InFlight {
     /// Where it came from.
     pub connection: Arc<ConnectionQuota>,
-    bytes: AtomicUsize,
-    _request: OwnedSemaphorePermit,
+    bytes: Place,
+    _place: Place,
 }
 
 impl InFlight {
@@ -232,11 +220,11 @@ impl InFlight {
     /// # Errors
     /// When too many are held.
     pub fn received(&self, bytes: usize) -> Result<(), Refused> {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let own = self.connection.request_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        let all = self.connection.node.request_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if own > REQUEST_BYTES_PER_CONNECTION_MAX || all > REQUEST_BYTES_IN_FLIGHT_MAX {
-            return Err(Refused::Limit(limit::REQUEST_BYTES));
+        let of_connection = &self.connection.request_bytes;
+        let own = of_connection.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if own > REQUEST_BYTES_PER_CONNECTION_MAX || !self.bytes.grow(bytes) {
+            of_connection.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(self.connection.node.refused(Limit::RequestBytes));
         }
         Ok(())
     }
@@ -244,8 +232,75 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        let bytes = self.bytes.load(Ordering::Relaxed);
-        self.connection.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.connection.node.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.connection.request_bytes.fetch_sub(self.bytes.count(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connect(node: &Arc<NodeQuota>, host: u8) -> Option<Arc<ConnectionQuota>> {
+        ConnectionQuota::new(node, ([127, 0, 0, host], 9).into())
+    }
+
+    fn node() -> Arc<NodeQuota> {
+        NodeQuota::new(usize::MAX, usize::MAX, Refusals::default())
+    }
+
+    #[test]
+    fn a_flood_of_one_address_leaves_half_of_everything_to_others() {
+        let node = node();
+        let flood: Vec<_> = std::iter::from_fn(|| connect(&node, 1)).collect();
+        assert_eq!(flood.len(), Limit::Connections.max() / 2);
+        let requests: Vec<_> = flood.iter().filter_map(|one| one.request(Limit::Requests).ok()).collect();
+        assert_eq!(requests.len(), Limit::Requests.max() / 2);
+        let streams: Vec<_> = flood.iter().filter_map(|one| one.stream().ok()).collect();
+        assert_eq!(streams.len(), Limit::Streams.max() / 2);
+        let replies: Vec<_> = flood.iter().filter_map(|one| one.large_reply_now()).collect();
+        assert_eq!(replies.len(), Limit::LargeReplies.max() / 2);
+        let bytes: Vec<_> = requests.iter().map_while(|request| request.received(1 << 20).ok()).collect();
+        assert_eq!(bytes.len() << 20, Limit::RequestBytes.max() / 2);
+
+        let other = connect(&node, 2).expect("a place for another address");
+        let request = other.request(Limit::Requests).expect("of its requests");
+        request.received(4 << 20).expect("of their bytes");
+        other.stream().expect("of its streams");
+        assert!(other.large_reply_now().is_some());
+        other.request(Limit::HealthChecks).expect("of its health checks");
+        assert_eq!(node.addresses(), 2);
+        assert_eq!(node.refused[Limit::Connections as usize].get(), 1);
+    }
+
+    #[test]
+    fn one_connection_does_not_take_what_its_address_may() {
+        let node = node();
+        let (one, other) = (connect(&node, 1).expect("room"), connect(&node, 1).expect("room"));
+        let streams: Vec<_> = std::iter::from_fn(|| one.stream().ok()).collect();
+        assert_eq!(streams.len(), STREAMED_REPLIES_PER_CONNECTION_MAX);
+        other.stream().expect("a stream of another connection");
+        let replies: Vec<_> = std::iter::from_fn(|| one.large_reply_now()).collect();
+        assert_eq!(replies.len(), LARGE_REPLIES_PER_CONNECTION_MAX);
+        assert!(other.large_reply_now().is_some());
+        let request = one.request(Limit::Requests).expect("room");
+        request.received(REQUEST_BYTES_PER_CONNECTION_MAX).expect("room");
+        assert!(request.received(1).is_err());
+        other.request(Limit::Requests).expect("room").received(1 << 20).expect("room");
+    }
+
+    #[test]
+    fn all_is_given_back_with_the_last_that_holds_it() {
+        let node = node();
+        let connection = connect(&node, 1).expect("room");
+        let (request, stream) = (connection.request(Limit::Requests), connection.stream());
+        request.as_ref().expect("room").received(1_000).expect("room");
+        assert!(request.as_ref().expect("room").received(usize::MAX / 2).is_err());
+        drop(connection);
+        assert_eq!((node.addresses(), node.pool(Limit::RequestBytes).taken), (1, 1_000));
+        drop((request, stream));
+        assert_eq!(node.addresses(), 0);
+        for limit in Limit::ALL {
+            assert_eq!(node.pool(limit).taken, 0, "{limit:?}");
+        }
     }
 }

@@ -13,14 +13,14 @@ use tonic::{service::Routes, transport::Server};
 
 use super::{
     admin::{AdminService, Node},
-    admission::{Admission, Authorize, allow_all},
+    admission::{Admission, Authorize, IdleLimits, allow_all},
     connection::{Patience, incoming},
     context::Context,
     health::Health,
     kv::KvService,
     limits,
     measure::{ApiMetrics, Measured},
-    quota::{NodeQuota, Refusals},
+    quota::NodeQuota,
     text::KvTextService,
 };
 use crate::router::store::Store;
@@ -41,7 +41,7 @@ pub struct Options {
     /// Time limits of connections.
     pub patience: Patience,
     /// For the next bytes of a request.
-    pub request_idle_max: Duration,
+    pub idle: IdleLimits,
     /// After which a connection is asked to reconnect.
     pub connection_age_max: Duration,
     /// Between NOT_SERVING and GOAWAY.
@@ -59,7 +59,7 @@ impl Default for Options {
             requests_max: limits::REQUESTS_IN_FLIGHT_MAX,
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             patience: Patience { preface: limits::PREFACE_DEADLINE, send_stall: limits::SEND_STALL_MAX },
-            request_idle_max: limits::REQUEST_IDLE_MAX,
+            idle: IdleLimits { request: limits::REQUEST_IDLE_MAX, reflection: limits::REFLECTION_IDLE_MAX },
             connection_age_max: limits::CONNECTION_AGE_MAX,
             stop_notice: limits::STOP_NOTICE,
             stop_grace: limits::STOP_GRACE,
@@ -91,13 +91,11 @@ pub async fn serve<S: Store, N: Node>(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let metrics = &options.metrics;
-    let refused =
-        Refusals { requests: metrics.in_flight.refused.clone(), streams: metrics.transfers.refused.clone() };
-    let quota = NodeQuota::counted(options.connections_max, options.requests_max, refused);
+    let quota = NodeQuota::new(options.connections_max, options.requests_max, metrics.refusals());
     // Served once in a node's life; in tests a second server shows the first one's.
     metrics.quota.set(quota.clone()).ok();
     let routes = routes(context, node, &health)?;
-    let admission = Admission::new(routes, options.authorize.clone(), options.request_idle_max);
+    let admission = Admission::new(routes, options.authorize.clone(), options.idle);
     let admission = Measured::new(admission, options.metrics.requests.clone());
     let connections = incoming(listener, quota.clone(), options.patience);
     let (going, gone) = tokio::sync::oneshot::channel::<()>();
@@ -146,14 +144,16 @@ fn routes<S: Store, N: Node>(
     let kv = KvServer::new(KvService::new(context.clone()));
     let text = KvTextServer::new(KvTextService::new(context));
     let admin = AdminServer::new(AdminService::new(node));
+    let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
+    let (v1, v1alpha) = (v1.map_err(ServeError::Reflection)?, v1alpha.map_err(ServeError::Reflection)?);
     let mut routes = Routes::builder();
     routes
         .add_service(kv.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
         .add_service(text.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
         .add_service(admin.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
-        .add_service(health.service())
-        .add_service(reflection().build_v1().map_err(ServeError::Reflection)?)
-        .add_service(reflection().build_v1alpha().map_err(ServeError::Reflection)?);
+        .add_service(health.service().max_decoding_message_size(limits::QUESTION_BYTES_MAX))
+        .add_service(v1.max_decoding_message_size(limits::QUESTION_BYTES_MAX))
+        .add_service(v1alpha.max_decoding_message_size(limits::QUESTION_BYTES_MAX));
     Ok(routes.routes())
 }
 

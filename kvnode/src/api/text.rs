@@ -16,7 +16,7 @@ use tonic::{Request, Response, Status};
 use super::{
     context::Context,
     error::Refused,
-    kv::{Caller, Replies, replies},
+    kv::{Caller, Replies, holding, replies},
     scan::scan,
     validate::Violation,
 };
@@ -85,40 +85,46 @@ fn renamed(refused: Refused) -> Refused {
 #[tonic::async_trait]
 impl<S: Store> KvText for KvTextService<S> {
     async fn put(&self, request: Request<TextPutRequest>) -> Result<Response<TextPutResponse>, Status> {
-        let until = Caller::of(&request).until();
+        let caller = Caller::of(&request);
         let TextPutRequest { key, value, precondition, return_previous } = request.into_inner();
         let request = PutRequest { key: key.into(), value: value.into(), precondition, return_previous };
-        let put = self.0.put(request, until).await.map_err(|refused| self.0.status(&refused))?;
-        Ok(Response::new(TextPutResponse {
+        let share = caller.large_share(return_previous).await.map_err(|refused| self.0.status(&refused))?;
+        let put = self.0.put(request, caller.until()).await.map_err(|refused| self.0.status(&refused))?;
+        let response = TextPutResponse {
             header: put.header,
             applied: put.applied,
             previous: put.previous.map(text),
             mod_revision: put.mod_revision,
             version: put.version,
-        }))
+        };
+        Ok(holding(response, share))
     }
 
     async fn get(&self, request: Request<TextGetRequest>) -> Result<Response<TextGetResponse>, Status> {
-        let until = Caller::of(&request).until();
+        let caller = Caller::of(&request);
         let TextGetRequest { key, options } = request.into_inner();
         let request = GetRequest { key: key.into(), options, metadata_only: false };
-        let got = self.0.get(request, until).await.map_err(|refused| self.0.status(&refused))?;
-        Ok(Response::new(TextGetResponse { header: got.header, kv: got.kv.map(text) }))
+        let got = caller.get(&self.0, request).await;
+        let (got, share) = got.map_err(|refused| self.0.status(&refused))?;
+        Ok(holding(TextGetResponse { header: got.header, kv: got.kv.map(text) }, share))
     }
 
     async fn delete(
         &self,
         request: Request<TextDeleteRequest>,
     ) -> Result<Response<TextDeleteResponse>, Status> {
-        let until = Caller::of(&request).until();
+        let caller = Caller::of(&request);
         let TextDeleteRequest { key, precondition, return_previous } = request.into_inner();
         let request = DeleteRequest { key: key.into(), precondition, return_previous };
-        let deleted = self.0.delete(request, until).await.map_err(|refused| self.0.status(&refused))?;
-        Ok(Response::new(TextDeleteResponse {
+        let share = caller.large_share(return_previous).await.map_err(|refused| self.0.status(&refused))?;
+        let deleted = self.0.delete(request, caller.until()).await;
+        let deleted = deleted.map_err(|refused| self.0.status(&refused))?;
+        let response = TextDeleteResponse {
             header: deleted.header,
             applied: deleted.applied,
             previous: deleted.previous.map(text),
-        }))
+        };
+        Ok(holding(response, share))
     }
 
     type ScanStream = Replies<TextScanResponse>;

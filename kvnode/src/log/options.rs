@@ -7,6 +7,8 @@ use rocksdb::{
     BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
 };
 
+use crate::runtime::open_files::OpenFiles;
+
 /// One memtable, in bytes. A log that is purged before its memtable is flushed costs no SST at all; larger ones make
 /// the replay after a crash longer (about 1 s for each 200 MiB).
 const MEMTABLE_BYTES: usize = 32 << 20;
@@ -84,7 +86,7 @@ pub fn raftlog(recovery: Recovery, memory: &LogMemory) -> Options {
     options.set_bytes_per_sync(BYTES_PER_SYNC);
     // Entries live for seconds to minutes: compressing them costs more than their space.
     options.set_compression_type(DBCompressionType::None);
-    options.set_max_open_files(OPEN_FILES);
+    options.set_max_open_files(OpenFiles::of_this_process().log_tables.min(OPEN_FILES));
 
     let mut table = BlockBasedOptions::default();
     let own = || Cache::new_lru_cache(BLOCK_CACHE_BYTES);

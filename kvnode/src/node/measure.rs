@@ -2,10 +2,7 @@
 
 use super::{core::Core, readiness};
 use crate::{
-    api::{
-        limits::{REQUESTS_IN_FLIGHT_MAX, STREAMED_REPLIES_MAX},
-        measure::ApiMetrics,
-    },
+    api::measure::ApiMetrics,
     group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX},
     log::budget::QUEUE_BYTES,
     metrics::{GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels},
@@ -34,11 +31,9 @@ impl Meters {
     /// Takes the handles from the node's metrics, with the bounds of the queues.
     pub fn of(metrics: &Metrics, limits: &Limits) -> Self {
         let queues = &metrics.queues;
-        let requests = queues.of(Queue::requests, REQUESTS_IN_FLIGHT_MAX);
         let api = ApiMetrics {
             requests: metrics.requests.clone(),
-            in_flight: requests,
-            transfers: queues.of(Queue::transfers, STREAMED_REPLIES_MAX),
+            limits: metrics.limits.clone(),
             ..ApiMetrics::default()
         };
         let groups = GroupMetrics {

@@ -35,7 +35,7 @@ use crate::{
     meta::controller::{Controller, Pace},
     metrics::GroupMetrics,
     router::Router,
-    runtime::Spawner,
+    runtime::{Spawner, open_files::OpenFiles},
     transport::{
         Dependencies, Handler, Identity, Limits, Randomness, Transport,
         dial::{GrpcConduit, Resolve},
@@ -106,6 +106,7 @@ impl Member {
         let me = identity.node;
         let answers = Arc::new(Answers::default());
         let limits = Limits::default();
+        let limits = Limits { sockets: limits.sockets.min(OpenFiles::of_this_process().peers), ..limits };
         let resolver = Arc::new(Resolver { maps: maps.clone(), overrides: overrides(&config) });
         let transport = Transport::start(Dependencies {
             identity: Some(identity.clone()),

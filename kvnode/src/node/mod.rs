@@ -54,14 +54,14 @@ use self::{
     stores::Stores,
 };
 use crate::{
-    api::{context::Context, health::Health, limits::CONNECTIONS_MAX, server},
+    api::{context::Context, health::Health, server},
     config::{Config, Listeners},
     data_dir::DataDir,
     http::{self, Observed, Verdict},
     meta::{registry::Registry, startup},
     metrics::Metrics,
     router::Maps,
-    runtime::{Spawner, Tasks, open_files},
+    runtime::{Spawner, Tasks, open_files::OpenFiles},
     transport::{Identity, Limits, Randomness},
 };
 
@@ -240,7 +240,7 @@ fn serve_clients(
         let stopping = async {
             stopping.await.ok();
         };
-        let connections_max = CONNECTIONS_MAX.min(open_files::for_clients(open_files::limit()));
+        let connections_max = OpenFiles::of_this_process().clients;
         let options = server::Options { metrics, connections_max, ..server::Options::default() };
         let ended = server::serve(listener, context, node, told, options, stopping).await;
         if let Err(error) = ended {

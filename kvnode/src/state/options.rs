@@ -5,6 +5,8 @@ use rocksdb::{
     WriteBufferManager, WriteOptions,
 };
 
+use crate::runtime::open_files::OpenFiles;
+
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
@@ -105,8 +107,8 @@ fn database(budget: MemoryBudget, cache: &Cache) -> Options {
     options.set_write_buffer_size((budget.write_buffer_bytes / 4).clamp(4 * MIB, 64 * MIB));
     options.set_max_write_buffer_number(4);
 
-    // Tables of 64 MiB: 32 GiB without opening one anew, and well below any limit of open files.
-    options.set_max_open_files(512);
+    // Tables of 64 MiB: 32 GiB without opening one anew.
+    options.set_max_open_files(OpenFiles::of_this_process().state_tables.min(512));
     // A quarter of the bytes for almost no CPU; zstd would cost the apply thread's core.
     options.set_compression_type(DBCompressionType::Lz4);
     options.set_level_compaction_dynamic_level_bytes(true);

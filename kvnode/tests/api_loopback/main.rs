@@ -1,6 +1,8 @@
 //! The API on loopback: real gRPC, a store that is a plain map.
 
 mod fake;
+mod hostile;
+mod raw;
 mod server;
 mod support;
 mod transfers;

@@ -2,7 +2,7 @@
 
 use std::{
     future::Future,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use bytes::Bytes;
 use kv_proto::{
     admin::v1::{BootstrapRequest, BootstrapResponse, NodeInfo, NodeStatus},
     disk::v1::MetaRecord,
-    kv::v1::{UploadRequest, UploadResponse, kv_client::KvClient, upload_request},
+    kv::v1::{GetRequest, PutRequest, UploadRequest, UploadResponse, kv_client::KvClient, upload_request},
     peer::v1::{Refusal, refusal::Kind},
 };
 use kv_topology::{ClusterMap, NodeId};
@@ -19,12 +19,18 @@ use kvnode::api::{
     admin::Node,
     context::{Context, TaskSpawner},
     health::Health,
+    limits::Limit,
+    measure::ApiMetrics,
     server::{self, Options},
 };
+use kvnode::metrics::Metrics;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::Instant};
 use tonic::{
     Code, Response, Status,
     transport::{Channel, Endpoint},
+};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt;
 
@@ -85,6 +91,8 @@ pub struct Harness {
     pub store: Arc<FakeStore>,
     pub address: SocketAddr,
     pub health: Health,
+    registry: Metrics,
+    metrics: ApiMetrics,
     stop: Option<oneshot::Sender<()>>,
     serving: JoinHandle<()>,
 }
@@ -101,6 +109,9 @@ impl Harness {
         let store = FakeStore::new(5);
         let health = Health::starting().await;
         health.set(true, true).await;
+        let registry = Metrics::new();
+        let metrics = ApiMetrics { limits: registry.limits.clone(), ..options.metrics.clone() };
+        let options = Options { metrics: metrics.clone(), ..options };
         let (stop, stopped) = oneshot::channel();
         let serving = server::serve(
             listener,
@@ -113,18 +124,66 @@ impl Harness {
             },
         );
         let serving = tokio::spawn(async move { serving.await.expect("serving") });
-        Self { store, address, health, stop: Some(stop), serving }
+        Self { store, address, health, registry, metrics, stop: Some(stop), serving }
     }
 
     /// A connection of its own.
     pub async fn channel(&self) -> Channel {
+        self.channel_from(Ipv4Addr::LOCALHOST).await
+    }
+
+    /// The same from another address of this machine.
+    pub async fn channel_from(&self, address: Ipv4Addr) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
-        endpoint.connect().await.expect("a connection")
+        let endpoint = endpoint.local_address(Some(address.into()));
+        within("a connection", endpoint.connect()).await.expect("a connection")
     }
 
     /// A client with a connection of its own.
     pub async fn client(&self) -> KvClient<Channel> {
         KvClient::new(self.channel().await)
+    }
+
+    /// The same from another address of this machine.
+    pub async fn client_from(&self, address: Ipv4Addr) -> KvClient<Channel> {
+        KvClient::new(self.channel_from(address).await)
+    }
+
+    /// A good client puts and gets.
+    pub async fn serves(&self) {
+        self.serves_from(Ipv4Addr::LOCALHOST).await;
+    }
+
+    /// The same from another address of this machine.
+    pub async fn serves_from(&self, address: Ipv4Addr) {
+        let mut client = self.client_from(address).await;
+        let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() };
+        within("a put of another client", client.put(put)).await.expect("a put");
+        within("a get of another client", client.get(get("k"))).await.expect("a get");
+    }
+
+    /// What `grpc.health.v1` says of a service.
+    pub async fn health_of(&self, service: &str) -> Result<ServingStatus, Code> {
+        let mut client = HealthClient::new(self.channel().await);
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let reply = within("the health", client.check(request)).await;
+        reply.map(|reply| reply.into_inner().status()).map_err(|status| status.code())
+    }
+
+    /// What all clients hold of a limit.
+    pub fn taken(&self, limit: Limit) -> usize {
+        self.metrics.quota.get().map_or(0, |quota| quota.pool(limit).taken)
+    }
+
+    /// Addresses with a connection.
+    pub fn addresses(&self) -> usize {
+        self.metrics.quota.get().map_or(0, |quota| quota.addresses())
+    }
+
+    /// The metrics of the limits, as an operator sees them.
+    pub fn metrics(&self) -> String {
+        self.metrics.measure();
+        self.registry.encode()
     }
 
     /// Begins the end.
@@ -136,6 +195,11 @@ impl Harness {
     pub async fn ended(self) {
         within("the end of the server", self.serving).await.expect("no panic");
     }
+}
+
+/// A linearizable read.
+pub fn get(key: &'static str) -> GetRequest {
+    GetRequest { key: key.into(), ..GetRequest::default() }
 }
 
 /// Waits, and says for what when it did not come.

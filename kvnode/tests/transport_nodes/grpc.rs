@@ -15,7 +15,7 @@ use kvnode::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     time::Instant,
 };
 
@@ -122,6 +122,32 @@ async fn silent_sockets_on_the_peer_port_are_bounded_and_keep_nobody_out() {
         }
     };
     within(20, "a node beside silent sockets", found).await;
+}
+
+/// They greet in HTTP/2 and could stay until they miss a PING, 20 s later.
+#[tokio::test]
+async fn sockets_of_one_address_on_the_peer_port_leave_places_to_others() {
+    let addresses = Addresses::default();
+    let limits = Limits { sockets: 8, ..Limits::default() };
+    let node = addresses.dialler(2, CLUSTER, limits.clone());
+    addresses.listen(&node, limits).await;
+    let address = addresses.0.lock().unwrap()[&NodeId(2)].parse().unwrap();
+    let mut held = vec![];
+    for _ in 0..40 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 3], 0).into()).unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        // Those beyond the bound may be closed already. SETTINGS follow the preface.
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.ok();
+        held.push(stream);
+    }
+    let other = addresses.dialler(1, CLUSTER, Limits::default());
+    let found = async {
+        while ask(&other, 2, 5).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    within(10, "a node beside those of another address", found).await;
 }
 
 /// Says hello, then nothing more: not even that it is alive.

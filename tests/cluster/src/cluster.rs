@@ -70,6 +70,7 @@ pub struct Plan {
     namespaces: bool,
     power_loss: bool,
     volume_bytes: Option<u64>,
+    open_files: Option<u32>,
     arguments: Vec<String>,
 }
 
@@ -85,6 +86,7 @@ impl Plan {
             namespaces: false,
             power_loss: false,
             volume_bytes: None,
+            open_files: None,
             arguments: Vec::new(),
         }
     }
@@ -122,6 +124,11 @@ impl Plan {
     /// Nodes each on a volume of this size, which can be changed. Not together with power loss.
     pub fn with_volumes(self, bytes: u64) -> Self {
         Self { volume_bytes: Some(bytes), ..self }
+    }
+
+    /// Nodes that may have so many files and sockets open at once.
+    pub fn with_open_files(self, limit: u32) -> Self {
+        Self { open_files: Some(limit), ..self }
     }
 
     /// One more flag for every node.
@@ -324,6 +331,10 @@ impl Cluster {
         let program = match &self.namespaces {
             Some(namespaces) => Program::by(&namespaces.command(index, &self.binary)),
             None => Program::here(&self.binary),
+        };
+        let program = match self.plan.open_files {
+            Some(limit) => program.with_open_files(limit),
+            None => program,
         };
         let node = Node::new(program, folder, name, ports[index], arguments, self.plan.power_loss);
         let mut node = node.expect("a node can be prepared");

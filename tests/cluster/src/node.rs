@@ -40,6 +40,15 @@ impl Program {
         let first_arguments = command.get_args().map(OsStr::to_owned).collect();
         Self { command: command.get_program().into(), first_arguments }
     }
+
+    /// With no more than so many files and sockets open at once, which it cannot raise.
+    pub fn with_open_files(self, limit: u32) -> Self {
+        const SCRIPT: &str = r#"ulimit -n "$0" && exec "$@""#;
+        let mut first_arguments: Vec<OsString> = vec!["-c".into(), SCRIPT.into(), limit.to_string().into()];
+        first_arguments.push(self.command.into_os_string());
+        first_arguments.extend(self.first_arguments);
+        Self { command: "sh".into(), first_arguments }
+    }
 }
 
 /// A node: it keeps its ports and data over restarts.

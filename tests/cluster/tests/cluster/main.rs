@@ -11,6 +11,7 @@ mod downloads;
 mod failover;
 mod grpcurl;
 mod histories;
+mod hostile;
 mod membership;
 mod metrics;
 mod namespaces;

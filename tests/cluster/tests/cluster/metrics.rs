@@ -16,28 +16,23 @@ use kv_proto::kv::v1::{DownloadRequest, ScanRequest, UploadRequest, upload_reque
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
 
 /// Metrics that a healthy cluster may leave at zero, and why.
-const MAY_REST: [(&str, &str); 6] = [
+const MAY_REST: [(&str, &str); 7] = [
     ("kv_node_quarantined_replicas", "no bytes are damaged"),
     ("kv_storage_corruptions_total", "no bytes are damaged"),
     ("kv_node_disk_level", "there is room: the tests of disks move it"),
     ("kv_raft_apply_lag_entries", "entries are applied within milliseconds of their commit"),
     ("kv_queue_length", "the queues are empty when they are looked at"),
     ("kv_queue_refused_total", "no queue is full"),
+    ("kv_api_refused_total", "no client holds too much"),
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 10] = [
-    "proposals",
-    "log_commits",
-    "applies",
-    "replica_inbox",
-    "peer_outbox",
-    "forwarded",
-    "read_index",
-    "transfers",
-    "requests",
-    "pins",
-];
+const QUEUES: [&str; 8] =
+    ["proposals", "log_commits", "applies", "replica_inbox", "peer_outbox", "forwarded", "read_index", "pins"];
+
+/// All limits of the API, each with its bound.
+const LIMITS: [&str; 6] =
+    ["connections", "requests", "request_bytes", "large_replies", "streams", "health_checks"];
 
 /// The greatest value that each series had, in any node.
 #[derive(Default)]
@@ -47,7 +42,7 @@ impl Seen {
     fn look(&mut self, cluster: &Cluster) {
         for node in &cluster.nodes {
             // A node that is away shows nothing.
-            let text = scrape(node.ports.http_address()).unwrap_or_default();
+            let text = ask(node.ports.http_address(), "/metrics").unwrap_or_default();
             for line in text.lines().filter(|line| line.starts_with("kv_")) {
                 let Some((series, value)) = line.rsplit_once(' ') else { continue };
                 let value: f64 = value.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
@@ -68,10 +63,11 @@ impl Seen {
     }
 }
 
-fn scrape(address: SocketAddr) -> std::io::Result<String> {
+/// What the HTTP port answers, head and body.
+pub fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
     stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;
     Ok(text)
@@ -139,6 +135,9 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
     }
     for queue in QUEUES {
         assert!(seen.of(&format!("kv_queue_limit{{queue=\"{queue}\"}}")) > 0.0, "{queue} has no bound");
+    }
+    for limit in LIMITS {
+        assert!(seen.of(&format!("kv_api_limit{{limit=\"{limit}\"}}")) > 0.0, "{limit} has no bound");
     }
     for method in ["Put", "Get", "Scan", "Upload", "Download"] {
         let count = seen.of(&format!("kv_requests_total{{method=\"kv.v1.Kv/{method}\",status=\"OK\"}}"));
