@@ -9,7 +9,7 @@ use kv_proto::kv::v1::{
     BatchGetRequest, BatchGetResponse, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
     DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
     GetResponse, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnRequest, TxnResponse, UploadRequest,
-    UploadResponse, key_value, kv_server::Kv, write_operation,
+    UploadResponse, key_value, kv_server::Kv, txn_operation, write_operation,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
@@ -141,10 +141,19 @@ pub fn replies<S: Store, T: Send + 'static>(
         .boxed()
 }
 
-fn returns_values(request: &BulkWriteRequest) -> bool {
+fn bulk_returns_values(request: &BulkWriteRequest) -> bool {
     request.operations.iter().any(|operation| match &operation.operation {
         Some(write_operation::Operation::Put(put)) => put.return_previous,
         Some(write_operation::Operation::Delete(delete)) => delete.return_previous,
+        None => false,
+    })
+}
+
+fn txn_returns_values(request: &TxnRequest) -> bool {
+    request.then.iter().chain(&request.r#else).any(|operation| match &operation.operation {
+        Some(txn_operation::Operation::Get(get)) => !get.metadata_only,
+        Some(txn_operation::Operation::Put(put)) => put.return_previous,
+        Some(txn_operation::Operation::Delete(delete)) => delete.return_previous,
         None => false,
     })
 }
@@ -190,15 +199,17 @@ impl<S: Store> Kv for KvService<S> {
     ) -> Result<Response<BulkWriteResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(returns_values(&request)).await;
+        let share = caller.large_share(bulk_returns_values(&request)).await;
         let share = share.map_err(|refused| self.0.status(&refused))?;
         self.answer_with(self.0.bulk_write(request, caller.until()).await, share)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let caller = Caller::of(&request);
-        let share = caller.large_share(true).await.map_err(|refused| self.0.status(&refused))?;
-        self.answer_with(self.0.txn(request.into_inner(), caller.until()).await, share)
+        let request = request.into_inner();
+        let share = caller.large_share(txn_returns_values(&request)).await;
+        let share = share.map_err(|refused| self.0.status(&refused))?;
+        self.answer_with(self.0.txn(request, caller.until()).await, share)
     }
 
     type ScanStream = Replies<ScanResponse>;

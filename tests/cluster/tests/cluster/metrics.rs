@@ -27,8 +27,16 @@ const MAY_REST: [(&str, &str); 7] = [
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 8] =
-    ["proposals", "log_commits", "applies", "replica_inbox", "peer_outbox", "forwarded", "read_index", "pins"];
+const QUEUES: [&str; 8] = [
+    "proposals",
+    "log_commits",
+    "applies",
+    "replica_inbox",
+    "peer_outbox",
+    "forwarded",
+    "read_index",
+    "pins",
+];
 
 /// All limits of the API, each with its bound.
 const LIMITS: [&str; 6] =
