@@ -12,6 +12,12 @@ pub const fn majority(voters: usize) -> usize {
     voters / 2 + 1
 }
 
+/// How many of `alive` may fail, whichever they are, and the rest still decides for a set of `voters`. `None`: they do not
+/// decide now.
+pub const fn spare_voters(alive: usize, voters: usize) -> Option<usize> {
+    alive.checked_sub(majority(voters))
+}
+
 /// How many voters a group should have: the number of nodes, at most `factor`, and odd.
 ///
 /// An even voter adds no fault tolerance and one more node that can fail; it stays a learner. 0 only of 0 nodes.
@@ -70,7 +76,7 @@ impl Membership {
     /// `None`: there is no quorum now. In a joint configuration the weaker set counts, since all failures may hit it.
     pub fn fault_tolerance(&self, alive: impl Fn(ReplicaId) -> bool) -> Option<usize> {
         let spare = |set: &BTreeSet<ReplicaId>| {
-            set.iter().filter(|replica| alive(**replica)).count().checked_sub(majority(set.len()))
+            spare_voters(set.iter().filter(|replica| alive(**replica)).count(), set.len())
         };
         if self.voters.is_empty() {
             return None;

@@ -25,6 +25,7 @@ use super::{
     limits::STATUS_DEADLINE,
     validate::Violation,
 };
+use crate::meta::view;
 
 /// Most shards of a cluster.
 const SHARDS_MAX: u32 = 256;
@@ -88,7 +89,7 @@ impl<N: Node> AdminService<N> {
         let own_id = own.node.as_ref().map_or(0, |node| node.node_id);
         let deadline = Instant::now() + STATUS_DEADLINE;
         let meta = self.0.meta();
-        let others = meta.nodes.iter().map(cluster_view::node_info);
+        let others = meta.nodes.iter().map(view::node_info);
         let others = others.filter(|node| node.node_id != own_id && cluster_view::is_member(node));
         let answers = join_all(others.map(|node| async move {
             let node_id = node.node_id;
@@ -149,7 +150,7 @@ impl<N: Node> Admin for AdminService<N> {
     }
 
     async fn list_nodes(&self, _: Request<ListNodesRequest>) -> Result<Response<ListNodesResponse>, Status> {
-        let nodes = self.0.meta().nodes.iter().map(cluster_view::node_info).collect();
+        let nodes = self.0.meta().nodes.iter().map(view::node_info).collect();
         Ok(Response::new(ListNodesResponse { nodes }))
     }
 

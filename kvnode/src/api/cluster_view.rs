@@ -4,61 +4,34 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use kv_proto::{
     admin::v1::{
-        ClusterStatus, NodeInfo, NodeState, NodeStatus, NodeView, ReplicaPlacement, ReplicaStatus, Role,
-        ShardMap, ShardStatus, SlotRange,
+        ClusterStatus, NodeInfo, NodeState, NodeStatus, NodeView, ReplicaStatus, Role, ShardMap, ShardStatus,
     },
-    disk::v1::{MetaRecord, NodeRecord, ShardRecord},
+    disk::v1::{MetaRecord, ShardRecord},
 };
-use kv_topology::SLOT_COUNT;
+use kv_topology::quorum::{cluster_fault_tolerance, spare_voters};
+
+use crate::meta::view;
 
 /// What nodes said of themselves, by node id; those that did not answer are missing.
 pub type Reports = BTreeMap<u64, NodeStatus>;
 
-/// The registry's record for people and clients.
-pub fn node_info(record: &NodeRecord) -> NodeInfo {
-    NodeInfo {
-        node_id: record.node_id,
-        name: record.name.clone(),
-        disk_uuid: uuid::Uuid::from_slice(&record.disk_uuid).map(|uuid| uuid.to_string()).unwrap_or_default(),
-        client_address: record.client_address.clone(),
-        peer_address: record.peer_address.clone(),
-        zone: record.zone.clone(),
-        version: record.version.clone(),
-        // Both enumerations have the same numbers; one that this version does not know is told as it is.
-        state: record.state,
-        boot_counter: record.boot_counter,
-    }
-}
-
 /// The map, with leaders as far as `reports` tell them.
 pub fn shard_map(meta: &MetaRecord, reports: &Reports) -> ShardMap {
-    ShardMap {
-        cluster_id: meta.cluster_id.clone(),
-        epoch: meta.epoch,
-        slot_count: u32::from(SLOT_COUNT),
-        shards: meta.shards.iter().map(|shard| shard_status(shard, reports)).collect(),
-        nodes: meta.nodes.iter().map(node_info).collect(),
-    }
+    ShardMap { shards: shard_statuses(meta, reports), ..view::admin_shard_map(meta) }
 }
 
 /// Everything.
 pub fn cluster_status(meta: &MetaRecord, reports: &Reports) -> ClusterStatus {
-    let is_part = |record: &&NodeRecord| record.state() != kv_proto::disk::v1::NodeState::Removed;
-    let view =
-        |record| NodeView { info: Some(node_info(record)), status: reports.get(&record.node_id).cloned() };
+    let members = meta.nodes.iter().map(view::node_info).filter(is_member);
+    let view = |info: NodeInfo| NodeView { status: reports.get(&info.node_id).cloned(), info: Some(info) };
+    let tolerance = cluster_fault_tolerance(meta.shards.iter().map(|shard| tolerance(shard, reports)));
     ClusterStatus {
         cluster_id: meta.cluster_id.clone(),
         map_epoch: meta.epoch,
         replication_factor: meta.replication_factor,
-        nodes: meta.nodes.iter().filter(is_part).map(view).collect(),
-        shards: meta.shards.iter().map(|shard| shard_status(shard, reports)).collect(),
-        fault_tolerance: meta
-            .shards
-            .iter()
-            .map(|shard| tolerance(shard, reports))
-            .min()
-            .unwrap_or(-1)
-            .max(-1),
+        nodes: members.map(view).collect(),
+        shards: shard_statuses(meta, reports),
+        fault_tolerance: tolerance.map_or(-1, |nodes| i32::try_from(nodes).unwrap_or(i32::MAX)),
     }
 }
 
@@ -76,44 +49,40 @@ fn leader<'a>(shard: &ShardRecord, reports: &'a Reports) -> Option<(u64, &'a Rep
     leaders.max_by_key(|(_, replica)| replica.term)
 }
 
-/// The voters as the leader tells them; without one, as meta last observed them or wishes them.
+/// The nodes of the voters as the leader tells them; without one, as meta last observed them or wishes them.
 fn voters(shard: &ShardRecord, reports: &Reports) -> BTreeSet<u64> {
     if let Some((_, leader)) = leader(shard, reports) {
         return leader.voter_node_ids.iter().copied().collect();
     }
-    let node_of: BTreeMap<_, _> =
-        shard.replicas.iter().map(|placement| (placement.replica_id, placement.node_id)).collect();
-    let observed = shard.observed.as_ref().and_then(|observed| observed.membership.as_ref());
-    let sets = observed.iter().flat_map(|membership| &membership.voters);
-    let observed: BTreeSet<_> =
-        sets.flat_map(|set| &set.replica_ids).filter_map(|replica| node_of.get(replica).copied()).collect();
-    if observed.is_empty() { node_of.into_values().collect() } else { observed }
+    let observed = shard.observed.as_ref().map(view::membership).unwrap_or_default();
+    let placements = view::placements(shard).into_iter();
+    let placed = placements.filter(|placed| observed.voters.is_empty() || observed.is_voter(placed.replica));
+    placed.map(|placed| placed.node.get()).collect()
 }
 
+fn shard_statuses(meta: &MetaRecord, reports: &Reports) -> Vec<ShardStatus> {
+    meta.shards.iter().map(|shard| shard_status(shard, reports)).collect()
+}
+
+/// What meta knows of the shard, and what its leader and voters say.
 fn shard_status(shard: &ShardRecord, reports: &Reports) -> ShardStatus {
-    let leader = leader(shard, reports);
+    let mut status = view::shard_status(shard);
     let voters = voters(shard, reports);
-    let placement = |placement: &kv_proto::disk::v1::ReplicaPlacement| ReplicaPlacement {
-        replica_id: placement.replica_id,
-        node_id: placement.node_id,
-        voter: voters.contains(&placement.node_id),
-    };
-    let lags = leader.iter().flat_map(|(_, leader)| &leader.lags);
-    let lags = lags.filter(|lag| voters.contains(&lag.node_id));
-    ShardStatus {
-        shard_id: shard.shard_id,
-        group_id: shard.group_id,
-        leader_node_id: leader.map_or(0, |(node, _)| node),
-        replicas: shard.replicas.iter().map(placement).collect(),
-        slots: shard.slots.iter().map(|range| SlotRange { first: range.first, last: range.last }).collect(),
-        max_lag_entries: lags.map(|lag| lag.entries).max().unwrap_or(0),
-        revision: leader.map_or(0, |(_, leader)| leader.revision),
+    for placement in &mut status.replicas {
+        placement.voter = voters.contains(&placement.node_id);
     }
+    if let Some((node, leader)) = leader(shard, reports) {
+        let lags = leader.lags.iter().filter(|lag| voters.contains(&lag.node_id));
+        status.leader_node_id = node;
+        status.max_lag_entries = lags.map(|lag| lag.entries).max().unwrap_or(0);
+        status.revision = leader.revision;
+    }
+    status
 }
 
-/// How many more voters of the shard may fail; below 0: it has no quorum. A voter whose node does not answer, or
-/// that is quarantined, has failed.
-fn tolerance(shard: &ShardRecord, reports: &Reports) -> i32 {
+/// How many more voters of the shard may fail; `None`: it has no quorum. A voter whose node does not answer, or that is
+/// quarantined, has failed.
+fn tolerance(shard: &ShardRecord, reports: &Reports) -> Option<usize> {
     let voters = voters(shard, reports);
     let votes = |node: &&u64| {
         let replicas = reports.get(node).into_iter().flat_map(|report| &report.replicas);
@@ -121,13 +90,12 @@ fn tolerance(shard: &ShardRecord, reports: &Reports) -> i32 {
             replica.group_id == shard.group_id && !matches!(replica.role(), Role::Quarantined | Role::Stopped)
         })
     };
-    let count = |number: usize| i32::try_from(number).unwrap_or(i32::MAX);
-    count(voters.iter().filter(votes).count()) - count(voters.len() / 2 + 1)
+    spare_voters(voters.iter().filter(votes).count(), voters.len())
 }
 
 #[cfg(test)]
 mod tests {
-    use kv_proto::disk::v1 as disk;
+    use kv_proto::disk::v1::{self as disk, NodeRecord};
 
     use super::*;
 

@@ -16,47 +16,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use super::{limits::RETRY_AFTER, validate::Violation};
+pub use crate::refusal::reason;
 
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "kvcluster.dev";
-
-/// Reasons that the services themselves give. Those of refusals pass through. They never change.
-pub mod reason {
-    /// A field of the request is wrong; `BadRequest` names it.
-    pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
-    /// Surely not applied, and nothing more is known.
-    pub const NOT_APPLIED: &str = "NOT_APPLIED_UNAVAILABLE";
-    /// The node does not know the shard map yet.
-    pub const STARTING: &str = "NOT_APPLIED_STARTING";
-    /// The upload broke off. Nothing is visible; it can be sent again or resumed.
-    pub const UPLOAD_INTERRUPTED: &str = "NOT_APPLIED_UPLOAD_INTERRUPTED";
-    /// The deadline passed before the operation was taken up.
-    pub const EXPIRED: &str = "NOT_APPLIED_EXPIRED";
-    /// The slot is not owned by the shard that the map names.
-    pub const WRONG_SHARD: &str = "WRONG_SHARD";
-    /// It may have been applied, or not.
-    pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
-    /// The deadline passed.
-    pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
-    /// A limit of a node or shard that gave no name.
-    pub const EXHAUSTED: &str = "LIMIT_REACHED";
-    /// Bytes of a node's disk failed their checksum.
-    pub const DATA_LOSS: &str = "DATA_LOSS";
-    /// The state of the cluster forbids it.
-    pub const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
-    /// The keys of a transaction lie in several shards.
-    pub const TXN_SPANS_SHARDS: &str = "TXN_SPANS_SHARDS";
-    /// A resumed upload must go on at another byte: `stored_bytes` says which.
-    pub const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
-    /// What was asked for does not exist.
-    pub const NOT_FOUND: &str = "NOT_FOUND";
-    /// A Download of an absent key.
-    pub const KEY_NOT_FOUND: &str = "KEY_NOT_FOUND";
-    /// The value was overwritten while it was downloaded: begin again.
-    pub const VALUE_REPLACED: &str = "VALUE_REPLACED";
-    /// A bug.
-    pub const INTERNAL: &str = "INTERNAL";
-}
 
 /// Why a call ended without its reply.
 #[derive(Debug, thiserror::Error)]
@@ -293,7 +256,7 @@ fn of_refusal(refusal: &Refusal, map: &ClusterMap) -> Told {
             let told = Told::new(Code::Unavailable, reason::WRONG_SHARD, refusal.message.clone());
             told.with("epoch", &map.epoch).retry_after(advice)
         }
-        Kind::ResourceExhausted => named(Code::ResourceExhausted, reason::EXHAUSTED).retry_after(advice),
+        Kind::ResourceExhausted => named(Code::ResourceExhausted, reason::LIMIT_REACHED).retry_after(advice),
         Kind::OutcomeUnknown => Told::new(Code::Unknown, reason::OUTCOME_UNKNOWN, refusal.message.clone()),
         Kind::DeadlineExceeded => named(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED),
         Kind::DataLoss => named(Code::DataLoss, reason::DATA_LOSS),

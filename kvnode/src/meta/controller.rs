@@ -28,6 +28,7 @@ use super::{
     planner::{self, Action, Expectation, Planned, Seen},
     view::{placements, some_node},
 };
+use crate::refusal;
 
 /// Calls under way at once: a few groups for each of a handful of nodes.
 const CALLS_AT_ONCE: usize = 16;
@@ -341,12 +342,7 @@ impl<H: Hands> Controller<H> {
         match answer.response {
             Some(Response::Refusal(refusal)) => Err(refusal),
             Some(response) => Ok(response),
-            None => Err(Refusal {
-                kind: Kind::Internal.into(),
-                reason: "EMPTY_ANSWER".to_owned(),
-                message: format!("{node} answered nothing"),
-                ..Refusal::default()
-            }),
+            None => Err(refusal::of(Kind::Internal, "EMPTY_ANSWER", format!("{node} answered nothing"))),
         }
     }
 
@@ -357,12 +353,8 @@ impl<H: Hands> Controller<H> {
     {
         let deadline = Instant::now() + self.pace.call;
         timeout_at(deadline, call(deadline)).await.unwrap_or_else(|_| {
-            Err(Refusal {
-                kind: Kind::DeadlineExceeded.into(),
-                reason: "CONTROL_DEADLINE".to_owned(),
-                message: format!("no answer within {:?}", self.pace.call),
-                ..Refusal::default()
-            })
+            let message = format!("no answer within {:?}", self.pace.call);
+            Err(refusal::of(Kind::DeadlineExceeded, "CONTROL_DEADLINE", message))
         })
     }
 

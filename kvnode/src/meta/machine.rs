@@ -20,6 +20,7 @@ use kv_proto::{
 use kv_topology::SLOT_COUNT;
 
 use super::view::log_position;
+use crate::refusal::{self, reason};
 
 /// Nodes of a cluster at most, removed ones not counted.
 pub const MAX_NODES: usize = 99;
@@ -150,7 +151,7 @@ fn updated(known: &NodeRecord, node: &NodeRecord) -> Result<NodeRecord, Refusal>
     if known.state == i32::from(NodeState::Removed) {
         let message =
             format!("n{} was removed from the cluster; its folder must be set aside", known.node_id);
-        return Err(failed("NODE_REMOVED", message));
+        return Err(failed(reason::NODE_REMOVED, message));
     }
     if known.name != node.name {
         let message = format!("this disk is that of node {}, and it starts as {}", known.name, node.name);
@@ -165,7 +166,7 @@ fn updated(known: &NodeRecord, node: &NodeRecord) -> Result<NodeRecord, Refusal>
             "start {} of the disk of node {} is already known, at {}: this volume is a clone or was restored",
             known.boot_counter, known.name, known.client_address
         );
-        return Err(failed("DISK_CLONED_OR_RESTORED", message));
+        return Err(failed(reason::DISK_CLONED_OR_RESTORED, message));
     }
     let mut updated = NodeRecord { node_id: known.node_id, state: known.state, ..node.clone() };
     if node.boot_counter == known.boot_counter && node.boot_id.is_empty() {
@@ -460,20 +461,16 @@ fn check_node(node: &NodeRecord) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn refusal(kind: Kind, reason: &str, message: impl Into<String>) -> Refusal {
-    Refusal { kind: kind.into(), reason: reason.to_owned(), message: message.into(), ..Refusal::default() }
-}
-
 fn failed(reason: &str, message: impl Into<String>) -> Refusal {
-    refusal(Kind::FailedPrecondition, reason, message)
+    refusal::of(Kind::FailedPrecondition, reason, message)
 }
 
 fn not_found(reason: &str, message: impl Into<String>) -> Refusal {
-    refusal(Kind::NotFound, reason, message)
+    refusal::of(Kind::NotFound, reason, message)
 }
 
 fn invalid(field: &str, reason: &str, message: impl Into<String>) -> Refusal {
-    Refusal { field: field.to_owned(), ..refusal(Kind::InvalidArgument, reason, message) }
+    Refusal { field: field.to_owned(), ..refusal::of(Kind::InvalidArgument, reason, message) }
 }
 
 #[cfg(test)]

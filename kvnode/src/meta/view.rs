@@ -1,5 +1,4 @@
-//! The same cluster in its other forms: the meta record as a [`ClusterMap`] and as `admin.v1` shows it, and the admin
-//! map back.
+//! The same cluster in its other forms: the meta record as a [`ClusterMap`] and as `admin.v1` shows it.
 //!
 //! Records come from disk and wire: what cannot be a cluster is an error, never a panic.
 
@@ -12,7 +11,7 @@ use kv_topology::{
 };
 use thiserror::Error;
 
-/// Why a record or an admin map is no cluster map.
+/// Why a record is no cluster map.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ViewError {
     /// The number of a state that this version does not know.
@@ -33,9 +32,6 @@ pub enum ViewError {
         /// Last slot.
         last: u32,
     },
-    /// The sender cuts keys into another number of slots.
-    #[error("the map has {0} slots, this version has {SLOT_COUNT}")]
-    SlotCount(u32),
     /// The parts do not fit together.
     #[error(transparent)]
     Map(#[from] MapError),
@@ -74,53 +70,6 @@ pub fn cluster_map(record: &disk::MetaRecord) -> Result<ClusterMap, ViewError> {
         replication_factor: record.replication_factor,
         nodes: record.nodes.iter().map(node).collect::<Result<_, ViewError>>()?,
         shards: record.shards.iter().map(shard).collect::<Result<_, ViewError>>()?,
-    };
-    map.check()?;
-    Ok(map)
-}
-
-/// The map that a node of the cluster told over `admin.v1`. It says neither the replication factor (0 here) nor who
-/// should lead.
-///
-/// # Errors
-/// When it describes no possible map.
-pub fn cluster_map_of_admin(shard_map: &admin::ShardMap) -> Result<ClusterMap, ViewError> {
-    if shard_map.slot_count != u32::from(SLOT_COUNT) {
-        return Err(ViewError::SlotCount(shard_map.slot_count));
-    }
-    let node = |node: &admin::NodeInfo| {
-        // The numbers of admin.v1 and disk.v1 are the same.
-        let state = node_state(node.node_id, node.state)?;
-        let entry = NodeEntry {
-            name: node.name.clone(),
-            client_address: node.client_address.clone(),
-            peer_address: node.peer_address.clone(),
-            zone: node.zone.clone(),
-            version: node.version.clone(),
-            state,
-        };
-        Ok((NodeId(node.node_id), entry))
-    };
-    let shard = |shard: &admin::ShardStatus| {
-        let slots = shard.slots.iter().map(|range| slot_range(shard.shard_id, range.first, range.last));
-        let replicas = shard.replicas.iter().map(|placement| ReplicaPlacement {
-            replica: ReplicaId(placement.replica_id),
-            node: NodeId(placement.node_id),
-        });
-        let entry = ShardEntry {
-            group: GroupId(shard.group_id),
-            slots: slots.collect::<Result<_, _>>()?,
-            replicas: replicas.collect(),
-            preferred_leader: None,
-        };
-        Ok((ShardId(shard.shard_id), entry))
-    };
-    let map = ClusterMap {
-        cluster_id: shard_map.cluster_id.clone(),
-        epoch: shard_map.epoch,
-        replication_factor: 0,
-        nodes: shard_map.nodes.iter().map(node).collect::<Result<_, ViewError>>()?,
-        shards: shard_map.shards.iter().map(shard).collect::<Result<_, ViewError>>()?,
     };
     map.check()?;
     Ok(map)

@@ -17,7 +17,10 @@ use super::{
     hands::{meta_outcome, operation_of},
     map_feed::MapFeed,
 };
-use crate::router::{Maps, Router, store::Store};
+use crate::{
+    refusal::reason,
+    router::{Maps, Router, store::Store},
+};
 
 /// Between two attempts: the meta group may be electing.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
@@ -37,8 +40,8 @@ impl CutOff {
     /// What a refusal of the meta group says about this folder; `None`: nothing that lasts.
     fn said_by(refused: &Refusal) -> Option<Self> {
         match refused.reason.as_str() {
-            "DISK_CLONED_OR_RESTORED" => Some(Self::Fenced(refused.message.clone())),
-            "NODE_REMOVED" => Some(Self::Removed(refused.message.clone())),
+            reason::DISK_CLONED_OR_RESTORED => Some(Self::Fenced(refused.message.clone())),
+            reason::NODE_REMOVED => Some(Self::Removed(refused.message.clone())),
             _ => None,
         }
     }

@@ -107,10 +107,5 @@ pub(super) fn result_of(body: Option<Body>) -> Result<Body, CallError> {
 
 /// A refusal as an answer's body.
 pub(super) fn refusal(kind: refusal::Kind, reason: &str, message: impl Into<String>) -> Body {
-    Body::Refusal(Refusal {
-        kind: kind.into(),
-        reason: reason.into(),
-        message: message.into(),
-        ..Refusal::default()
-    })
+    Body::Refusal(crate::refusal::of(kind, reason, message))
 }

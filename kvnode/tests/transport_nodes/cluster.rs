@@ -115,10 +115,20 @@ pub struct Replica {
 }
 
 pub fn config() -> Arc<Config> {
+    timed(150, 500)
+}
+
+/// For real time: a machine that stands still for seconds must not cost a leader.
+pub fn patient() -> Arc<Config> {
+    timed(500, 6_000)
+}
+
+/// Milliseconds between heartbeats, and until an election at least.
+fn timed(heartbeat_interval: u64, election_timeout_min: u64) -> Arc<Config> {
     let config = Config {
-        heartbeat_interval: 150,
-        election_timeout_min: 500,
-        election_timeout_max: 900,
+        heartbeat_interval,
+        election_timeout_min,
+        election_timeout_max: election_timeout_min * 9 / 5,
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: 0,
         max_payload_entries: 64,
@@ -137,13 +147,13 @@ pub struct Cluster {
 impl Cluster {
     pub async fn over(network: &Loopback, size: u64, limits: &Limits) -> Self {
         let nodes: Vec<Node> = (1..=size).map(|id| Node::on(network, id, limits.clone())).collect();
-        Self::with(nodes).await
+        Self::with(nodes, &config()).await
     }
 
-    pub async fn with(nodes: Vec<Node>) -> Self {
+    pub async fn with(nodes: Vec<Node>, config: &Arc<Config>) -> Self {
         let mut replicas = vec![];
         for node in &nodes {
-            replicas.push(node.replica(GROUP, ReplicaId(node.id.0 + 10), config()).await);
+            replicas.push(node.replica(GROUP, ReplicaId(node.id.0 + 10), config.clone()).await);
         }
         let members: BTreeMap<u64, Member> =
             replicas.iter().map(|replica| (replica.id.0, Member { node: replica.node.0 })).collect();
@@ -191,8 +201,13 @@ impl Cluster {
     }
 }
 
-/// Whether a proposal was acknowledged within 5 s. A new leader refuses for a few milliseconds: it is asked again.
+/// Whether a proposal was acknowledged within 5 s.
 pub async fn write(raft: &Group, bytes: impl Into<Bytes>) -> bool {
+    write_within(Duration::from_secs(5), raft, bytes).await
+}
+
+/// Whether a proposal was acknowledged in time. A new leader refuses for a few milliseconds: it is asked again.
+pub async fn write_within(time: Duration, raft: &Group, bytes: impl Into<Bytes>) -> bool {
     let proposal = Proposal(bytes.into());
     let writing = async {
         loop {
@@ -205,7 +220,7 @@ pub async fn write(raft: &Group, bytes: impl Into<Bytes>) -> bool {
             }
         }
     };
-    timeout(Duration::from_secs(5), writing).await.unwrap_or(false)
+    timeout(time, writing).await.unwrap_or(false)
 }
 
 /// Waits for a condition, at most 30 s, and says what it waited for.

@@ -1,8 +1,8 @@
-//! The same over real gRPC on ports that the system chose.
+//! The same over real gRPC on ports that the system chose, in real time: the machine may stand still for seconds.
 
 use std::{sync::Arc, time::Duration};
 
-use futures::StreamExt;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use kv_proto::peer::v1::FrameBatch;
 use kv_topology::{GroupId, NodeId};
 use kvnode::{
@@ -16,10 +16,15 @@ use kvnode::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpSocket},
-    time::Instant,
+    time::{Instant, timeout},
 };
 
-use crate::cluster::{Addresses, CLUSTER, Cluster, Node, eventually, question, within, write};
+use crate::cluster::{
+    Addresses, CLUSTER, Cluster, Node, eventually, patient, question, within, write_within,
+};
+
+/// For anything that happens at once on a machine that does not stand still.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 async fn ask(from: &Node, to: u64, seconds: u64) -> Result<(), CallError> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
@@ -39,8 +44,9 @@ async fn nodes(addresses: &Addresses, size: u64) -> Vec<Node> {
 #[tokio::test]
 async fn a_group_elects_replicates_and_outlives_its_leader() {
     let addresses = Addresses::default();
-    let cluster = Cluster::with(nodes(&addresses, 3).await).await;
+    let cluster = Cluster::with(nodes(&addresses, 3).await, &patient()).await;
     let leader = cluster.leader().await;
+    let write = |raft, bytes: Vec<u8>| write_within(PATIENCE, raft, bytes);
     let writes =
         (0..1000).map(|number| write(&leader.raft, vec![7; if number % 100 == 0 { 600_000 } else { 100 }]));
     assert!(futures::future::join_all(writes).await.into_iter().all(|written| written));
@@ -49,14 +55,14 @@ async fn a_group_elects_replicates_and_outlives_its_leader() {
     node.transport.stop();
     node.tasks.stop();
     let next = cluster.leader_among(&cluster.others(leader.id)).await;
-    assert!(write(&next.raft, "goes on").await);
+    assert!(write(&next.raft, b"goes on".to_vec()).await);
 }
 
 #[tokio::test]
 async fn a_node_that_comes_back_elsewhere_is_found() {
     let addresses = Addresses::default();
     let mut both = nodes(&addresses, 2).await;
-    ask(&both[0], 2, 5).await.unwrap();
+    ask(&both[0], 2, 30).await.unwrap();
     let gone = both.pop().unwrap();
     gone.transport.stop();
     gone.tasks.shutdown().await;
@@ -68,7 +74,7 @@ async fn a_node_that_comes_back_elsewhere_is_found() {
             tokio::task::yield_now().await;
         }
     };
-    within(20, "the node at its new address", found).await;
+    within(40, "the node at its new address", found).await;
 }
 
 #[tokio::test]
@@ -79,7 +85,7 @@ async fn another_cluster_is_refused() {
     let native = addresses.dialler(2, CLUSTER, Limits::default());
     addresses.listen(&native, Limits::default()).await;
     for (from, to) in [(&stranger, 2), (&native, 1)] {
-        assert_eq!(ask(from, to, 10).await, Err(CallError::NotSent(NotSent::Unreachable)));
+        assert_eq!(ask(from, to, 30).await, Err(CallError::NotSent(NotSent::Unreachable)));
     }
 }
 
@@ -94,34 +100,51 @@ async fn garbage_on_the_peer_port_harms_nobody() {
         stream.write_all(&[number; 200]).await.unwrap();
         noise.push(stream);
     }
-    within(10, "a question beside the noise", ask(&both[0], 2, 5)).await.unwrap();
+    within(40, "a question beside the noise", ask(&both[0], 2, 30)).await.unwrap();
 }
 
-#[tokio::test]
-async fn silent_sockets_on_the_peer_port_are_bounded_and_keep_nobody_out() {
-    const PATIENCE: Duration = Duration::from_millis(300);
+/// A node whose peer port has so many sockets at most, each for so long without a word; and so many silent ones on it, of
+/// which each ends with its socket.
+async fn beset(sockets: usize, connect: Duration, silent: usize) -> (Node, Addresses, Silence) {
     let addresses = Addresses::default();
-    let limits = Limits { sockets: 8, connect: PATIENCE, ..Limits::default() };
+    let limits = Limits { sockets, connect, ..Limits::default() };
     let node = addresses.dialler(2, CLUSTER, limits.clone());
     addresses.listen(&node, limits).await;
     let address = addresses.0.lock().unwrap()[&NodeId(2)].clone();
-    let mut silent = vec![];
-    for _ in 0..40 {
-        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    let silence = Silence::new();
+    for _ in 0..silent {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        silence.push(
+            async move {
+                // The server's own preface may come first. An error is an end too.
+                stream.read_to_end(&mut vec![]).await.ok();
+            }
+            .boxed(),
+        );
     }
-    // Those beyond the bound are closed at once, the others when nothing was said on them.
-    for stream in &mut silent {
-        // The server's own preface may come first. An error is an end too.
-        let mut rest = vec![];
-        within(10, "the end of a silent socket", stream.read_to_end(&mut rest)).await.ok();
-    }
+    (node, addresses, silence)
+}
+
+type Silence = FuturesUnordered<BoxFuture<'static, ()>>;
+
+#[tokio::test]
+async fn silent_sockets_on_the_peer_port_are_bounded_and_keep_nobody_out() {
+    // Those beyond the bound are closed at once.
+    let (_node, _addresses, mut silence) = beset(8, Duration::from_secs(600), 40).await;
+    within(30, "the end of sockets beyond the bound", silence.by_ref().take(32).collect::<Vec<_>>()).await;
+    let more = timeout(Duration::from_millis(200), silence.next()).await;
+    assert!(more.is_err(), "those within the bound have time to say something");
+
+    // Those within it when nothing was said on them.
+    let (_node, addresses, silence) = beset(8, Duration::from_millis(300), 40).await;
+    within(30, "the end of all silent sockets", silence.collect::<Vec<_>>()).await;
     let other = addresses.dialler(1, CLUSTER, Limits::default());
     let found = async {
         while ask(&other, 2, 5).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
-    within(20, "a node beside silent sockets", found).await;
+    within(40, "a node beside silent sockets", found).await;
 }
 
 /// They greet in HTTP/2 and could stay until they miss a PING, 20 s later.
@@ -147,7 +170,7 @@ async fn sockets_of_one_address_on_the_peer_port_leave_places_to_others() {
             tokio::task::yield_now().await;
         }
     };
-    within(10, "a node beside those of another address", found).await;
+    within(40, "a node beside those of another address", found).await;
 }
 
 /// Says hello, then nothing more: not even that it is alive.
@@ -179,7 +202,16 @@ async fn a_stalled_peer_is_failed_by_the_idle_time_out() {
         listen::serve(listener, Arc::new(Sleeper), Limits::default()).await.unwrap();
     });
     let one = addresses.dialler(1, CLUSTER, limits);
-    assert_eq!(within(10, "the idle time-out", ask(&one, 2, 60)).await, Err(CallError::OutcomeUnknown));
+    let failed = async {
+        loop {
+            match ask(&one, 2, 300).await {
+                // The stream was idle for too long before the question was written.
+                Err(CallError::NotSent(_)) => {}
+                other => return other,
+            }
+        }
+    };
+    assert_eq!(within(60, "the idle time-out", failed).await, Err(CallError::OutcomeUnknown));
     let breaks = || (one.transport.counters()[0].1.breaks >= 1).then_some(());
     eventually("the broken stream is counted", breaks).await;
 }

@@ -228,6 +228,17 @@ impl Cluster {
         self.nodes.iter_mut().for_each(Node::kill);
     }
 
+    /// Ctrl-C to all nodes at once, and waits for their orderly ends.
+    ///
+    /// # Panics
+    /// When one does not end in time, or not well.
+    pub async fn stop_all(&mut self) {
+        self.nodes.iter_mut().for_each(Node::interrupt);
+        for node in &mut self.nodes {
+            node.ended(DEADLINE).await.unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
     /// A connection to the node with this index.
     pub fn api(&self, node: usize) -> Api {
         self.nodes[node].api()
@@ -240,9 +251,14 @@ impl Cluster {
 
     /// What each node says of itself; `None`: it does not answer.
     pub async fn statuses(&self) -> Vec<Option<NodeStatus>> {
+        self.statuses_of(&(0..self.nodes.len()).collect::<Vec<_>>()).await
+    }
+
+    /// What each of these nodes says of itself.
+    pub async fn statuses_of(&self, nodes: &[usize]) -> Vec<Option<NodeStatus>> {
         let mut statuses = Vec::new();
-        for node in &self.nodes {
-            let mut api = node.api();
+        for node in nodes {
+            let mut api = self.api(*node);
             let answer = timeout(STATUS_DEADLINE, api.admin.get_node_status(GetNodeStatusRequest {})).await;
             statuses.push(answer.ok().and_then(Result::ok).map(tonic::Response::into_inner));
         }
@@ -296,12 +312,7 @@ impl Cluster {
     /// # Panics
     /// When the key cannot be read in time.
     pub async fn shard_of(&self, key: &str) -> u32 {
-        let shard = wait_until(format!("the shard of {key}"), DEADLINE, || async {
-            let mut api = self.api(0);
-            let response = api.get(key, Read::Linearizable).await.map_err(|status| status.to_string())?;
-            response.header.map(|header| header.shard_id).ok_or_else(|| "the reply has no header".to_owned())
-        });
-        shard.await.unwrap_or_else(|error| panic!("{error}"))
+        self.get(0, key, Read::Linearizable).await.header.expect("every reply has one").shard_id
     }
 
     /// Voters that each shard of this cluster must have: as many as there are nodes, up to the replication factor, in

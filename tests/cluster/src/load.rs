@@ -95,6 +95,11 @@ impl Load {
         self.shared.acknowledged_writes.load(Ordering::Relaxed)
     }
 
+    /// How often this error was seen so far, by the name that [`Verdict::errors`] has for it.
+    pub fn errors_named(&self, name: &str) -> u64 {
+        self.shared.book().errors.get(name).copied().unwrap_or(0)
+    }
+
     /// Waits until so many more writes have been acknowledged.
     ///
     /// # Errors

@@ -1,12 +1,6 @@
 //! The harness itself, with a shell script in the place of kvnode.
 
-use std::{
-    fs::{self, File},
-    io::Write,
-    os::unix::fs::PermissionsExt,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fs, path::Path, time::Duration};
 
 use kv_cluster_tests::{
     Cluster, Plan,
@@ -14,46 +8,17 @@ use kv_cluster_tests::{
     ports::PortBlock,
     wait_until,
 };
-use tempfile::TempDir;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
-/// Says its arguments, counts its starts in its data folder, and runs until it is told to stop.
-const FAKE_NODE: &str = r#"#!/bin/sh
-echo "arguments: $*"
-while [ $# -gt 0 ]; do
-  case "$1" in --data-dir) data="$2" ;; esac
-  shift
-done
-mkdir -p "$data"
-echo start >> "$data/starts"
-trap 'echo asked to stop; exit 0' TERM INT
-echo "running as $$"
-while :; do sleep 0.05; done
-"#;
+/// A file of the repository: one that was just written may still be open for writing in a process that another test is
+/// about to start, and could not be executed.
+const FAKE_NODE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-node.sh");
 
-struct Fake {
-    folder: TempDir,
-}
-
-impl Fake {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        // Written under another name first: a file that is open for writing cannot be executed.
-        let (draft, script) = (folder.path().join("draft"), folder.path().join("fake-node"));
-        let mut file = File::create(&draft).expect("a file");
-        file.write_all(FAKE_NODE.as_bytes()).expect("written");
-        file.set_permissions(fs::Permissions::from_mode(0o755)).expect("ours");
-        drop(file);
-        fs::rename(draft, script).expect("ours");
-        Self { folder }
-    }
-
-    fn script(&self) -> PathBuf {
-        self.folder.path().join("fake-node")
-    }
+async fn launch(plan: Plan) -> Cluster {
+    Cluster::launch(Path::new(FAKE_NODE), plan).await
 }
 
 /// Waits until the log of `node` has `text` so many times.
@@ -87,9 +52,8 @@ fn process_id(log: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_get_their_flags_and_their_output_is_kept() {
-    let fake = Fake::new();
     let plan = Plan::nodes(3).with_network().with_shards(2).with_flag("--log-retention-bytes", "4096");
-    let cluster = Cluster::launch(&fake.script(), plan).await;
+    let cluster = launch(plan).await;
     let log = logs(&cluster, 1, "running as", 1).await;
     let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.ports.client).collect();
     assert!(log.contains(&format!("--node-name n2 --port {}", ports[1])), "{log}");
@@ -106,8 +70,7 @@ async fn nodes_get_their_flags_and_their_output_is_kept() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn killed_node_is_gone_and_keeps_its_data_and_log_over_a_restart() {
-    let fake = Fake::new();
-    let mut cluster = Cluster::launch(&fake.script(), Plan::nodes(1)).await;
+    let mut cluster = launch(Plan::nodes(1)).await;
     let id = process_id(&logs(&cluster, 0, "running as", 1).await);
     cluster.nodes[0].kill();
     assert_eq!(state(&id), None);
@@ -120,8 +83,7 @@ async fn killed_node_is_gone_and_keeps_its_data_and_log_over_a_restart() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn paused_node_stops_and_goes_on() {
-    let fake = Fake::new();
-    let mut cluster = Cluster::launch(&fake.script(), Plan::nodes(1)).await;
+    let mut cluster = launch(Plan::nodes(1)).await;
     let id = process_id(&logs(&cluster, 0, "running as", 1).await);
     cluster.nodes[0].pause();
     has_state(&id, Some('T')).await;
@@ -132,8 +94,7 @@ async fn paused_node_stops_and_goes_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn asked_to_stop_node_ends_in_order() {
-    let fake = Fake::new();
-    let mut cluster = Cluster::launch(&fake.script(), Plan::nodes(2)).await;
+    let mut cluster = launch(Plan::nodes(2)).await;
     for node in 0..2 {
         logs(&cluster, node, "running as", 1).await;
     }
@@ -147,8 +108,7 @@ async fn asked_to_stop_node_ends_in_order() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn dropped_cluster_leaves_no_process_and_no_data() {
-    let fake = Fake::new();
-    let mut cluster = Cluster::launch(&fake.script(), Plan::nodes(2)).await;
+    let mut cluster = launch(Plan::nodes(2)).await;
     let mut ids = Vec::new();
     for node in 0..2 {
         ids.push(process_id(&logs(&cluster, node, "running as", 1).await));
@@ -163,8 +123,7 @@ async fn dropped_cluster_leaves_no_process_and_no_data() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn joining_node_is_told_whom_to_ask() {
-    let fake = Fake::new();
-    let mut cluster = Cluster::launch(&fake.script(), Plan::growing()).await;
+    let mut cluster = launch(Plan::growing()).await;
     let first = logs(&cluster, 0, "running as", 1).await;
     assert!(first.contains("--bootstrap") && !first.contains("--join"), "{first}");
     let added = cluster.add_node();

@@ -1,11 +1,15 @@
 //! The proxy forwards, cuts, delays, resets, heals, and leaves nothing behind.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use kv_faults::proxy::{Direction, Link, Proxy};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     time::{Instant, timeout},
 };
 
@@ -171,10 +175,10 @@ async fn dropped_proxy_closes_port_and_connections() {
 
 #[tokio::test]
 async fn target_that_is_down_resets_the_dialler() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let target = listener.local_addr().expect("bound");
-    drop(listener);
-    let proxy = Proxy::start(target).await.expect("a port");
+    // It has the port and does not listen: nobody else can.
+    let deaf = TcpSocket::new_v4().expect("a socket");
+    deaf.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a port");
+    let proxy = Proxy::start(deaf.local_addr().expect("bound")).await.expect("a port");
     let mut dialler = TcpStream::connect(proxy.address()).await.expect("the proxy listens");
     is_reset(&mut dialler).await;
 }

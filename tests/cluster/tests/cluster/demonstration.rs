@@ -6,6 +6,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    thread,
 };
 
 use kv_cluster_tests::{
@@ -21,8 +22,8 @@ use tokio::task::spawn_blocking;
 /// A photo of a good camera; more than one chunk, and no multiple of one.
 const PHOTO_BYTES: usize = 5 * 1024 * 1024 + 12_345;
 
-/// So much that an upload of it does not end before somebody looks.
-const FILM_BYTES: usize = 64 * 1024 * 1024;
+/// The beginning of something larger: what kvctl reads of it is never all of it.
+const FILM_BYTES: usize = 16 * 1024 * 1024;
 
 /// At three replicas: the entry that begins an upload, and its first chunks.
 const BEGUN_ENTRIES: u64 = 9;
@@ -47,17 +48,11 @@ async fn photo_survives_the_stop_of_all_nodes_and_is_downloaded_from_a_follower(
     let uploaded = run(&kvctl, ["--addr", &first, "upload", "my-file", path(&photo)]).await;
     assert!(uploaded.status.success(), "{uploaded:?}");
 
-    for node in &mut cluster.nodes {
-        node.interrupt();
-    }
-    for node in &mut cluster.nodes {
-        node.ended(DEADLINE).await.unwrap_or_else(|error| panic!("{error}"));
-    }
+    cluster.stop_all().await;
     cluster.start_all();
     cluster.wait_whole().await;
 
-    let got = cluster.api(0).get("my-file", Read::Linearizable).await.expect("the cluster is whole");
-    let shard = got.header.expect("every reply has one").shard_id;
+    let shard = cluster.shard_of("my-file").await;
     let leader = cluster.wait_leader(shard, &[0, 1, 2]).await;
     for follower in (0..3).filter(|node| *node != leader) {
         let address = cluster.nodes[follower].ports.client_address().to_string();
@@ -79,15 +74,19 @@ async fn interrupted_upload_leaves_nothing_visible() {
         return;
     };
     let folder = tempfile::tempdir().expect("a temporary folder");
-    let film = folder.path().join("film.mp4");
-    write_file(&film, FILM_BYTES, &mut random);
+    let mut film = vec![0; FILM_BYTES];
+    random.fill_bytes(&mut film);
     let address = cluster.nodes[0].ports.client_address().to_string();
     cluster.wait_caught_up().await;
     let before = entries(&cluster).await;
     let mut upload = Command::new(&kvctl)
-        .args(["--addr", &address, "upload", "my-file", path(&film)])
+        .args(["--addr", &address, "upload", "my-file", "-"])
+        .stdin(Stdio::piped())
         .spawn()
         .expect("kvctl starts");
+    let mut input = upload.stdin.take().expect("piped");
+    // It stays open until kvctl is killed; then whatever is still to be written fails.
+    let writing = thread::spawn(move || input.write_all(&film).map(|()| input));
     let begun = wait_until("chunks of the upload in the log", DEADLINE, || async {
         let now = entries(&cluster).await;
         if now > before + BEGUN_ENTRIES { Ok(()) } else { Err(format!("{now} entries, {before} before")) }
@@ -97,10 +96,11 @@ async fn interrupted_upload_leaves_nothing_visible() {
     upload.kill().expect("it is ours");
     let ended = upload.wait().expect("it is ours");
     assert!(!ended.success(), "the upload was not interrupted");
+    drop(writing.join());
     cluster.start_all();
     cluster.wait_whole().await;
     for node in 0..3 {
-        let got = cluster.api(node).get("my-file", Read::AtThisNode).await.expect("the cluster is whole");
+        let got = cluster.get(node, "my-file", Read::AtThisNode).await;
         assert!(got.kv.is_none(), "a part of an upload is visible at node {node}");
     }
     let missing = run(&kvctl, ["--addr", &address, "download", "my-file", "-"]).await;
@@ -114,8 +114,12 @@ async fn interrupted_upload_leaves_nothing_visible() {
 
 /// The last log index of all replicas, summed up.
 async fn entries(cluster: &Cluster) -> u64 {
-    let statuses = cluster.statuses().await;
-    statuses.iter().flatten().flat_map(|status| &status.replicas).map(|replica| replica.last_log_index).sum()
+    let mut entries = 0;
+    for node in 0..cluster.nodes.len() {
+        entries +=
+            cluster.status(node).await.replicas.iter().map(|replica| replica.last_log_index).sum::<u64>();
+    }
+    entries
 }
 
 #[tokio::test(flavor = "multi_thread")]

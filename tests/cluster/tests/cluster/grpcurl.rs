@@ -9,7 +9,7 @@ use std::{
     process::{Command, Output},
 };
 
-use kv_cluster_tests::{Cluster, Plan};
+use kv_cluster_tests::{Cluster, DEADLINE, Plan, wait_until};
 use tokio::task::spawn_blocking;
 
 /// Prints why there is none.
@@ -49,8 +49,15 @@ impl Grpcurl {
         String::from_utf8(output.stdout).expect("grpcurl prints text")
     }
 
-    async fn call(&self, method: &str, request: &str) -> String {
-        self.says(&["-d", request], &[method]).await
+    /// The reply to a request, which is repeated until it shows all of these: a leader may be lost meanwhile.
+    async fn call(&self, method: &str, request: &str, parts: &[&str]) {
+        let shown = wait_until(format!("{parts:?} in the reply of {method}"), DEADLINE, || async {
+            let output = self.run(&["-d", request], &[method]).await;
+            let text = String::from_utf8_lossy(&output.stdout);
+            let all = output.status.success() && parts.iter().all(|part| text.contains(part));
+            if all { Ok(()) } else { Err(format!("{output:?}")) }
+        });
+        shown.await.unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -80,15 +87,12 @@ async fn everything_that_grpcurl_asks_of_a_node_is_answered() {
     let described = grpcurl.says(&[], &["describe", "google.rpc.ErrorInfo"]).await;
     assert_shows(&described, &["string reason"]);
 
-    let health = grpcurl.call("grpc.health.v1.Health/Check", "{}").await;
-    assert_shows(&health, &[r#""status": "SERVING""#]);
+    grpcurl.call("grpc.health.v1.Health/Check", "{}", &[r#""status": "SERVING""#]).await;
 
-    let put = grpcurl.call("kv.v1.KvText/Put", r#"{"key":"greeting","value":"hello"}"#).await;
-    assert_shows(&put, &[r#""applied": true"#, r#""modRevision""#]);
-    let got = grpcurl.call("kv.v1.KvText/Get", r#"{"key":"greeting"}"#).await;
-    assert_shows(&got, &[r#""text": "hello""#]);
-    let scanned = grpcurl.call("kv.v1.KvText/Scan", r#"{"prefix":"gre"}"#).await;
-    assert_shows(&scanned, &[r#""key": "greeting""#]);
+    let put = [r#""applied": true"#, r#""modRevision""#];
+    grpcurl.call("kv.v1.KvText/Put", r#"{"key":"greeting","value":"hello"}"#, &put).await;
+    grpcurl.call("kv.v1.KvText/Get", r#"{"key":"greeting"}"#, &[r#""text": "hello""#]).await;
+    grpcurl.call("kv.v1.KvText/Scan", r#"{"prefix":"gre"}"#, &[r#""key": "greeting""#]).await;
 
     refused_with_details(&grpcurl).await;
 }

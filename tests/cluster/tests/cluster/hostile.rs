@@ -6,14 +6,12 @@ use std::{
     time::Duration,
 };
 
-use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, api::Read, seed, wait_until};
+use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, api::Read, metrics::ask, seed, wait_until};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpSocket, TcpStream},
 };
-
-use crate::metrics::ask;
 
 /// What a container runtime or a shell gives when nobody asks for more.
 const OPEN_FILES: u32 = 1_024;

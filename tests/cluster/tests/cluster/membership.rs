@@ -6,7 +6,7 @@ use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, api::Read, seed};
 async fn single_node_grows_to_three_under_load() {
     let mut random = seed::generator("single_node_grows_to_three_under_load");
     let Some(mut cluster) = Cluster::start(Plan::growing()).await else { return };
-    cluster.api(0).put("before", "the others came".into(), None).await.expect("the node is ready");
+    cluster.put(0, "before", "the others came").await;
     let load = Load::start(LoadPlan::default(), cluster.addresses(), &mut random);
     load.must_progress(200).await;
     cluster.add_node();
@@ -17,36 +17,26 @@ async fn single_node_grows_to_three_under_load() {
     load.must_progress(200).await;
     cluster.wait_caught_up().await;
     for node in 0..3 {
-        let got = cluster.api(node).get("before", Read::AtThisNode).await.expect("the cluster is whole");
+        let got = cluster.get(node, "before", Read::AtThisNode).await;
         assert!(got.kv.is_some(), "node {node}");
     }
     load.finish().await;
 
     // The first node is dispensable now.
     cluster.nodes[0].kill();
-    let shard = cluster_shard(&cluster).await;
-    cluster.wait_leader(shard, &[1, 2]).await;
-}
-
-async fn cluster_shard(cluster: &Cluster) -> u32 {
-    let got =
-        kv_cluster_tests::wait_until("a read at the grown cluster", kv_cluster_tests::DEADLINE, || async {
-            cluster.api(1).get("before", Read::Linearizable).await.map_err(|status| status.to_string())
-        });
-    let got = got.await.unwrap_or_else(|error| panic!("{error}"));
+    let got = cluster.get(1, "before", Read::Linearizable).await;
     assert!(got.kv.is_some());
-    got.header.expect("every reply has one").shard_id
+    cluster.wait_leader(got.header.expect("every reply has one").shard_id, &[1, 2]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bootstrapped_node_keeps_its_cluster_over_a_restart() {
     let Some(mut cluster) = Cluster::start(Plan::growing()).await else { return };
-    cluster.api(0).put("k", "v".into(), None).await.expect("the node is ready");
-    let before = cluster.statuses().await[0].as_ref().expect("it answers").cluster_id.clone();
+    cluster.put(0, "k", "v").await;
+    let before = cluster.status(0).await.cluster_id;
     cluster.nodes[0].kill();
     cluster.nodes[0].start();
     cluster.wait_whole().await;
-    let after = cluster.statuses().await[0].as_ref().expect("it answers").cluster_id.clone();
-    assert_eq!(before, after);
-    assert!(cluster.api(0).get("k", Read::Linearizable).await.expect("ready").kv.is_some());
+    assert_eq!(cluster.status(0).await.cluster_id, before);
+    assert!(cluster.get(0, "k", Read::Linearizable).await.kv.is_some());
 }

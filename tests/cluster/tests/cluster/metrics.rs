@@ -1,16 +1,15 @@
 //! Every metric that is listed is fed.
 
-use std::{
-    collections::BTreeMap,
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    time::Duration,
-};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use kv_cluster_tests::{Cluster, DEADLINE, Load, LoadPlan, Plan, seed, status::replica, wait_until};
+use kv_cluster_tests::{
+    Cluster, DEADLINE, Load, LoadPlan, Plan, api::Api, metrics::scrape, patient::repeat, seed,
+    status::replica, wait_until,
+};
 use kv_proto::kv::v1::{DownloadRequest, ScanRequest, UploadRequest, upload_request};
+use tonic::Status;
 
 /// The list that operators read; generated from the code.
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
@@ -50,11 +49,8 @@ impl Seen {
     fn look(&mut self, cluster: &Cluster) {
         for node in &cluster.nodes {
             // A node that is away shows nothing.
-            let text = ask(node.ports.http_address(), "/metrics").unwrap_or_default();
-            for line in text.lines().filter(|line| line.starts_with("kv_")) {
-                let Some((series, value)) = line.rsplit_once(' ') else { continue };
-                let value: f64 = value.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
-                let seen = self.0.entry(series.to_owned()).or_default();
+            for (series, value) in scrape(node.ports.http_address()).unwrap_or_default() {
+                let seen = self.0.entry(series).or_default();
                 *seen = seen.max(value);
             }
         }
@@ -69,16 +65,6 @@ impl Seen {
     fn of(&self, series: &str) -> f64 {
         self.0.get(series).copied().unwrap_or_default()
     }
-}
-
-/// What the HTTP port answers, head and body.
-pub fn ask(address: SocketAddr, path: &str) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(1))?;
-    stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
-    Ok(text)
 }
 
 /// Name and type of each listed metric.
@@ -107,8 +93,7 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
 
     let shard = cluster.shard_of("load/0").await;
     let away = (cluster.wait_leader(shard, &[0, 1, 2]).await + 1) % 3;
-    let status = cluster.statuses().await.swap_remove(away).expect("it answers");
-    let had = replica(&status, shard).expect("it has one").last_log_index;
+    let had = replica(&cluster.status(away).await, shard).expect("it has one").last_log_index;
     cluster.nodes[away].kill();
     let purged = wait_until("a log that begins after what the follower has", DEADLINE, || async {
         load.progress(50, DEADLINE).await.map_err(|error| error.to_string())?;
@@ -157,21 +142,35 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
 async fn transfer_and_scan(cluster: &Cluster) {
     let value = Bytes::from(vec![7; 3 << 20]);
     for node in 0..3 {
-        let mut api = cluster.api(node);
         let key: Bytes = format!("photo{node}").into();
-        let header = upload_request::Header { key: key.clone(), ..Default::default() };
-        let data = (0..3).map(|part| upload_request::Part::Data(value.slice(part << 20..(part + 1) << 20)));
-        let parts: Vec<_> = std::iter::once(upload_request::Part::Header(header)).chain(data).collect();
-        let messages = parts.into_iter().map(|part| UploadRequest { part: Some(part) });
-        api.kv.upload(futures::stream::iter(messages)).await.expect("a whole cluster takes uploads");
-        let request = DownloadRequest { key, ..DownloadRequest::default() };
-        let mut download = api.kv.download(request).await.expect("it was uploaded").into_inner();
-        while let Some(message) = download.next().await {
-            message.expect("a whole cluster gives it back");
-        }
-        let mut scan = api.kv.scan(ScanRequest::default()).await.expect("whole").into_inner();
-        while let Some(page) = scan.next().await {
-            page.expect("a whole cluster can be scanned");
-        }
+        let upload = || upload(cluster.api(node), key.clone(), value.clone());
+        repeat(format!("an upload to node {node}"), upload).await;
+        repeat(format!("its download from node {node}"), || download(cluster.api(node), key.clone())).await;
+        repeat(format!("a scan at node {node}"), || scan(cluster.api(node))).await;
     }
+}
+
+async fn upload(mut api: Api, key: Bytes, value: Bytes) -> Result<(), Status> {
+    let header = upload_request::Header { key, ..Default::default() };
+    let data = (0..3).map(|part| upload_request::Part::Data(value.slice(part << 20..(part + 1) << 20)));
+    let parts: Vec<_> = std::iter::once(upload_request::Part::Header(header)).chain(data).collect();
+    let messages = parts.into_iter().map(|part| UploadRequest { part: Some(part) });
+    api.kv.upload(futures::stream::iter(messages)).await.map(drop)
+}
+
+async fn download(mut api: Api, key: Bytes) -> Result<(), Status> {
+    let request = DownloadRequest { key, ..DownloadRequest::default() };
+    let mut messages = api.kv.download(request).await?.into_inner();
+    while let Some(message) = messages.next().await {
+        message?;
+    }
+    Ok(())
+}
+
+async fn scan(mut api: Api) -> Result<(), Status> {
+    let mut pages = api.kv.scan(ScanRequest::default()).await?.into_inner();
+    while let Some(page) = pages.next().await {
+        page?;
+    }
+    Ok(())
 }

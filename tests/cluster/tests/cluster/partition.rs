@@ -3,14 +3,10 @@
 use std::time::Duration;
 
 use kv_cluster_tests::{
-    Cluster, Load, LoadPlan, Plan,
-    api::Read,
-    seed,
-    status::{self, replica},
-    wait::DEADLINE,
-    wait_until,
+    Cluster, Load, LoadPlan, Plan, api::Read, seed, status::replica, wait::DEADLINE, wait_until,
 };
 use kv_faults::proxy::Link;
+use kv_proto::admin::v1::Role;
 use tokio::time::Instant;
 
 /// Longer than any election, so that a node that is going to lie has had the time to.
@@ -27,19 +23,29 @@ fn others(node: usize) -> Vec<usize> {
     ALL.into_iter().filter(|other| *other != node).collect()
 }
 
+/// Cuts the leader of a shard off, one that leads still when it is, and gives it.
+async fn isolate_leader(cluster: &Cluster, shard: u32) -> usize {
+    let isolated = wait_until("a leader that is cut off while it leads", DEADLINE, || async {
+        let leader = cluster.wait_leader(shard, &ALL).await;
+        cluster.network.cut_off(&[leader], Link::Silent);
+        let status = cluster.status(leader).await;
+        if replica(&status, shard).is_some_and(|replica| replica.role() == Role::Leader) {
+            return Ok(leader);
+        }
+        cluster.network.heal();
+        Err(format!("node {leader} had lost the lead"))
+    });
+    isolated.await.unwrap_or_else(|error| panic!("{error}"))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn isolated_leader_refuses_reads_and_writes_and_never_lies() {
     let Some(cluster) = Cluster::start(Plan::nodes(3).with_network()).await else { return };
     let shard = cluster.shard_of("k").await;
-    let leader = cluster.wait_leader(shard, &ALL).await;
-    cluster.api(leader).put("k", "old".into(), None).await.expect("the cluster is whole");
-
-    cluster.network.cut_off(&[leader], Link::Silent);
+    cluster.put(0, "k", "old").await;
+    let leader = isolate_leader(&cluster, shard).await;
     let heir = cluster.wait_leader(shard, &others(leader)).await;
-    let overwritten = wait_until("a write at the majority", DEADLINE, || async {
-        cluster.api(heir).put("k", "new".into(), None).await.map_err(|status| status.to_string())
-    });
-    overwritten.await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.put(heir, "k", "new").await;
 
     let end = Instant::now() + CUT;
     while Instant::now() < end {
@@ -58,16 +64,14 @@ async fn isolated_leader_refuses_reads_and_writes_and_never_lies() {
 async fn tail_that_only_an_isolated_leader_has_is_truncated() {
     let Some(cluster) = Cluster::start(Plan::nodes(3).with_network()).await else { return };
     let shard = cluster.shard_of("k").await;
-    let leader = cluster.wait_leader(shard, &ALL).await;
-    cluster.network.cut_off(&[leader], Link::Silent);
+    let leader = isolate_leader(&cluster, shard).await;
     // Nobody acknowledges these; they must only get into the log.
     let tail = wait_until("entries that the isolated leader cannot commit", DEADLINE, || async {
         let mut api = cluster.api(leader);
         let write = api.put("k", "divergent".into(), None).await;
         assert!(write.is_err(), "{write:?}");
-        let statuses = cluster.statuses().await;
-        let replica =
-            statuses[leader].as_ref().and_then(|status| replica(status, shard)).ok_or("it is silent")?;
+        let status = cluster.status(leader).await;
+        let replica = replica(&status, shard).ok_or("it has no replica")?;
         if replica.last_log_index > replica.committed_index {
             Ok(replica.last_log_index)
         } else {
@@ -78,10 +82,9 @@ async fn tail_that_only_an_isolated_leader_has_is_truncated() {
 
     let heir = cluster.wait_leader(shard, &others(leader)).await;
     let beyond = wait_until("a committed log that is longer than the divergent one", DEADLINE, || async {
-        cluster.api(heir).put("k", "committed".into(), None).await.map_err(|status| status.to_string())?;
-        let statuses = cluster.statuses().await;
-        let replica = statuses[heir].as_ref().and_then(|status| replica(status, shard));
-        let committed = replica.map_or(0, |replica| replica.committed_index);
+        cluster.put(heir, "k", "committed").await;
+        let status = cluster.status(heir).await;
+        let committed = replica(&status, shard).map_or(0, |replica| replica.committed_index);
         if committed > tail { Ok(()) } else { Err(format!("{committed} of {tail}")) }
     });
     beyond.await.unwrap_or_else(|error| panic!("{error}"));
@@ -90,7 +93,7 @@ async fn tail_that_only_an_isolated_leader_has_is_truncated() {
     cluster.wait_whole().await;
     cluster.wait_caught_up().await;
     for node in ALL {
-        let got = cluster.api(node).get("k", Read::AtThisNode).await.expect("the cluster is whole");
+        let got = cluster.get(node, "k", Read::AtThisNode).await;
         let kv = got.kv.expect("it was written");
         assert_eq!(format!("{:?}", kv.value), format!("{:?}", Some(inline("committed"))), "node {node}");
     }
@@ -194,7 +197,6 @@ async fn cluster_cut_into_single_nodes_acknowledges_nothing_and_heals() {
     }
     cluster.network.heal();
     cluster.wait_whole().await;
-    let statuses = cluster.statuses().await;
-    assert!(status::leader(&statuses, 0).is_some());
-    cluster.api(0).put("k", "healed".into(), None).await.expect("the cluster is whole");
+    cluster.wait_leader(0, &ALL).await;
+    cluster.put(0, "k", "healed").await;
 }

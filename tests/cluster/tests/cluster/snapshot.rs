@@ -1,6 +1,7 @@
 //! A node that was away for longer than the log reaches back is brought up by a snapshot.
 
 use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, seed, status::replica, wait::DEADLINE, wait_until};
+use kv_proto::admin::v1::NodeStatus;
 
 /// So little log is kept, and so often is the state flushed, that a short absence is too long.
 fn plan() -> Plan {
@@ -34,12 +35,7 @@ async fn brought_back(take_away: impl Fn(&mut Cluster, usize), bring_back: impl 
     load.must_progress(100).await;
     let leader = cluster.wait_leader(shard, &[0, 1, 2]).await;
     let follower = (leader + 1) % 3;
-    let statuses = cluster.statuses().await;
-    let had = statuses[follower]
-        .as_ref()
-        .and_then(|status| replica(status, shard))
-        .expect("it has one")
-        .last_log_index;
+    let had = replica(&cluster.status(follower).await, shard).expect("it has one").last_log_index;
     take_away(&mut cluster, follower);
 
     let purged = wait_until("a log that begins after what the follower has", DEADLINE, || async {
@@ -61,13 +57,8 @@ async fn brought_back(take_away: impl Fn(&mut Cluster, usize), bring_back: impl 
 
     bring_back(&mut cluster, follower);
     cluster.wait_whole().await;
-    let snapshot = wait_until("a snapshot at the follower", DEADLINE, || async {
-        let statuses = cluster.statuses().await;
-        let replica = statuses[follower].as_ref().and_then(|status| replica(status, shard));
-        let applied = replica.map_or(0, |replica| replica.applied_index);
-        if applied > had { Ok(()) } else { Err(format!("it has applied {applied}, and had {had}")) }
-    });
-    snapshot.await.unwrap_or_else(|error| panic!("{error}"));
+    let has_more = |status: &NodeStatus| replica(status, shard).is_some_and(|mine| mine.applied_index > had);
+    cluster.wait_status(follower, "a snapshot", has_more).await;
     load.must_progress(50).await;
     load.finish().await;
 }

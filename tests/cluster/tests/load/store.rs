@@ -7,16 +7,16 @@ use kv_cluster_tests::api;
 use kv_proto::kv::v1::{
     BatchGetRequest, BatchGetResponse, Blob, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
     DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
-    GetResponse, KeyValue, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnOperationResult,
-    TxnRequest, TxnResponse, UploadRequest, UploadResponse, WriteOutcome, compare::Target, download_response,
-    key_value::Value, kv_server::Kv, precondition::Condition, txn_operation, txn_operation_result,
-    upload_request, write_operation, write_outcome,
+    GetResponse, KeyValue, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnOperation,
+    TxnOperationResult, TxnRequest, TxnResponse, UploadRequest, UploadResponse, WriteOperation, WriteOutcome,
+    compare::Target, download_response, key_value::Value, kv_server::Kv, precondition::Condition,
+    txn_operation, txn_operation_result, upload_request, write_operation, write_outcome,
 };
 use sha2::{Digest, Sha256};
 use tonic::{Code, Request, Response, Status, Streaming};
 use tonic_types::{ErrorDetails, StatusExt};
 
-/// What the store does wrong, to one in [`ONE_IN`] of the requests to which it can.
+/// What the store does wrong, to one in [`ONE_IN`] of the requests to which it makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Bug {
     None,
@@ -48,13 +48,15 @@ pub enum Bug {
     LostBulk,
 }
 
-const ONE_IN: u64 = 10;
+const ONE_IN: u64 = 4;
 
 #[derive(Debug, Default)]
 struct State {
     revision: u64,
     /// To which the bug could have happened.
     requests: u64,
+    /// To which it happened.
+    strikes: u64,
     keys: BTreeMap<Vec<u8>, KeyValue>,
     before: BTreeMap<Vec<u8>, KeyValue>,
     /// Uploaded bytes, by hash.
@@ -113,13 +115,20 @@ impl Store {
         Self { bug, state: Mutex::default() }
     }
 
-    /// Every so often, the bug shows.
-    fn strikes(&self, state: &mut State, bug: Bug) -> bool {
-        if self.bug != bug {
+    /// How often the bug happened.
+    pub fn strikes(&self) -> u64 {
+        self.state.lock().expect("nobody panics").strikes
+    }
+
+    /// Whether the bug happens now: every so often, where it makes a difference.
+    fn strikes_now(&self, state: &mut State, bug: Bug, makes_a_difference: bool) -> bool {
+        if self.bug != bug || !makes_a_difference {
             return false;
         }
         state.requests += 1;
-        state.requests.is_multiple_of(ONE_IN)
+        let strikes = state.requests.is_multiple_of(ONE_IN);
+        state.strikes += u64::from(strikes);
+        strikes
     }
 }
 
@@ -136,29 +145,26 @@ impl Kv for Store {
         let PutRequest { key, value, precondition, .. } = request.into_inner();
         let mut state = self.state.lock().expect("nobody panics");
         let condition = precondition.and_then(|precondition| precondition.condition);
-        let blind = self.strikes(&mut state, Bug::BlindSwap);
-        if let Some(condition) = condition
-            && !blind
-            && !state.holds(&key, condition)
-        {
+        let holds = condition.is_none_or(|condition| state.holds(&key, condition));
+        if !holds && !self.strikes_now(&mut state, Bug::BlindSwap, true) {
             let previous = state.keys.get(&key[..]).cloned();
             return Ok(Response::new(PutResponse { previous, ..Default::default() }));
         }
-        if self.strikes(&mut state, Bug::LostWrite) {
+        if self.strikes_now(&mut state, Bug::LostWrite, true) {
             let mod_revision = state.revision + 1;
             state.revision += 1;
             return Ok(Response::new(PutResponse { applied: true, mod_revision, ..Default::default() }));
         }
-        if self.strikes(&mut state, Bug::RevisionBack) {
+        if self.strikes_now(&mut state, Bug::RevisionBack, true) {
             state.revision /= 2;
         }
-        let twice =
-            self.strikes(&mut state, Bug::AppliedTwice).then(|| state.keys.get(&key[..]).cloned()).flatten();
+        let old = state.keys.get(&key[..]).cloned();
+        let twice = old.filter(|_| self.strikes_now(&mut state, Bug::AppliedTwice, true));
         let mod_revision = state.write(&key, value);
         if let Some(Value::Inline(old)) = twice.and_then(|kv| kv.value) {
             state.write(&key, old);
         }
-        if self.strikes(&mut state, Bug::RefusedButDone) {
+        if self.strikes_now(&mut state, Bug::RefusedButDone, true) {
             return Err(refused());
         }
         Ok(Response::new(PutResponse { applied: true, mod_revision, ..Default::default() }))
@@ -168,11 +174,12 @@ impl Kv for Store {
         let key = request.into_inner().key;
         let mut state = self.state.lock().expect("nobody panics");
         let mut kv = state.keys.get(&key[..]).cloned();
-        if self.strikes(&mut state, Bug::StaleRead) {
-            kv = state.before.get(&key[..]).cloned().or(kv);
+        let before = state.before.get(&key[..]).cloned();
+        if self.strikes_now(&mut state, Bug::StaleRead, before.is_some()) {
+            kv = before;
         }
-        if self.strikes(&mut state, Bug::FlippedByte)
-            && let Some(Value::Inline(value)) = kv.as_mut().and_then(|kv| kv.value.as_mut())
+        if let Some(Value::Inline(value)) = kv.as_mut().and_then(|kv| kv.value.as_mut())
+            && self.strikes_now(&mut state, Bug::FlippedByte, true)
         {
             let mut bytes = value.to_vec();
             bytes[50] ^= 4;
@@ -197,7 +204,7 @@ impl Kv for Store {
         let bounds = (Bound::Included(range.start.to_vec()), Bound::Excluded(range.end.to_vec()));
         let mut gone: Vec<Vec<u8>> = state.keys.range(bounds).map(|(key, _)| key.clone()).collect();
         let deleted = gone.len() as u64;
-        if self.strikes(&mut state, Bug::SurvivorOfARange) {
+        if self.strikes_now(&mut state, Bug::SurvivorOfARange, deleted > 0) {
             gone.pop();
         }
         for key in gone {
@@ -214,11 +221,11 @@ impl Kv for Store {
             state.keys.values().filter(|kv| kv.key.starts_with(&prefix)).cloned().collect();
         let old = kvs.iter().rposition(|kv| state.before.contains_key(&kv.key[..]));
         if let Some(old) = old
-            && self.strikes(&mut state, Bug::MixedScan)
+            && self.strikes_now(&mut state, Bug::MixedScan, true)
         {
             kvs[old] = state.before[&kvs[old].key[..]].clone();
         }
-        if self.strikes(&mut state, Bug::ScanWithAHole) {
+        if self.strikes_now(&mut state, Bug::ScanWithAHole, !kvs.is_empty()) {
             kvs.pop();
         }
         Ok(once(ScanResponse { kvs, ..Default::default() }))
@@ -233,9 +240,12 @@ impl Kv for Store {
         request: Request<BulkWriteRequest>,
     ) -> Result<Response<BulkWriteResponse>, Status> {
         let mut state = self.state.lock().expect("nobody panics");
-        let mut lost = self.strikes(&mut state, Bug::LostBulk);
-        let operations = request.into_inner().operations.into_iter();
-        let outcomes = operations.map(|operation| {
+        let operations = request.into_inner().operations;
+        let is_put = |operation: &WriteOperation| {
+            matches!(operation.operation, Some(write_operation::Operation::Put(_)))
+        };
+        let mut lost = self.strikes_now(&mut state, Bug::LostBulk, operations.iter().any(is_put));
+        let outcomes = operations.into_iter().map(|operation| {
             let outcome = match operation.operation.expect("the load gives one") {
                 write_operation::Operation::Put(_) if std::mem::take(&mut lost) => {
                     state.revision += 1;
@@ -267,7 +277,10 @@ impl Kv for Store {
             _ => unreachable!("the load does not compare so"),
         });
         let operations = if succeeded { request.then } else { request.r#else };
-        let mut torn = self.strikes(&mut state, Bug::TornTransaction);
+        let is_put =
+            |operation: &TxnOperation| matches!(operation.operation, Some(txn_operation::Operation::Put(_)));
+        let mut torn =
+            self.strikes_now(&mut state, Bug::TornTransaction, operations.iter().skip(1).any(is_put));
         // All writes of a transaction make one revision.
         let revision = state.revision;
         let results = operations.into_iter().enumerate().map(|(index, operation)| {
@@ -325,7 +338,7 @@ impl Kv for Store {
             Value::Inline(bytes) => bytes.to_vec(),
             Value::Blob(blob) => state.blobs[&blob.sha256[..]].clone(),
         };
-        if self.strikes(&mut state, Bug::DamagedDownload) {
+        if self.strikes_now(&mut state, Bug::DamagedDownload, true) {
             bytes[30] ^= 1;
         }
         let header = download_response::Header { kv: Some(kv), ..Default::default() };

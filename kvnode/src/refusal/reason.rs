@@ -1,0 +1,74 @@
+//! Every reason that more than one place gives or asks for. Clients branch on them: they never change.
+//!
+//! `NOT_APPLIED_` at the beginning promises that nothing happened.
+
+/// The shard has no leader at the moment. Nothing was appended.
+pub const NO_LEADER: &str = "NOT_APPLIED_NO_LEADER";
+/// This node does not lead the shard (any more). Nothing was appended.
+pub const NOT_LEADER: &str = "NOT_APPLIED_NOT_LEADER";
+/// The node has no replica of the shard, or it is not started yet.
+pub const NO_REPLICA: &str = "NOT_APPLIED_NO_REPLICA";
+/// The node is stopping.
+pub const STOPPING: &str = "NOT_APPLIED_STOPPING";
+/// The node does not know the shard map yet.
+pub const STARTING: &str = "NOT_APPLIED_STARTING";
+/// Its deadline passed while it waited in a queue. Nothing was appended.
+pub const EXPIRED: &str = "NOT_APPLIED_EXPIRED";
+/// The node that would have to answer could not be reached; nothing was sent.
+pub const UNREACHABLE: &str = "NOT_APPLIED_UNREACHABLE";
+/// The write may or may not have been applied.
+pub const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+/// The replica's state is older than the read allows.
+pub const TOO_STALE: &str = "NOT_APPLIED_TOO_STALE";
+/// The proposal queue of the shard is full.
+pub const PROPOSAL_QUEUE_FULL: &str = "PROPOSAL_QUEUE_FULL";
+/// The disk of the leader, or those of a quorum of the shard's nodes, are full.
+pub const DISK_FULL: &str = "DISK_FULL";
+/// The queue of waiting reads of the shard is full.
+pub const READ_QUEUE_FULL: &str = "READ_QUEUE_FULL";
+/// The queue of requests to the node that would have to answer is full.
+pub const PEER_QUEUE_FULL: &str = "PEER_QUEUE_FULL";
+/// No message between nodes can hold the request.
+pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
+/// The group's membership is no longer the one that the change was made for, or another change is under way.
+pub const MEMBERSHIP_CHANGED: &str = "NOT_APPLIED_MEMBERSHIP_CHANGED";
+/// A leadership cannot be transferred to a replica that lags or is no voter.
+pub const TARGET_NOT_READY: &str = "NOT_APPLIED_TARGET_NOT_READY";
+/// Bytes on this node's disk are damaged; the replica is quarantined.
+pub const REPLICA_QUARANTINED: &str = "REPLICA_QUARANTINED";
+/// A bug or a failure that names no better reason.
+pub const INTERNAL: &str = "INTERNAL";
+/// Surely not applied, and nothing more is known.
+pub const NOT_APPLIED: &str = "NOT_APPLIED_UNAVAILABLE";
+/// An upload broke off. Nothing is visible; it can be sent again or resumed.
+pub const UPLOAD_INTERRUPTED: &str = "NOT_APPLIED_UPLOAD_INTERRUPTED";
+/// The deadline passed, and it may have been applied or not.
+pub const DEADLINE_EXCEEDED: &str = "DEADLINE_EXCEEDED";
+/// A field of the request is wrong; the refusal names it.
+pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
+/// The slot is not owned by the shard that was asked.
+pub const WRONG_SHARD: &str = "WRONG_SHARD";
+/// A limit of a node or shard that gave no name.
+pub const LIMIT_REACHED: &str = "LIMIT_REACHED";
+/// Bytes of a node's disk failed their checksum.
+pub const DATA_LOSS: &str = "DATA_LOSS";
+/// The state of the cluster forbids it.
+pub const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
+/// What was asked for does not exist.
+pub const NOT_FOUND: &str = "NOT_FOUND";
+/// A download of an absent key.
+pub const KEY_NOT_FOUND: &str = "KEY_NOT_FOUND";
+/// The value was overwritten while it was downloaded: begin again.
+pub const VALUE_REPLACED: &str = "VALUE_REPLACED";
+/// The keys of a transaction lie in several shards.
+pub const TXN_SPANS_SHARDS: &str = "TXN_SPANS_SHARDS";
+/// What the transaction reads is more than a reply may hold. Nothing was done.
+pub const TXN_REPLY_TOO_LARGE: &str = "TXN_REPLY_TOO_LARGE";
+/// The upload never began, was aborted or swept, or was committed and overwritten.
+pub const UPLOAD_NOT_FOUND: &str = "UPLOAD_NOT_FOUND";
+/// A resumed upload must go on at another byte: `stored_bytes` says which.
+pub const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
+/// Another start of the same disk counts: this folder is a copy, or was restored.
+pub const DISK_CLONED_OR_RESTORED: &str = "DISK_CLONED_OR_RESTORED";
+/// The node was removed from the cluster.
+pub const NODE_REMOVED: &str = "NODE_REMOVED";
