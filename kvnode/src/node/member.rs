@@ -128,8 +128,9 @@ impl Member {
         let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
         let requests = Arc::new(requests);
         answers.open(requests.clone());
-        host.start_all().await;
+        // First: damage that is met while replicas start does not wait for the last of them.
         stores.guard(&replicas, &transport, &spawner);
+        host.start_all().await;
         spawn_listener(&spawner, peer_listener, &transport, limits);
         let hands =
             NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone(), disk.clone());

@@ -18,6 +18,7 @@ pub mod map_feed;
 pub mod measure;
 pub mod member;
 pub mod peers;
+mod quarantine;
 pub mod readiness;
 pub mod registration;
 pub mod replicas;
