@@ -21,6 +21,7 @@ use super::{
     map_feed::MapFeed,
     measure::Meters,
     peers::OverTransport,
+    reclaim,
     registration::{self, CutOff},
     replicas::LocalReplicas,
     requests::Requests,
@@ -137,6 +138,7 @@ impl Member {
         let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
         spawner.spawn("controller", controller.run());
         spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
+        spawner.spawn("reclaim", reclaim::run(disk.clone(), stores.state.clone()));
         spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone()));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
         let sizes = Arc::new(Logs(stores.log.clone()));

@@ -20,6 +20,7 @@ pub mod member;
 pub mod peers;
 mod quarantine;
 pub mod readiness;
+mod reclaim;
 pub mod registration;
 pub mod replicas;
 pub mod requests;
@@ -30,6 +31,7 @@ pub mod store;
 pub mod stores;
 #[cfg(test)]
 mod stores_tests;
+mod successor;
 #[cfg(test)]
 mod tests;
 pub mod ticks;

@@ -14,6 +14,7 @@ pub mod keys;
 pub mod memory;
 pub mod options;
 pub mod read_pool;
+pub mod reclaim;
 pub mod rocks;
 pub mod snapshot;
 pub mod workers;
