@@ -35,6 +35,7 @@ mod successor;
 #[cfg(test)]
 mod tests;
 pub mod ticks;
+mod tolerance;
 
 use std::{
     sync::{Arc, Mutex, OnceLock},

@@ -463,6 +463,7 @@ impl ReplicaReader {
                 None => refusal::internal(),
             },
             Err(full) => {
+                self.shared.hooks.metrics.reads.refused.inc();
                 crate::refusal::exhausted(crate::refusal::READ_QUEUE_FULL, full.to_string(), RETRY_AFTER_MS)
             }
         };

@@ -26,7 +26,7 @@ const MAY_REST: [(&str, &str); 6] = [
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 9] = [
+const QUEUES: [&str; 10] = [
     "proposals",
     "log_commits",
     "applies",
@@ -36,6 +36,7 @@ const QUEUES: [&str; 9] = [
     "read_index",
     "transfers",
     "requests",
+    "disk_reads",
 ];
 
 /// The greatest value that each series had, in any node.
@@ -47,7 +48,7 @@ impl Seen {
         for node in &cluster.nodes {
             // A node that is away shows nothing.
             let text = scrape(node.ports.http_address()).unwrap_or_default();
-            for line in text.lines().filter(|line| line.starts_with("kv_")) {
+            for line in text.lines().filter(|line| line.starts_with("kv_") || line.starts_with("process_")) {
                 let Some((series, value)) = line.rsplit_once(' ') else { continue };
                 let value: f64 = value.parse().unwrap_or_else(|error| panic!("{line}: {error}"));
                 let seen = self.0.entry(series.to_owned()).or_default();
