@@ -321,7 +321,10 @@ async fn the_space_of_deleted_records_is_given_back_when_there_is_room_for_it() 
     assert_eq!(node.hub.deletes() - before, u64::from(RECORDS - 2));
 
     assert!(!node.hub.reclaim(|| 0).await.unwrap(), "there is no room for a flush");
-    assert!(!node.hub.reclaim(|| 8 << 20).await.unwrap(), "all that is overlapped would be written anew first");
+    assert!(
+        !node.hub.reclaim(|| 8 << 20).await.unwrap(),
+        "all that is overlapped would be written anew first"
+    );
     assert!(bytes_of_tables(folder.path()) > 20 << 20);
     assert!(node.hub.reclaim(|| 1 << 30).await.unwrap());
     // Files that nobody reads any more are removed in the background.
