@@ -64,7 +64,8 @@ async fn serve(config: Config) -> anyhow::Result<Option<String>> {
     Ok(start_again)
 }
 
-/// The node hears of panics of its own tasks; this is for those of the libraries' tasks and threads, which nobody watches.
+/// One policy for all panics: docs/adr/0003. The node hears of those of its own tasks; this is for those of the libraries'
+/// tasks and threads, which nobody watches.
 fn end_with_any_panic() {
     let print = panic::take_hook();
     panic::set_hook(Box::new(move |panic| {

@@ -1,7 +1,7 @@
 //! Every metric of a node, in one place.
 //!
 //! A node has a registry of its own: several nodes of one process do not mix. Names begin with `kv_`, then the part
-//! of the node; units are base units and end the name. Labels are few and bounded: a method, a status, a queue, a
+//! of the node, but for those of the process, which are Prometheus' own; units are base units and end the name. Labels are few and bounded: a method, a status, a queue, a
 //! shard; never a key, an address or an id that grows.
 //!
 //! Handles are cheap to clone and to update; a part of the node is given its own group, such as [`RaftMetrics`]. A
@@ -20,6 +20,8 @@ use prometheus_client::{
     },
     registry::{Metric, Registry},
 };
+
+use crate::runtime::process::Usage;
 
 /// A metric that counts up to more than an i64 of bytes would.
 pub type BytesGauge = Gauge<u64, AtomicU64>;
@@ -42,6 +44,8 @@ pub struct Metrics {
     pub transport: TransportMetrics,
     /// Bounded queues.
     pub queues: QueueMetrics,
+    /// The process.
+    pub process: ProcessMetrics,
 }
 
 /// The node as a whole.
@@ -138,6 +142,10 @@ pub struct RaftMetrics {
     pub term: Family<ShardLabels, BytesGauge>,
     /// Entries that are committed and not yet applied here, of each shard.
     pub apply_lag_entries: Family<ShardLabels, BytesGauge>,
+    /// 1: the replica here knows who leads, of each shard.
+    pub leader_known: Family<ShardLabels, Gauge>,
+    /// Voters that may fail, of each shard that is led here.
+    pub fault_tolerance: Family<ShardLabels, Gauge>,
 }
 
 /// Log and state stores.
@@ -157,6 +165,8 @@ pub struct StorageMetrics {
     pub flush_seconds: Histogram,
     /// Checksum mismatches found in stored bytes.
     pub corruptions: Counter,
+    /// Reads that wait for a thread.
+    pub reads: QueueMetric,
 }
 
 /// Streams to other nodes.
@@ -174,6 +184,17 @@ pub struct TransportMetrics {
     pub snapshot_received_bytes: Counter,
     /// Bytes of snapshots sent.
     pub snapshot_sent_bytes: Counter,
+}
+
+/// The process, under the names that Prometheus gives them: tools know them.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessMetrics {
+    resident_bytes: BytesGauge,
+    virtual_bytes: BytesGauge,
+    open_files: BytesGauge,
+    open_files_max: BytesGauge,
+    started_at: Gauge<f64, AtomicU64>,
+    cpu_seconds: Counter<f64, AtomicU64>,
 }
 
 /// Bounded queues: how full, how large, how often something was refused.
@@ -225,6 +246,8 @@ pub enum Queue {
     read_index,
     /// Moments of replicas that are kept for downloads.
     pins,
+    /// Reads that wait for a thread, since they may wait for the disk.
+    disk_reads,
 }
 
 /// Labels of a request.
@@ -300,6 +323,7 @@ impl Metrics {
             storage: StorageMetrics::register(&mut registry),
             transport: TransportMetrics::register(&mut registry),
             queues: QueueMetrics::register(&mut registry),
+            process: ProcessMetrics::register(&mut registry),
             registry,
         }
     }
@@ -466,6 +490,19 @@ impl RaftMetrics {
                 "Entries that are committed and not yet applied here",
                 Family::default(),
             ),
+            leader_known: add(
+                registry,
+                "kv_raft_leader_known",
+                "1: the replica here knows who leads the shard",
+                Family::default(),
+            ),
+            fault_tolerance: add(
+                registry,
+                "kv_raft_fault_tolerance",
+                "Shown where the shard is led: voters that may fail and the rest still decides; -1: no quorum. \
+                 The least of all nodes is the cluster's",
+                Family::default(),
+            ),
         }
     }
 }
@@ -510,6 +547,7 @@ impl StorageMetrics {
                 "Checksum mismatches found in stored bytes",
                 Counter::default(),
             ),
+            reads: QueueMetric::default(),
         }
     }
 }
@@ -554,6 +592,38 @@ impl QueueMetrics {
     }
 }
 
+impl ProcessMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let metrics = Self::default();
+        let Self { resident_bytes, virtual_bytes, open_files, open_files_max, started_at, cpu_seconds } =
+            metrics.clone();
+        registry.register("process_resident_memory_bytes", "Memory in use", resident_bytes);
+        registry.register("process_virtual_memory_bytes", "Address space", virtual_bytes);
+        registry.register("process_open_fds", "Open files and sockets", open_files);
+        registry.register("process_max_fds", "Files and sockets that may be open", open_files_max);
+        registry.register("process_start_time_seconds", "When it started, since the epoch", started_at);
+        registry.register("process_cpu_seconds", "Processor time, of user and system", cpu_seconds);
+        metrics
+    }
+
+    /// Shows a measurement; what it does not know stays as it was. `open_files_max` may be open.
+    pub fn show(&self, usage: &Usage, open_files_max: u64) {
+        let known = [
+            (&self.resident_bytes, usage.resident_bytes),
+            (&self.virtual_bytes, usage.virtual_bytes),
+            (&self.open_files, usage.open_files),
+            (&self.open_files_max, Some(open_files_max)),
+        ];
+        for (gauge, value) in known {
+            gauge.set(value.unwrap_or_else(|| gauge.get()));
+        }
+        self.started_at.set(usage.started_at.unwrap_or_else(|| self.started_at.get()));
+        // It only grows; two that look at the same time may count a moment twice.
+        let grown = usage.cpu_seconds.unwrap_or(0.0) - self.cpu_seconds.get();
+        self.cpu_seconds.inc_by(grown.max(0.0));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::{MethodLabels, Metrics, Queue, RequestLabels, ShardLabels, Stream, StreamLabels};
@@ -568,6 +638,8 @@ mod tests {
         limits.of("requests");
         drop(raft.term.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 }));
+        drop(raft.leader_known.get_or_create(&ShardLabels { shard: 1 }));
+        drop(raft.fault_tolerance.get_or_create(&ShardLabels { shard: 1 }));
         for family in [&transport.sent_frames, &transport.sent_bytes, &transport.resets] {
             drop(family.get_or_create(&StreamLabels { stream: Stream::raft }));
         }
@@ -660,7 +732,8 @@ mod tests {
         assert_eq!(unique.len(), names.len());
         for name in names {
             let in_pattern = name.bytes().all(|byte| byte == b'_' || byte.is_ascii_lowercase());
-            assert!(name.starts_with("kv_") && in_pattern && !name.ends_with("_total"), "{name}");
+            let ours_or_known = name.starts_with("kv_") || name.starts_with("process_");
+            assert!(ours_or_known && in_pattern && !name.ends_with("_total"), "{name}");
             assert!(!name.contains("_ms") && !name.contains("_millis") && !name.contains("_kb"), "{name}");
         }
     }

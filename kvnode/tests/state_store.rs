@@ -280,6 +280,66 @@ fn records_on_disk_do_not_change() {
     assert_eq!(hex(chunk.encode_to_vec()), "0a01641006");
 }
 
+/// Bytes that no compression makes smaller.
+fn incompressible(seed: u64, bytes: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state.to_be_bytes()[0]
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+fn bytes_of_tables(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder.join("db")).unwrap().filter_map(Result::ok);
+    let tables = files.filter(|file| file.path().extension().is_some_and(|ending| ending == "sst"));
+    tables.filter_map(|table| table.metadata().ok()).map(|table| table.len()).sum()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_space_of_deleted_records_is_given_back_when_there_is_room_for_it() {
+    const RECORDS: u32 = 24;
+    const MIB: usize = 1 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Arc::new(rocks(folder.path()).unwrap());
+    let node = node(engine.clone(), workers());
+    let name = |number: u32| {
+        let scope = Scope::new(REPLICA, Generation(1)).span().start;
+        [scope, number.to_be_bytes().to_vec()].concat()
+    };
+    for number in 0..RECORDS {
+        let mut batch = Batch::default();
+        batch.put(name(number), incompressible(u64::from(number) + 7, MIB));
+        engine.write(batch).unwrap();
+    }
+    engine.flush().unwrap();
+    let before = node.hub.deletes();
+    let deletes = (2..RECORDS).map(|number| kvnode::state::Change::Delete { name: name(number) });
+    engine.write(Batch { changes: deletes.collect() }).unwrap();
+    assert_eq!(node.hub.deletes() - before, u64::from(RECORDS - 2));
+
+    assert!(!node.hub.reclaim(|| 0).await.unwrap(), "there is no room for a flush");
+    assert!(
+        !node.hub.reclaim(|| 8 << 20).await.unwrap(),
+        "all that is overlapped would be written anew first"
+    );
+    assert!(bytes_of_tables(folder.path()) > 20 << 20);
+    assert!(node.hub.reclaim(|| 1 << 30).await.unwrap());
+    // Files that nobody reads any more are removed in the background.
+    let removed = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while bytes_of_tables(folder.path()) > 4 << 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    });
+    removed.await.unwrap_or_else(|_| panic!("{} B are left", bytes_of_tables(folder.path())));
+    for number in 0..RECORDS {
+        let kept = (number < 2).then(|| Bytes::from(incompressible(u64::from(number) + 7, MIB)));
+        assert!(engine.get(&name(number)).unwrap() == kept, "record {number}");
+    }
+}
+
 // ---- The hub -------------------------------------------------------------------------------------------------
 
 fn get(key: &str) -> ReadRequest {

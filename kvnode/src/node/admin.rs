@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use kv_proto::{
     admin::v1::{BootstrapRequest, BootstrapResponse, NodeInfo, NodeStatus, Phase},
-    disk::v1::MetaRecord,
+    disk::v1::{MetaRecord, NodeRecord, NodeState},
     peer::v1::{Refusal, refusal::Kind},
 };
 use kv_topology::{ClusterMap, NodeId};
@@ -17,7 +17,9 @@ use super::{core::Core, formation, registration};
 use crate::{api::admin::Node, meta::view, refusal, router::Maps};
 
 /// A node that was heard of within this time holds its name.
-const NAME_HELD_FOR: Duration = Duration::from_secs(10);
+pub(super) const NAME_HELD_FOR: Duration = Duration::from_secs(10);
+/// For the answer of a node that was not heard of and may hold its name.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Node for Core {
     fn status(&self) -> NodeStatus {
@@ -86,11 +88,16 @@ impl Node for Core {
                 ..Refusal::default()
             });
         }
-        let held = meta.nodes.iter().any(|known| {
-            let other_disk = *known.disk_uuid != *view::node_record(&node).disk_uuid;
-            known.name == node.name && other_disk && self.may_be_alive(NodeId(known.node_id))
-        });
         let record = view::node_record(&node);
+        let holds = |known: &&NodeRecord| {
+            known.name == record.name
+                && known.disk_uuid != record.disk_uuid
+                && known.state() != NodeState::Removed
+        };
+        let held = match meta.nodes.iter().find(holds) {
+            Some(holder) => self.was_heard_lately(NodeId(holder.node_id)) || answers(holder, deadline).await,
+            None => false,
+        };
         let registered = registration::register(&*self.store, record, held, deadline).await?;
         self.maps.refresh();
         let known = self.maps.registry.newer_than(registered.epoch.saturating_sub(1));
@@ -127,11 +134,25 @@ impl Core {
         Ok(())
     }
 
-    fn may_be_alive(&self, node: NodeId) -> bool {
+    fn was_heard_lately(&self, node: NodeId) -> bool {
         let Some(member) = self.member.get() else { return true };
         let heard = member.transport.heard_from(node).map(|at| at.elapsed());
         node == member.identity.node || holds_its_name(heard, self.started.elapsed())
     }
+}
+
+/// Whether the node of this record answers at its address: it may be alive and have nothing to do with the node that is
+/// asked. Another one at the address, such as the one that wants the name, does not count.
+async fn answers(holder: &NodeRecord, deadline: Instant) -> bool {
+    let deadline = deadline.min(Instant::now() + ANSWER_TIMEOUT);
+    let status = formation::status_of(&holder.client_address, deadline).await;
+    status.is_some_and(|status| is_in_service(holder, &status))
+}
+
+/// Whether what answered has the holder's disk, and is not done with its cluster.
+fn is_in_service(holder: &NodeRecord, status: &NodeStatus) -> bool {
+    let disk = status.node.as_ref().map(|node| view::node_record(node).disk_uuid);
+    disk.as_ref() == Some(&holder.disk_uuid) && status.phase() != Phase::Failed
 }
 
 /// Whether a node that was heard of so long ago may be alive. One that this node has not heard of since it started may
@@ -143,6 +164,20 @@ fn holds_its_name(heard: Option<Duration>, uptime: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_the_disk_that_holds_a_name_keeps_it() {
+        let status = |disk: u8, phase: Phase| {
+            let record = NodeRecord { disk_uuid: vec![disk; 16].into(), ..NodeRecord::default() };
+            NodeStatus { node: Some(view::node_info(&record)), phase: phase.into(), ..NodeStatus::default() }
+        };
+        let holder = NodeRecord { disk_uuid: vec![1; 16].into(), ..NodeRecord::default() };
+        assert!(is_in_service(&holder, &status(1, Phase::Running)));
+        assert!(is_in_service(&holder, &status(1, Phase::Starting)));
+        assert!(!is_in_service(&holder, &status(2, Phase::Running)), "the new node, at the same address");
+        assert!(!is_in_service(&holder, &status(1, Phase::Failed)), "it was removed or fenced");
+        assert!(!is_in_service(&holder, &NodeStatus::default()));
+    }
 
     #[test]
     fn a_node_that_was_not_heard_of_yet_holds_its_name_for_as_long_as_one_that_was() {

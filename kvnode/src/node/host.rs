@@ -145,7 +145,9 @@ impl<RT: AsyncRuntime> Host<RT> {
     /// alone: damage quarantines it, anything else is reported, and the next request to create it tries again.
     pub async fn start_all(&self) {
         let _one_at_a_time = self.starting.lock().await;
-        for descriptor in self.parts.log.descriptors() {
+        for known in self.parts.log.descriptors() {
+            // The start of those before it took time, in which damage of this one may have been met.
+            let descriptor = self.known(known.replica_id).unwrap_or(known);
             let (replica, shard) = (descriptor.replica_id, descriptor.shard_id);
             if !descriptor.quarantine_reason.is_empty() {
                 tracing::error!(
@@ -211,12 +213,13 @@ impl<RT: AsyncRuntime> Host<RT> {
         let control = Arc::new(RaftControl { shard, group, node, raft, state: state.clone(), heard });
         self.replicas.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
         // Damage that was met while it started found nothing to stop.
-        let marked = parts.log.descriptors().into_iter().find(|known| known.replica_id == replica.get());
-        if let Some(marked) = marked.filter(|known| !known.quarantine_reason.is_empty()) {
+        let marked = self.known(replica.get()).filter(|known| !known.quarantine_reason.is_empty());
+        if let Some(marked) = marked {
             parts.transport.unregister(replica);
             if let Some(running) = self.replicas.quarantine(shard, replica, marked.quarantine_reason) {
                 running.control.stop().await;
             }
+            return Ok(());
         }
         tracing::info!(shard = shard.get(), replica = replica.get(), group = group.get(), "replica started");
         Ok(())
@@ -250,6 +253,11 @@ impl<RT: AsyncRuntime> Host<RT> {
         machine.map_err(|source| HostError::State { replica, source })
     }
 
+    /// What is noted of a replica now.
+    fn known(&self, replica: u64) -> Option<ReplicaDescriptor> {
+        self.parts.log.descriptors().into_iter().find(|known| known.replica_id == replica)
+    }
+
     fn heard(&self) -> Heard {
         let transport = self.parts.transport.clone();
         Arc::new(move |node| transport.heard_from(node))
@@ -261,9 +269,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         if self.replicas.all().iter().any(|running| running.id == replica) {
             return Ok(());
         }
-        let known =
-            self.parts.log.descriptors().into_iter().find(|known| known.replica_id == create.replica_id);
-        if let Some(known) = known {
+        if let Some(known) = self.known(create.replica_id) {
             return self.start_again(known).await;
         }
         // An id is never used again on an empty log: what it voted and held would be forgotten.

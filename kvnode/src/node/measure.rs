@@ -1,12 +1,19 @@
 //! Which part of the node feeds which metrics, and the gauges that are read when somebody looks.
 
-use super::{core::Core, readiness};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{core::Core, readiness, tolerance::tolerance};
 use crate::{
     api::measure::ApiMetrics,
     group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX},
     log::budget::QUEUE_BYTES,
-    metrics::{GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels},
-    state::pins::PINS_MAX,
+    metrics::{
+        GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels, StorageMetrics,
+    },
+    runtime::{open_files, process::Usage},
+    state::{pins::PINS_MAX, read_pool::READS_QUEUED_MAX},
     state_machine::worker::JOBS_MAX,
     transport::Limits,
 };
@@ -25,6 +32,7 @@ pub struct Meters {
     log_commits: QueueMetric,
     applies: QueueMetric,
     pins: QueueMetric,
+    disk_reads: QueueMetric,
 }
 
 impl Meters {
@@ -41,7 +49,9 @@ impl Meters {
             proposals: queues.of(Queue::proposals, ADMITTED_BYTES_MAX),
             reads: queues.of(Queue::read_index, READS_WAITING_MAX),
         };
-        let log = LogMetrics { storage: metrics.storage.clone(), elections: metrics.raft.elections.clone() };
+        let disk_reads = queues.of(Queue::disk_reads, READS_QUEUED_MAX);
+        let storage = StorageMetrics { reads: disk_reads.clone(), ..metrics.storage.clone() };
+        let log = LogMetrics { storage, elections: metrics.raft.elections.clone() };
         let links = LinkMetrics {
             transport: metrics.transport.clone(),
             inbox: queues.of(Queue::replica_inbox, limits.inbox_frames),
@@ -51,7 +61,7 @@ impl Meters {
         let (log_commits, applies) =
             (queues.of(Queue::log_commits, QUEUE_BYTES), queues.of(Queue::applies, JOBS_MAX));
         let pins = queues.of(Queue::pins, PINS_MAX);
-        Self { api, groups, log, links, log_commits, applies, pins }
+        Self { api, groups, log, links, log_commits, applies, pins, disk_reads }
     }
 }
 
@@ -63,11 +73,18 @@ pub fn gauges(core: &Core) {
     // A shard that has left this node must not be shown as it was then.
     metrics.raft.term.clear();
     metrics.raft.apply_lag_entries.clear();
+    metrics.raft.leader_known.clear();
+    metrics.raft.fault_tolerance.clear();
     for replica in &status.replicas {
         let shard = ShardLabels { shard: replica.shard_id };
         metrics.raft.term.get_or_create(&shard).set(replica.term);
         let lag = replica.committed_index.saturating_sub(replica.applied_index);
         metrics.raft.apply_lag_entries.get_or_create(&shard).set(lag);
+        let leader_known = metrics.raft.leader_known.get_or_create(&shard);
+        // Beside one that is quarantined there may be its replacement.
+        if replica.leader_node_id != 0 {
+            leader_known.set(1);
+        }
     }
     metrics.storage.log_tail_bytes.set(core.stores.log.tail_bytes() as u64);
     set(&meters.log_commits, core.stores.log.queued_bytes());
@@ -75,12 +92,29 @@ pub fn gauges(core: &Core) {
     let pins = core.stores.state.pins();
     set(&meters.pins, pins.kept());
     meters.pins.refused.inc_by(pins.take_refused());
+    set(&meters.disk_reads, core.stores.state.reads_waiting());
     meters.api.measure();
+    metrics.process.show(&Usage::now(), open_files::limit());
     let Some(member) = core.member.get() else { return };
     let replicas = member.replicas.all();
     set(&meters.groups.proposals, replicas.iter().map(|replica| replica.proposer.admitted_bytes()).sum());
     set(&meters.groups.reads, replicas.iter().map(|replica| replica.gate.waiting()).sum());
     member.transport.measure();
+    let me = member.identity.node;
+    let alive = |node| node == me || is_heard(member.transport.heard_from(node));
+    for replica in &replicas {
+        // Only leaders know.
+        let Ok(group) = replica.control.describe() else { continue };
+        let shard = ShardLabels { shard: replica.shard.get() };
+        metrics.raft.fault_tolerance.get_or_create(&shard).set(tolerance(&group, alive));
+    }
+}
+
+/// Followers answer heartbeats: one that was not heard of for so long has failed.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+fn is_heard(at: Option<Instant>) -> bool {
+    at.is_some_and(|at| at.elapsed() <= SILENCE_MAX)
 }
 
 fn set(queue: &QueueMetric, length: usize) {

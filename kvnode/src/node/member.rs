@@ -21,6 +21,7 @@ use super::{
     map_feed::MapFeed,
     measure::Meters,
     peers::OverTransport,
+    reclaim,
     registration::{self, CutOff},
     replicas::LocalReplicas,
     requests::Requests,
@@ -129,14 +130,16 @@ impl Member {
         let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
         let requests = Arc::new(requests);
         answers.open(requests.clone());
-        host.start_all().await;
+        // First: damage that is met while replicas start does not wait for the last of them.
         stores.guard(&replicas, &transport, &spawner);
+        host.start_all().await;
         spawn_listener(&spawner, peer_listener, &transport, limits);
         let hands =
             NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone(), disk.clone());
         let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
         spawner.spawn("controller", controller.run());
         spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
+        spawner.spawn("reclaim", reclaim::run(disk.clone(), stores.state.clone()));
         let pins = stores.state.pins().clone();
         spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone(), pins));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));

@@ -18,7 +18,9 @@ pub mod map_feed;
 pub mod measure;
 pub mod member;
 pub mod peers;
+mod quarantine;
 pub mod readiness;
+mod reclaim;
 pub mod registration;
 pub mod replicas;
 pub mod requests;
@@ -29,9 +31,11 @@ pub mod store;
 pub mod stores;
 #[cfg(test)]
 mod stores_tests;
+mod successor;
 #[cfg(test)]
 mod tests;
 pub mod ticks;
+mod tolerance;
 
 use std::{
     sync::{Arc, Mutex, OnceLock},

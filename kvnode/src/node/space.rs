@@ -2,8 +2,9 @@
 //!
 //! [`Disk`] keeps what [`watch_space`] measures, from the start of the node on, and the ballast with it. [`enforce`]
 //! draws the conclusions for the replicas that live here: below the soft limit their leaderships go to nodes that have
-//! room, what this node goes on leading admits only deletes, and downloads pin nothing; below the hard limit the transport refuses entries
-//! and snapshots. Other nodes hear of the level with every batch, so that no leader admits what a quorum cannot store.
+//! room, what this node goes on leading admits only deletes, whose space [`super::reclaim`] gives back, and downloads pin
+//! nothing; below the hard limit the transport refuses entries and snapshots. Other nodes hear of the level with every
+//! batch, so that no leader admits what a quorum cannot store.
 //!
 //! A full disk does not make a node unready: its reads are as good as any. It falls behind and says so by its lag.
 
@@ -13,19 +14,18 @@ use std::{
     time::Duration,
 };
 
-use kv_proto::{
-    admin::v1 as admin,
-    disk::v1::{Membership, VoterSet},
-    peer::v1::{DiskLevel, GroupDescription},
-};
-use kv_topology::{NodeId, ReplicaId};
+use kv_proto::{admin::v1 as admin, peer::v1::DiskLevel};
+use kv_topology::NodeId;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::replicas::LocalReplicas;
+use super::{
+    replicas::LocalReplicas,
+    successor::{self, Attempts},
+};
 use crate::{
-    config::DiskLimits,
+    config::{ByteCount, DiskLimits},
     data_dir::{Ballast, DataDir, Level, Space, SpaceLimits, SpaceWatch, space_of, watch_space},
-    group::{membership::TRANSFER_LAG_ENTRIES_MAX, replica::Replica, room::room},
+    group::{replica::Replica, room::room},
     state::pins::Pins,
     transport::Transport,
 };
@@ -88,6 +88,12 @@ impl Disk {
         self.now().space
     }
 
+    /// What a compaction may write now before it frees anything, bytes: see [`spare_bytes`]. Measures; blocks for a
+    /// moment. 0: the volume cannot be measured.
+    pub fn spare_bytes(&self) -> u64 {
+        space_of(&self.path).map_or(0, |space| spare_bytes(space.free, self.limits.hard))
+    }
+
     /// The level for the status.
     pub fn told_level(&self) -> admin::DiskLevel {
         match self.level() {
@@ -113,6 +119,12 @@ impl Disk {
     fn now(&self) -> Measured {
         *self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a compaction may write: all but half of the hard limit, since a flush or the log that meets no space at all ends
+/// the node.
+const fn spare_bytes(free: ByteCount, hard: ByteCount) -> u64 {
+    free.get().saturating_sub(hard.get() / 2)
 }
 
 /// Gives the ballast up when the volume is below its hard limit: a node whose disk is full needs room to start. Touches
@@ -144,8 +156,10 @@ pub async fn enforce(
 ) {
     let mut ticks = interval(ENFORCE_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut attempts = Attempts::default();
     loop {
         ticks.tick().await;
+        attempts.tick();
         let (own, since) = (disk.level(), disk.now().since);
         transport.set_disk_level(wire_level(own));
         // They keep compaction from freeing what was deleted.
@@ -159,7 +173,8 @@ pub async fn enforce(
                 replica.proposer.set_room(room(Level::Enough, &[]), "");
                 continue;
             }
-            let handing = own >= Level::Soft && hand_over(&replica, &level_of).await;
+            let handing =
+                own >= Level::Soft && successor::hand_over(&replica, &level_of, &mut attempts).await;
             if handing && own == Level::Soft && since.elapsed() < HAND_OVER_GRACE {
                 continue;
             }
@@ -178,44 +193,6 @@ fn full_voters(replica: &Replica, level_of: &impl Fn(NodeId) -> Level) -> String
     let full = voters(replica).filter(|node| level_of(*node) > Level::Enough);
     let full: Vec<String> = full.map(|node| node.to_string()).collect();
     format!("too few nodes of shard {} have room: the disks of {} are full", replica.shard, full.join(", "))
-}
-
-/// Asks the best successor to lead. False: there is none.
-async fn hand_over(replica: &Replica, level_of: &impl Fn(NodeId) -> Level) -> bool {
-    let Some(successor) = replica.control.describe().ok().and_then(|group| successor(&group, level_of))
-    else {
-        return false;
-    };
-    match replica.control.transfer_leader(successor).await {
-        Ok(()) => {
-            let (shard, to) = (replica.shard.get(), successor.get());
-            tracing::info!(shard, to, "the disk is nearly full: leadership is handed over");
-            true
-        }
-        Err(_) => false,
-    }
-}
-
-/// The voter that may lead instead: with room on its disk, caught up, the furthest of them.
-fn successor(group: &GroupDescription, level_of: &impl Fn(NodeId) -> Level) -> Option<ReplicaId> {
-    let membership = group.membership.as_ref()?.membership.as_ref()?;
-    let Membership { voters, members } = membership;
-    // In a joint configuration it must be in both.
-    let votes = |id: u64| voters.iter().all(|VoterSet { replica_ids }| replica_ids.contains(&id));
-    let has_room = |id: u64| {
-        let member = members.iter().find(|member| member.replica_id == id);
-        member.is_some_and(|member| level_of(NodeId(member.node_id)) == Level::Enough)
-    };
-    let caught_up = |matching: u64| group.last_log_index.saturating_sub(matching) <= TRANSFER_LAG_ENTRIES_MAX;
-    group
-        .progress
-        .iter()
-        .filter(|progress| {
-            progress.replica_id != group.leader_replica_id && caught_up(progress.matching_index)
-        })
-        .filter(|progress| votes(progress.replica_id) && has_room(progress.replica_id))
-        .max_by_key(|progress| progress.matching_index)
-        .map(|progress| ReplicaId(progress.replica_id))
 }
 
 /// A level as nodes tell it to each other.
@@ -238,39 +215,12 @@ pub const fn level(told: DiskLevel) -> Level {
 
 #[cfg(test)]
 mod tests {
-    use kv_proto::{
-        disk::v1::{Member, StoredMembership},
-        peer::v1::Progress,
-    };
-
     use super::*;
 
-    /// Replica N lives on node N; the first leads.
-    fn group(voters: &[u64], matching: &[(u64, u64)]) -> GroupDescription {
-        let members = matching.iter().map(|(id, _)| Member { replica_id: *id, node_id: *id });
-        let set = VoterSet { replica_ids: voters.to_vec() };
-        let membership = Membership { voters: vec![set], members: members.collect() };
-        let progress =
-            matching.iter().map(|(id, index)| Progress { replica_id: *id, matching_index: *index });
-        GroupDescription {
-            membership: Some(StoredMembership { log_id: None, membership: Some(membership) }),
-            leader_replica_id: matching[0].0,
-            last_log_index: matching[0].1,
-            progress: progress.collect(),
-            ..GroupDescription::default()
-        }
-    }
-
     #[test]
-    fn leadership_goes_to_the_furthest_voter_that_has_room() {
-        let full = |node: NodeId| if node == NodeId(3) { Level::Soft } else { Level::Enough };
-        let all = group(&[1, 2, 3, 4], &[(1, 9_000), (2, 8_500), (3, 9_000), (4, 8_900)]);
-        assert_eq!(successor(&all, &full), Some(ReplicaId(4)));
-        assert_eq!(successor(&all, &|_| Level::Soft), None, "all are full");
-        let learner = group(&[1, 3], &[(1, 9_000), (2, 9_000), (3, 9_000)]);
-        assert_eq!(successor(&learner, &full), None, "the only node with room does not vote");
-        let behind = group(&[1, 2], &[(1, 9_000), (2, 7_999)]);
-        assert_eq!(successor(&behind, &full), None, "it would keep the group waiting");
+    fn compaction_leaves_half_of_the_hard_limit_alone() {
+        assert_eq!(spare_bytes(ByteCount(1_000), ByteCount(400)), 800);
+        assert_eq!(spare_bytes(ByteCount(100), ByteCount(400)), 0);
     }
 
     #[test]

@@ -9,13 +9,14 @@ use std::{
 };
 
 use kv_proto::disk::v1::{MetaRecord, ReplicaDescriptor};
-use kv_topology::{ReplicaId, ShardId};
+use kv_topology::ReplicaId;
 use openraft_rt_tokio::TokioRuntime;
 use tokio::sync::mpsc;
 
 use super::{
     kept::Kept,
     losses::{self, Traces},
+    quarantine::{self, Finding},
     replicas::LocalReplicas,
 };
 use crate::{
@@ -78,12 +79,6 @@ pub struct Stores {
     /// What is known without them.
     pub kept: Arc<Kept>,
     findings: Mutex<Option<mpsc::UnboundedReceiver<Finding>>>,
-}
-
-/// Damaged bytes of a replica that were met while the node runs.
-struct Finding {
-    replica: ReplicaId,
-    reason: String,
 }
 
 impl Stores {
@@ -177,16 +172,13 @@ impl Stores {
         Ok(self.kept.keep_meta(MetaRecord::default())?)
     }
 
-    /// Quarantines replicas whose bytes turn out to be damaged: at once they are cut off, durably marked, stopped.
+    /// Quarantines replicas whose bytes turn out to be damaged: at once they are cut off, durably marked, stopped. Called
+    /// before the first of them starts.
     pub fn guard(&self, replicas: &Arc<LocalReplicas>, transport: &Transport, spawner: &Spawner) {
         let taken = self.findings.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(mut findings) = taken else { return };
+        let Some(findings) = taken else { return };
         let (log, replicas, transport) = (self.log.clone(), replicas.clone(), transport.clone());
-        spawner.spawn("quarantine", async move {
-            while let Some(finding) = findings.recv().await {
-                quarantine(&log, &replicas, &transport, finding).await;
-            }
-        });
+        spawner.spawn("quarantine", quarantine::run(findings, log, replicas, transport));
     }
 
     /// Replicas that were quarantined, each with its reason.
@@ -204,34 +196,6 @@ impl Stores {
         self.log.close();
         flushed
     }
-}
-
-impl From<Damage> for Finding {
-    fn from(damage: Damage) -> Self {
-        Self { replica: damage.replica, reason: damage.to_string() }
-    }
-}
-
-async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transport, finding: Finding) {
-    let Finding { replica, reason } = finding;
-    let descriptors = log.descriptors();
-    let known = descriptors.into_iter().find(|descriptor| ReplicaId(descriptor.replica_id) == replica);
-    let Some(descriptor) = known.filter(|descriptor| descriptor.quarantine_reason.is_empty()) else { return };
-    tracing::error!(replica = replica.get(), reason, "damaged bytes: replica is quarantined");
-    // First of all it says nothing to its group any more.
-    transport.unregister(replica);
-    let running = replicas.quarantine(ShardId(descriptor.shard_id), replica, reason.clone());
-    let marked = ReplicaDescriptor { quarantine_reason: reason, ..descriptor };
-    if let Err(error) = log.put_descriptor(marked).await {
-        tracing::error!(%error, "the quarantine could not be written");
-    }
-    // It may have started meanwhile, before it could be seen that it must not.
-    transport.unregister(replica);
-    if let Some(running) = running.or_else(|| replicas.remove(replica)) {
-        running.control.stop().await;
-    }
-    // The damage may have stopped it meanwhile, and that was noticed first.
-    replicas.forget_failure(replica);
 }
 
 /// Opens the log and reads which replicas it is of. Also the logs that were lost, now or earlier, and not dealt with.

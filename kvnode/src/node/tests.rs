@@ -1,10 +1,10 @@
-//! A node that founds a cluster, cut off at any step.
+//! A node that founds a cluster, cut off at any step; who may take a name.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
 use clap::Parser;
 use kv_proto::{
-    admin::v1::{BootstrapRequest, Phase},
+    admin::v1::{BootstrapRequest, NodeInfo, Phase},
     disk::v1::{Founding, ReplicaDescriptor},
 };
 use rand::{SeedableRng, rngs::StdRng};
@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Fatal, Node, core::lock, stores::Stores};
+use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, stores::Stores};
 use crate::{
     api::admin::Node as _,
     config::{ByteCount, Config, Flags, validate},
@@ -43,8 +43,13 @@ async fn config(folder: &Path, flags: &[&str]) -> Config {
 }
 
 async fn start(folder: &Path, flags: &[&str]) -> Node {
+    start_with(7, folder, flags).await
+}
+
+/// Its disk and its cluster get ids by the seed.
+async fn start_with(seed: u64, folder: &Path, flags: &[&str]) -> Node {
     let config = config(folder, flags).await;
-    Node::start(config, StdRng::seed_from_u64(7), fatal()).await.expect("started")
+    Node::start(config, StdRng::seed_from_u64(seed), fatal()).await.expect("started")
 }
 
 async fn wait_ready(node: &Node) {
@@ -162,4 +167,27 @@ async fn a_node_that_lost_its_log_knows_the_others_and_says_what_it_lost() {
     assert!(!status.ready && status.message.starts_with("all 2 replicas quarantined"), "{status:?}");
     assert!(node.core.meta().epoch >= epoch, "the kept map is not lost with the log");
     node.stop().await;
+}
+
+/// A node that is alive and that the one which is asked never heard of, as after the restart of that one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_is_not_taken_from_a_node_that_lives_and_was_never_heard_of() {
+    let (folder, other) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let asked = start(folder.path(), &["--bootstrap", "--replication-factor", "1"]).await;
+    wait_ready(&asked).await;
+    // It says who it is and is in no cluster, so that the other one hears nothing of it.
+    let silent = start_with(8, other.path(), &[]).await;
+    let holder = NodeInfo { name: "n2".to_owned(), ..silent.core.own_info() };
+    let join = |node: NodeInfo| asked.core.join(node, String::new(), Instant::now() + LONG);
+    let held = join(holder.clone()).await.expect("the first of this name");
+    // Until then anybody may be alive.
+    tokio::time::sleep_until(asked.core.started + NAME_HELD_FOR + Duration::from_millis(1)).await;
+
+    let claimant = NodeInfo { disk_uuid: uuid::Uuid::from_u128(7).to_string(), ..holder };
+    let refused = join(claimant.clone()).await.expect_err("its name is held");
+    assert_eq!(refused.reason, "NODE_NAME_IN_USE");
+    silent.stop().await;
+    let taken = join(claimant).await.expect("nobody is there any more");
+    assert_ne!(taken, held, "a new disk is a new node");
+    asked.stop().await;
 }

@@ -1,6 +1,7 @@
-//! What a node runs on: the tasks that it owns, and the descriptors that it may open.
+//! What a node runs on: the tasks that it owns, the descriptors that it may open, what its process takes.
 
 pub mod open_files;
+pub mod process;
 pub mod spawner;
 
 pub use spawner::{OnPanic, Spawner, Tasks};

@@ -58,7 +58,8 @@ pub fn raise_limit() -> u64 {
     limit()
 }
 
-fn limit() -> u64 {
+/// How many files this process may have open, sockets included.
+pub fn limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 

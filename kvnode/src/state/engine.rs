@@ -199,6 +199,32 @@ pub trait StateEngine: View + Send + Sync + 'static {
     /// Nothing was brought in. [`StateError::BadSnapshot`] when a table cannot be read.
     fn ingest(&self, tables: Vec<Table>) -> Result<(), StateError>;
 
+    /// Deletes that were written up to now; those from before the store was opened count as one. 0: there is nothing to
+    /// give back.
+    fn deletes(&self) -> u64 {
+        0
+    }
+
+    /// Bytes in memory that a flush would write.
+    ///
+    /// # Errors
+    /// [`StateError::Engine`]: the engine does not say.
+    fn unflushed_bytes(&self) -> Result<u64, StateError> {
+        Ok(0)
+    }
+
+    /// Gives the space of deleted records back, piece by piece, and returns when all
+    /// was gone through. For each piece `spare_bytes` says how much may be written before anything becomes free; what
+    /// needs more is passed over. Blocks for as long as the store takes to be written anew. False: something was passed
+    /// over.
+    ///
+    /// # Errors
+    /// [`StateError::Engine`]: the device failed, and the node must stop.
+    fn reclaim(&self, spare_bytes: &dyn Fn() -> u64) -> Result<bool, StateError> {
+        let _ = spare_bytes;
+        Ok(true)
+    }
+
     /// Whether the engine is still able to work; polled, because it has no other way to tell.
     ///
     /// # Errors

@@ -231,7 +231,7 @@ impl StateHub {
     /// Runs `work` where it may block, and waits for it.
     ///
     /// # Errors
-    /// When no thread could be started, or the work panicked.
+    /// When no thread could be started, or it ended without a result.
     pub async fn blocking<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -290,6 +290,28 @@ impl StateHub {
             })
             .await?;
         removed.map_err(io::Error::from)
+    }
+
+    /// Deletes that were written to the store up to now; see [`StateEngine::deletes`].
+    pub fn deletes(&self) -> u64 {
+        self.shared.engine.deletes()
+    }
+
+    /// Gives the space of deleted records back; see [`StateEngine::reclaim`]. All is flushed first by who flushes for all
+    /// groups, so that the logs may be cut too. Takes as long as it takes to write the store anew; nobody may do it twice
+    /// at the same time.
+    ///
+    /// # Errors
+    /// The store failed, which the node was told, or stops.
+    pub async fn reclaim(&self, spare_bytes: impl Fn() -> u64 + Send + 'static) -> io::Result<bool> {
+        let told = |error: &StateError| self.shared.hooks.tell(error);
+        if self.shared.engine.unflushed_bytes().inspect_err(told)? > spare_bytes() {
+            return Ok(false);
+        }
+        self.flush().await?;
+        let engine = self.shared.engine.clone();
+        let reclaimed = self.shared.workers.blocking("reclaim", move || engine.reclaim(&spare_bytes)).await?;
+        Ok(reclaimed.inspect_err(told)?)
     }
 
     /// Makes everything applied durable, now.
@@ -465,7 +487,10 @@ impl ReplicaReader {
                 Some(answer) => return answer,
                 None => refusal::internal(),
             },
-            Err(full) => busy(full.to_string()),
+            Err(full) => {
+                self.shared.hooks.metrics.reads.refused.inc();
+                busy(full.to_string())
+            }
         };
         ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) }
     }

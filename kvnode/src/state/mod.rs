@@ -17,6 +17,7 @@ pub mod options;
 pub mod pinned_reads;
 pub mod pins;
 pub mod read_pool;
+pub mod reclaim;
 pub mod rocks;
 pub mod snapshot;
 pub mod workers;

@@ -1,8 +1,8 @@
 //! The settings of the state store's RocksDB: each with its unit and its reason. Sizes follow a memory budget.
 
 use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, IngestExternalFileOptions, Options, ReadOptions, ReadTier,
-    WriteBufferManager, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DBCompressionType,
+    IngestExternalFileOptions, Options, ReadOptions, ReadTier, WriteBufferManager, WriteOptions,
 };
 
 use crate::runtime::open_files::OpenFiles;
@@ -76,6 +76,16 @@ impl StateOptions {
         let mut options = Self::read();
         // Without a write-ahead log this skips the memtables.
         options.set_read_tier(ReadTier::Persisted);
+        options
+    }
+
+    /// Options of a compaction that gives the space of deleted records back.
+    pub fn reclaim() -> CompactOptions {
+        let mut options = CompactOptions::default();
+        // Down to where what they delete lies; a single table of both is written anew too.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
+        // What RocksDB finds necessary meanwhile goes on, or writers would be stalled.
+        options.set_exclusive_manual_compaction(false);
         options
     }
 

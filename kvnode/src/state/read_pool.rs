@@ -82,7 +82,7 @@ impl ReadPool {
         Ok(pool)
     }
 
-    /// Runs `read` as soon as a thread is free. The result is `None` when the read panicked. Dropping the future
+    /// Runs `read` as soon as a thread is free. The result is `None` when the pool ended before. Dropping the future
     /// gives the read up, unless it runs already.
     ///
     /// # Errors

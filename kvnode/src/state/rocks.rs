@@ -15,8 +15,9 @@ use std::{
 use bytes::Bytes;
 use kv_topology::ReplicaId;
 use rocksdb::{
-    DB, DBRawIterator, ErrorKind, IngestExternalFileOptions, Options, ReadOptions, SnapshotWithThreadMode,
-    SstFileWriter, WriteBatch, properties::BACKGROUND_ERRORS,
+    DB, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, ReadOptions,
+    SnapshotWithThreadMode, SstFileWriter, WriteBatch,
+    properties::{BACKGROUND_ERRORS, CUR_SIZE_ALL_MEM_TABLES},
 };
 
 use super::{
@@ -24,6 +25,7 @@ use super::{
     error::StateError,
     keys,
     options::{MemoryBudget, StateOptions},
+    reclaim::{TableInfo, next_piece},
     snapshot::table::{StagedFile, Table, TableSink},
 };
 use crate::data_dir::database;
@@ -38,6 +40,7 @@ pub struct RocksEngine {
     folder: PathBuf,
     staging: PathBuf,
     next_staged: AtomicU64,
+    deletes: AtomicU64,
 }
 
 /// Why a state store cannot be opened.
@@ -92,6 +95,8 @@ impl RocksEngine {
             folder: path.to_owned(),
             staging,
             next_staged: AtomicU64::new(0),
+            // There may be some from before.
+            deletes: AtomicU64::new(1),
         })
     }
 
@@ -101,6 +106,20 @@ impl RocksEngine {
             database::mark_damaged(&self.folder, error.as_ref());
         }
         StateError::engine(operation, error)
+    }
+
+    fn tables(&self) -> Result<Vec<TableInfo>, StateError> {
+        let files = self.database.live_files().map_err(|error| StateError::engine("list tables", error))?;
+        let info = |file: LiveFile| {
+            Some(TableInfo {
+                level: u32::try_from(file.level).ok()?,
+                first: file.start_key?,
+                last: file.end_key?,
+                bytes: file.size as u64,
+                deletes: file.num_deletions,
+            })
+        };
+        Ok(files.into_iter().filter_map(info).collect())
     }
 
     fn stage(&self) -> StagedFile {
@@ -229,14 +248,23 @@ impl StateEngine for RocksEngine {
 
     fn write(&self, batch: Batch) -> Result<(), StateError> {
         let mut native = WriteBatch::default();
+        let mut deletes = 0;
         for change in &batch.changes {
             match change {
                 Change::Put { name, value } => native.put(name, value),
-                Change::Delete { name } => native.delete(name),
-                Change::DeleteRange(span) => native.delete_range(&span.start, &span.end),
+                Change::Delete { name } => {
+                    deletes += 1;
+                    native.delete(name);
+                }
+                Change::DeleteRange(span) => {
+                    deletes += 1;
+                    native.delete_range(&span.start, &span.end);
+                }
             }
         }
-        self.database.write_opt(native, &self.options.write).map_err(|error| self.failed("write", &error))
+        self.database.write_opt(native, &self.options.write).map_err(|error| self.failed("write", &error))?;
+        self.deletes.fetch_add(deletes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
@@ -303,6 +331,32 @@ impl StateEngine for RocksEngine {
                 _ => StateError::engine("ingest", error),
             }
         })
+    }
+
+    fn deletes(&self) -> u64 {
+        self.deletes.load(Ordering::Relaxed)
+    }
+
+    fn unflushed_bytes(&self) -> Result<u64, StateError> {
+        let bytes = self.database.property_int_value(CUR_SIZE_ALL_MEM_TABLES);
+        Ok(bytes.map_err(|error| StateError::engine("look at memory", error))?.unwrap_or(0))
+    }
+
+    fn reclaim(&self, spare_bytes: &dyn Fn() -> u64) -> Result<bool, StateError> {
+        // Deletes in memory are in no table yet, and those of whole replicas and generations wait for no flush.
+        self.flush()?;
+        let (mut from, mut whole) = (Vec::new(), true);
+        while let Some(piece) = next_piece(&self.tables()?, &from, spare_bytes()) {
+            whole &= piece.fits;
+            if piece.fits {
+                let (first, last) = (Some(&piece.first), Some(&piece.last));
+                self.database.compact_range_opt(first, last, &StateOptions::reclaim());
+                // It does not say itself whether it failed.
+                self.check_health()?;
+            }
+            from = piece.after();
+        }
+        Ok(whole)
     }
 
     fn check_health(&self) -> Result<(), StateError> {

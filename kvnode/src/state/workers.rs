@@ -50,7 +50,7 @@ impl Workers {
     /// Runs `work` where it may block, and waits for it.
     ///
     /// # Errors
-    /// When no thread could be started, or the work panicked.
+    /// When no thread could be started, or it ended without a result.
     pub async fn blocking<T: Send + 'static>(
         &self,
         name: &'static str,

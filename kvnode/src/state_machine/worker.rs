@@ -77,6 +77,13 @@ struct Applied {
 /// # Errors
 /// The write failed: the node must stop, and nothing was answered.
 pub fn step(engine: &dyn StateEngine, jobs: Vec<Job>) -> Result<u64, StateError> {
+    let (applied, bytes) = write(engine, jobs)?;
+    applied.into_iter().for_each(finish);
+    Ok(bytes)
+}
+
+/// The part of a round before anybody is told of it.
+fn write(engine: &dyn StateEngine, jobs: Vec<Job>) -> Result<(Vec<Applied>, u64), StateError> {
     let mut batch = Batch::default();
     let mut applied = Vec::with_capacity(jobs.len());
     for job in jobs {
@@ -90,10 +97,7 @@ pub fn step(engine: &dyn StateEngine, jobs: Vec<Job>) -> Result<u64, StateError>
     if !batch.changes.is_empty() {
         engine.write(batch)?;
     }
-    for job in applied {
-        finish(job);
-    }
-    Ok(bytes)
+    Ok((applied, bytes))
 }
 
 /// Adds a job's changes to the batch. `Err(None)`: the job failed and was told so; `Err(Some)`: the node must stop.
@@ -208,9 +212,11 @@ impl ApplyWorker {
             round.push(job);
         }
         let began = Instant::now();
-        let written = step(self.engine.as_ref(), round)?;
-        self.seconds.observe(began.elapsed().as_secs_f64());
+        let (applied, written) = write(self.engine.as_ref(), round)?;
+        // Before anybody is told: who asks for a flush then must not hear that there is nothing to flush.
         self.flushes.count_applied(written);
+        applied.into_iter().for_each(finish);
+        self.seconds.observe(began.elapsed().as_secs_f64());
         Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! Runs the requests of one connection side by side, in one task and at most so many at once.
 //!
-//! A request that finds the crew busy is refused; one that panics is logged and the others go on.
+//! A request that finds the crew busy is refused. One that panics ends the node, as a panic of any task does.
 
-use std::{future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{future::Future, sync::Arc};
 
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream::FuturesUnordered};
+use futures::{StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::runtime::Spawner;
@@ -56,9 +56,7 @@ async fn work(mut queue: mpsc::Receiver<Job>) {
             biased;
             Some(()) = running.next() => {}
             Some((job, place)) = queue.recv() => running.push(async move {
-                if AssertUnwindSafe(job).catch_unwind().await.is_err() {
-                    tracing::error!("a request of a peer panicked");
-                }
+                job.await;
                 drop(place);
             }),
             else => return,

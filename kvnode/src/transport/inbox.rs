@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 use super::{
     answers::Reply,
     codec::{LogId, decode_append_request, encode_append_result, last_of},
+    replica::Gone,
     session::{Sequence, StreamNumber},
 };
 use crate::group::type_config::TypeConfig;
@@ -148,14 +149,16 @@ impl Requests {
 /// Replies in the order of their requests, with the last entry of each.
 type Waiting = Arc<Mutex<VecDeque<(Reply, Option<LogId>)>>>;
 
-/// Feeds the requests of one stream to a replica, until either ends.
-pub(super) async fn feed<RT, SM>(raft: Raft<TypeConfig<RT>, SM>, requests: Requests)
+/// Feeds the requests of one stream to a replica, until either ends or the replica is `gone`: then it neither gets
+/// nor says anything more. Both ends are cut, since openraft reads the requests in a task of its own.
+pub(super) async fn feed<RT, SM>(raft: Raft<TypeConfig<RT>, SM>, requests: Requests, gone: Gone)
 where
     RT: AsyncRuntime,
     SM: RaftStateMachine<TypeConfig<RT>>,
 {
     let waiting = Waiting::default();
-    let mut results = pin!(raft.stream_append(decoded::<RT>(requests, waiting.clone())));
+    let requests = decoded::<RT>(requests, waiting.clone()).take_until(gone.clone());
+    let mut results = pin!(raft.stream_append(requests).take_until(gone));
     while let Some(result) = results.next().await {
         let first = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some((reply, last)) = first else { return };

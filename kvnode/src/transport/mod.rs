@@ -231,7 +231,7 @@ impl Transport {
         self.0.registry.refuse_leaderships();
     }
 
-    /// Answers `Removed` for this replica from now on.
+    /// Answers `Removed` for this replica from now on. Streams and transfers to it that are under way end.
     pub fn unregister(&self, replica: ReplicaId) {
         self.0.registry.remove(replica);
     }

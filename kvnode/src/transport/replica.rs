@@ -1,7 +1,8 @@
 //! The replicas of this node, as frames reach them.
 //!
-//! A replica is registered when its Raft runs and taken out before it stops. A frame for one that is not here is
-//! answered `Removed`, which is no proof: it may not have started yet. A frame never makes a replica.
+//! A replica is registered when its Raft runs and taken out before it stops. From that moment on nothing reaches it, of
+//! streams and transfers that are under way neither. A frame for one that is not here is answered `Removed`, which is no
+//! proof: it may not have started yet. A frame never makes a replica.
 
 use std::{
     collections::BTreeMap,
@@ -11,7 +12,10 @@ use std::{
     },
 };
 
-use futures::future::BoxFuture;
+use futures::{
+    FutureExt,
+    future::{BoxFuture, Shared},
+};
 use kv_proto::peer::v1::{Removed, frame::Body, refusal};
 use kv_topology::{GroupId, ReplicaId};
 use openraft::{
@@ -20,6 +24,7 @@ use openraft::{
     storage::RaftStateMachine,
 };
 use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
+use tokio::sync::oneshot;
 
 use super::{
     call::refusal,
@@ -39,10 +44,52 @@ pub(super) trait LocalReplica: Send + Sync {
     fn answer(&self, request: Body) -> BoxFuture<'static, Body>;
     /// The index of the last entry in its log, as it was a moment ago.
     fn last_index(&self) -> u64;
-    /// Takes the append requests of one stream, in order.
-    fn append(&self, requests: Requests) -> BoxFuture<'static, ()>;
+    /// Takes the append requests of one stream, in order, until the replica is gone.
+    fn append(&self, requests: Requests, gone: Gone) -> BoxFuture<'static, ()>;
     /// Takes a snapshot that a leader offered under `vote`.
     fn receive(&self, vote: Vote, transfer: Transfer) -> BoxFuture<'static, ()>;
+}
+
+/// Ready once a replica was taken out.
+pub(super) type Gone = Shared<BoxFuture<'static, ()>>;
+
+/// A replica that was here when it was looked for.
+pub(super) struct Reached {
+    local: Arc<dyn LocalReplica>,
+    gone: Gone,
+}
+
+impl Reached {
+    /// As [`LocalReplica::answer`], while the replica is here.
+    pub(super) fn answer(&self, request: Body) -> BoxFuture<'static, Body> {
+        let (answering, gone) = (self.local.answer(request), self.gone.clone());
+        Box::pin(async move { while_here(gone, answering).await.unwrap_or(Body::Removed(Removed {})) })
+    }
+
+    /// As [`LocalReplica::last_index`].
+    pub(super) fn last_index(&self) -> u64 {
+        self.local.last_index()
+    }
+
+    /// As [`LocalReplica::append`].
+    pub(super) fn append(&self, requests: Requests) -> BoxFuture<'static, ()> {
+        self.local.append(requests, self.gone.clone())
+    }
+
+    /// As [`LocalReplica::receive`], while the replica is here.
+    pub(super) fn receive(&self, vote: Vote, transfer: Transfer) -> BoxFuture<'static, ()> {
+        let (receiving, gone) = (self.local.receive(vote, transfer), self.gone.clone());
+        Box::pin(async move { while_here(gone, receiving).await.unwrap_or_default() })
+    }
+}
+
+/// `None`: the replica was taken out before.
+async fn while_here<T>(gone: Gone, work: BoxFuture<'static, T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = gone => None,
+        done = work => Some(done),
+    }
 }
 
 /// A replica and where its snapshots go.
@@ -71,8 +118,8 @@ where
         self.raft.metrics().borrow_watched().last_log_index.unwrap_or(0)
     }
 
-    fn append(&self, requests: Requests) -> BoxFuture<'static, ()> {
-        Box::pin(feed(self.raft.clone(), requests))
+    fn append(&self, requests: Requests, gone: Gone) -> BoxFuture<'static, ()> {
+        Box::pin(feed(self.raft.clone(), requests, gone))
     }
 
     fn receive(&self, vote: Vote, transfer: Transfer) -> BoxFuture<'static, ()> {
@@ -135,13 +182,23 @@ pub(super) struct Registry {
     no_leaderships: AtomicBool,
 }
 
-type Registered = (GroupId, Arc<dyn LocalReplica>);
+struct Registered {
+    group: GroupId,
+    local: Arc<dyn LocalReplica>,
+    gone: Gone,
+    /// Dropped with the entry.
+    _here: oneshot::Sender<()>,
+}
 
 impl Registry {
     pub(super) fn insert(&self, group: GroupId, replica: ReplicaId, local: Arc<dyn LocalReplica>) {
-        self.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(replica, (group, local));
+        let (here, dropped) = oneshot::channel();
+        let gone = dropped.map(drop).boxed().shared();
+        let registered = Registered { group, local, gone, _here: here };
+        self.replicas.write().unwrap_or_else(PoisonError::into_inner).insert(replica, registered);
     }
 
+    /// Takes a replica out: what is under way to it ends.
     pub(super) fn remove(&self, replica: ReplicaId) {
         self.replicas.write().unwrap_or_else(PoisonError::into_inner).remove(&replica);
     }
@@ -169,19 +226,15 @@ impl Registry {
     }
 
     /// The replica that a frame is for, or the answer that it is not here.
-    pub(super) fn find(
-        &self,
-        group: GroupId,
-        replica: ReplicaId,
-    ) -> Result<Arc<dyn LocalReplica>, Box<Body>> {
+    pub(super) fn find(&self, group: GroupId, replica: ReplicaId) -> Result<Reached, Box<Body>> {
         let replicas = self.replicas.read().unwrap_or_else(PoisonError::into_inner);
         match replicas.get(&replica) {
             None => Err(Box::new(Body::Removed(Removed {}))),
-            Some((of, _)) if *of != group => {
-                let message = format!("{replica} is of {of}, not of {group}");
+            Some(found) if found.group != group => {
+                let message = format!("{replica} is of {}, not of {group}", found.group);
                 Err(Box::new(refusal(refusal::Kind::FailedPrecondition, "OTHER_GROUP", message)))
             }
-            Some((_, local)) => Ok(local.clone()),
+            Some(found) => Ok(Reached { local: found.local.clone(), gone: found.gone.clone() }),
         }
     }
 }

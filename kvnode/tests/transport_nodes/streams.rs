@@ -190,3 +190,32 @@ async fn send_and_end(from: &Node, group: GroupId, to: &Replica, requests: Vec<R
     let option = RPCOption::new(Duration::from_millis(150));
     network.stream_append(stream::iter(requests), option).await.unwrap().collect().await
 }
+
+/// What is sent on after a replica was taken out does not reach it, though its stream was opened before.
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_was_taken_out_gets_nothing_more_on_an_open_stream() {
+    let tasks = Tasks::new("network");
+    let network = Loopback::new(tasks.spawner(), Distance(Duration::from_millis(1)));
+    let leader = Node::on(&network, 1, Limits::default());
+    let (follower, replica) = node_with(&network, 2, GroupId(7), &Limits::default()).await;
+    let mut factory: NetworkFactory<TokioRuntime, Snapshots> =
+        NetworkFactory::new(leader.transport.clone(), GroupId(7), ReplicaId(99), Arc::default());
+    let mut client = factory.new_client(replica.id.0, &Member { node: replica.node.0 }).await;
+    let mut requests = requests(10);
+    let later = requests.split_off(5);
+    let (more, input) = futures::channel::mpsc::unbounded();
+    requests.into_iter().for_each(|request| more.unbounded_send(request).unwrap());
+    let mut answers = client.stream_append(input, RPCOption::new(Duration::from_secs(1))).await.unwrap();
+    for index in 0..5 {
+        assert_eq!(answers.next().await.unwrap().unwrap().unwrap(), Some(log_id(index)));
+    }
+    follower.transport.unregister(replica.id);
+    later.into_iter().for_each(|request| more.unbounded_send(request).unwrap());
+    let answers: Vec<_> = answers.collect().await;
+    assert!(matches!(&answers[..], [Err(_)]), "{answers:?}");
+    // Whatever was on its way has arrived when this comes back.
+    let deadline = Instant::now() + Duration::from_secs(5);
+    let lane = kvnode::transport::Lane::Raft;
+    leader.transport.call(follower.id, lane, GroupId(7), question(1), deadline).await.unwrap();
+    assert_eq!(replica.raft.metrics().borrow_watched().last_log_index, Some(4));
+}

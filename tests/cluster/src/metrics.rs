@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// When the node does not answer in time, or shows something that is no number.
 pub fn scrape(address: SocketAddr) -> io::Result<BTreeMap<String, f64>> {
     let text = ask(address, "/metrics")?;
-    let lines = text.lines().filter(|line| line.starts_with("kv_"));
+    let lines = text.lines().filter(|line| line.starts_with("kv_") || line.starts_with("process_"));
     lines.filter_map(|line| line.rsplit_once(' ')).map(series).collect()
 }
 

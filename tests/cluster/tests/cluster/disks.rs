@@ -9,13 +9,18 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use kv_cluster_tests::{
     Cluster, DEADLINE, Load, LoadPlan, Plan,
     api::{Read, reason},
     metrics::scrape,
     seed, wait_until,
 };
-use kv_proto::admin::v1::{DiskLevel, GetNodeStatusRequest, NodeStatus, Role};
+use kv_proto::{
+    admin::v1::{DiskLevel, GetNodeStatusRequest, NodeStatus, Role},
+    kv::v1::key_value::Value,
+};
+use rand::RngExt;
 use tonic::{Code, Status};
 
 const MIB: u64 = 1 << 20;
@@ -199,6 +204,61 @@ async fn full_disks_of_all_nodes_refuse_values_and_go_on_with_deletes_and_reads(
     }
     cluster.put(0, "key20", "again").await;
     cluster.wait_whole().await;
+}
+
+/// Values that no compression makes smaller, each of the largest size that a put takes.
+const VALUES: u64 = 240;
+const VALUE_BYTES: usize = 1 << 20;
+/// So many of them are not deleted.
+const KEPT: u64 = 8;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_deletes_make_free_is_given_back_and_writes_are_taken_again() {
+    let mut random = seed::generator("what_deletes_make_free_is_given_back_and_writes_are_taken_again");
+    let plan = Plan::nodes(3).with_shards(1).with_volumes(ROOMY).with_flag("--disk-soft-limit", "512Mi");
+    let Some(mut cluster) = Cluster::start(plan.with_flag("--disk-hard-limit", "128Mi")).await else {
+        return;
+    };
+    let mut values: Vec<Bytes> = Vec::new();
+    for number in 0..VALUES {
+        let value: Bytes = (0..VALUE_BYTES).map(|_| random.random::<u8>()).collect::<Vec<u8>>().into();
+        // Kept: what is compared in the end.
+        values.extend((number < KEPT).then(|| value.clone()));
+        let written = wait_until(format!("value {number}"), DEADLINE, || async {
+            let put = cluster.api(0).put(&value_key(number), value.clone(), None).await;
+            put.map_err(|status| status.to_string())
+        });
+        written.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    cluster.wait_caught_up().await;
+    for node in &mut cluster.nodes {
+        // Below the soft limit by less than the deletes give back beyond the quarter above it.
+        node.volume().leave_free(500 * MIB).expect("resized");
+    }
+    wait_refused(&cluster).await;
+    for number in KEPT..VALUES {
+        let deleted = wait_until(format!("the delete of value {number}"), DEADLINE, || async {
+            cluster.api(0).delete(&value_key(number)).await.map_err(|status| status.to_string())
+        });
+        deleted.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+    for node in 0..3 {
+        wait_level(&cluster, node, DiskLevel::DiskEnough).await;
+    }
+    let taken = wait_until("a write where values were deleted", DEADLINE, || async {
+        cluster.api(1).put("again", "there is room".into(), None).await.map_err(|status| status.to_string())
+    });
+    taken.await.unwrap_or_else(|error| panic!("{error}"));
+    for (number, value) in (0..KEPT).zip(&values) {
+        let read = cluster.api(2).get(&value_key(number), Read::Linearizable).await.expect("a whole cluster");
+        let found = read.kv.and_then(|kv| kv.value);
+        assert!(found == Some(Value::Inline(value.clone())), "value {number} was not deleted");
+    }
+    cluster.wait_whole().await;
+}
+
+fn value_key(number: u64) -> String {
+    format!("value/{number:04}")
 }
 
 /// Waits until writes of new keys are refused in every shard, whichever node is asked.

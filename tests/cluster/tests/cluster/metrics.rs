@@ -26,7 +26,7 @@ const MAY_REST: [(&str, &str); 7] = [
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 8] = [
+const QUEUES: [&str; 9] = [
     "proposals",
     "log_commits",
     "applies",
@@ -35,6 +35,7 @@ const QUEUES: [&str; 8] = [
     "forwarded",
     "read_index",
     "pins",
+    "disk_reads",
 ];
 
 /// All limits of the API, each with its bound.
