@@ -55,7 +55,7 @@ fn operations() -> Vec<Vec<u8>> {
 
 fn questions() -> Vec<Vec<u8>> {
     let reads = [
-        Read::Get(GetKeys { keys: vec![Bytes::from("k"), Bytes::from("l")], metadata_only: false }),
+        Read::Get(GetKeys { keys: vec![Bytes::from("k"), Bytes::from("l")], ..GetKeys::default() }),
         Read::Scan(ScanPage {
             start: Bytes::from("a"),
             end: Bytes::from("z"),
