@@ -55,12 +55,16 @@ pub async fn run(disk: Arc<Disk>, state: Arc<StateHub>) {
             continue;
         }
         let measuring = disk.clone();
-        // When it failed the node was told, and is about to end.
-        let Ok(whole) = state.reclaim(move || measuring.spare_bytes()).await else { return };
+        let ended = state.reclaim(move || measuring.spare_bytes()).await;
         let now = Instant::now();
-        rounds.ended(whole, seen, began, now);
+        rounds.ended(matches!(ended, Ok(true)), seen, began, now);
         let seconds = (now - began).as_secs_f64();
-        tracing::info!(seconds, whole, "the disk is nearly full: the space of deleted records is given back");
+        match ended {
+            Ok(true) => tracing::info!(seconds, "the space of deleted records was given back"),
+            Ok(false) => tracing::info!(seconds, "some deleted records keep their space: too little is free"),
+            // When the store failed the node was told, and is about to end. Anything else may pass.
+            Err(error) => tracing::warn!(%error, "the space of deleted records could not be given back"),
+        }
     }
 }
 

@@ -91,7 +91,8 @@ impl Disk {
     /// What a compaction may write now before it frees anything, bytes: see [`spare_bytes`]. Measures; blocks for a
     /// moment. 0: the volume cannot be measured.
     pub fn spare_bytes(&self) -> u64 {
-        space_of(&self.path).map_or(0, |space| spare_bytes(space.free, self.limits.hard))
+        let hard = self.limits.hard;
+        space_of(&self.path).map_or(0, |space| spare_bytes(self.level(), space.free, hard))
     }
 
     /// The level for the status.
@@ -121,10 +122,12 @@ impl Disk {
     }
 }
 
-/// What a compaction may write: all but half of the hard limit, since a flush or the log that meets no space at all ends
-/// the node.
-const fn spare_bytes(free: ByteCount, hard: ByteCount) -> u64 {
-    free.get().saturating_sub(hard.get() / 2)
+/// What a compaction may write. On a disk that still takes deletes so much that it goes on taking them, by the distance
+/// that would end the hard limit again; on a full one all but half of the hard limit, since a flush or the log that meets
+/// no space at all ends the node.
+fn spare_bytes(level: Level, free: ByteCount, hard: ByteCount) -> u64 {
+    let kept = if level == Level::Hard { hard.get() / 2 } else { hard.get() / 4 * 5 };
+    free.get().saturating_sub(kept)
 }
 
 /// Gives the ballast up when the volume is below its hard limit: a node whose disk is full needs room to start. Touches
@@ -219,8 +222,10 @@ mod tests {
 
     #[test]
     fn compaction_leaves_half_of_the_hard_limit_alone() {
-        assert_eq!(spare_bytes(ByteCount(1_000), ByteCount(400)), 800);
-        assert_eq!(spare_bytes(ByteCount(100), ByteCount(400)), 0);
+        assert_eq!(spare_bytes(Level::Soft, ByteCount(1_000), ByteCount(400)), 500, "deletes go on");
+        assert_eq!(spare_bytes(Level::Soft, ByteCount(499), ByteCount(400)), 0);
+        assert_eq!(spare_bytes(Level::Hard, ByteCount(499), ByteCount(400)), 299);
+        assert_eq!(spare_bytes(Level::Hard, ByteCount(100), ByteCount(400)), 0);
     }
 
     #[test]

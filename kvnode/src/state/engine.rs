@@ -213,17 +213,19 @@ pub trait StateEngine: View + Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Gives the space of deleted records back, piece by piece, and returns when all
-    /// was gone through. For each piece `spare_bytes` says how much may be written before anything becomes free; what
-    /// needs more is passed over. Blocks for as long as the store takes to be written anew. False: something was passed
-    /// over.
+    /// Gives the space of deleted records back, piece by piece, and returns when all was gone through. For each piece
+    /// `spare_bytes` says how much may be written before anything becomes free; what needs more is passed over. `None`
+    /// ends the round. Blocks for as long as the store takes to be written anew. False: something was passed over.
     ///
     /// # Errors
     /// [`StateError::Engine`]: the device failed, and the node must stop.
-    fn reclaim(&self, spare_bytes: &dyn Fn() -> u64) -> Result<bool, StateError> {
+    fn reclaim(&self, spare_bytes: &dyn Fn() -> Option<u64>) -> Result<bool, StateError> {
         let _ = spare_bytes;
         Ok(true)
     }
+
+    /// Ends the compactions that run, and begins no more: before the store closes. Nothing may be flushed after it.
+    fn end_compactions(&self) {}
 
     /// Whether the engine is still able to work; polled, because it has no other way to tell.
     ///

@@ -15,7 +15,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -99,6 +99,9 @@ pub(crate) struct Shared {
     pub(crate) hooks: Hooks,
     pub(crate) outgoing: Arc<Semaphore>,
     incoming: Arc<Semaphore>,
+    /// Held by a round that gives space back.
+    reclaiming: Arc<tokio::sync::Mutex<()>>,
+    closing: Arc<AtomicBool>,
 }
 
 /// What is shared by everything that touches one replica.
@@ -167,6 +170,8 @@ impl StateHub {
             hooks,
             outgoing: Arc::new(Semaphore::new(OUTGOING_MAX)),
             incoming: Arc::new(Semaphore::new(INCOMING_MAX)),
+            reclaiming: Arc::default(),
+            closing: Arc::default(),
         });
         start_apply(&shared, worker)?;
         shared.workers.task("pins", shared.pins.clone().run());
@@ -298,20 +303,28 @@ impl StateHub {
     }
 
     /// Gives the space of deleted records back; see [`StateEngine::reclaim`]. All is flushed first by who flushes for all
-    /// groups, so that the logs may be cut too. Takes as long as it takes to write the store anew; nobody may do it twice
-    /// at the same time.
+    /// groups, so that the logs may be cut too. Takes as long as it takes to write the store anew, or until it closes.
     ///
     /// # Errors
-    /// The store failed, which the node was told, or stops.
+    /// The store failed, which the node was told, or stops, or there is no thread for it.
     pub async fn reclaim(&self, spare_bytes: impl Fn() -> u64 + Send + 'static) -> io::Result<bool> {
         let told = |error: &StateError| self.shared.hooks.tell(error);
+        let turn = self.shared.reclaiming.clone().lock_owned().await;
         if self.shared.engine.unflushed_bytes().inspect_err(told)? > spare_bytes() {
             return Ok(false);
         }
         self.flush().await?;
-        let engine = self.shared.engine.clone();
-        let reclaimed = self.shared.workers.blocking("reclaim", move || engine.reclaim(&spare_bytes)).await?;
-        Ok(reclaimed.inspect_err(told)?)
+        let (engine, closing) = (self.shared.engine.clone(), self.shared.closing.clone());
+        let round = move || {
+            // Until the thread has ended, whoever asked for it.
+            let _turn = turn;
+            engine.reclaim(&|| (!closing.load(Ordering::Relaxed)).then(&spare_bytes))
+        };
+        match self.shared.workers.blocking("reclaim", round).await? {
+            // Work that was cut off is no failure of the store.
+            Err(_) if self.shared.closing.load(Ordering::Relaxed) => Ok(false),
+            ended => Ok(ended.inspect_err(told)?),
+        }
     }
 
     /// Makes everything applied durable, now.
@@ -333,6 +346,11 @@ impl StateHub {
         self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.replicas().clear();
         self.shared.pins.shut().await;
+        self.shared.closing.store(true, Ordering::Relaxed);
+        if self.shared.reclaiming.try_lock().is_err() {
+            self.shared.engine.end_compactions();
+            drop(self.shared.reclaiming.lock().await);
+        }
         flushed
     }
 }

@@ -8,8 +8,8 @@ use std::collections::BTreeSet;
 
 use super::engine::Span;
 
-/// Most that the compaction of a piece may write before it frees anything, bytes: at the pace that compaction has, the
-/// node can stop, or look at its disk again, after seconds.
+/// Most that the compaction of a piece may write before it frees anything, bytes, if there are such pieces: at the pace
+/// that compaction has, the disk is looked at again after seconds.
 const PIECE_BYTES_MAX: u64 = 1 << 30;
 
 /// A table of the store.
@@ -23,7 +23,7 @@ pub struct TableInfo {
     pub last: Vec<u8>,
     /// Its size.
     pub bytes: u64,
-    /// Deletes of records, and of ranges, in it.
+    /// Deletes of records, and of ranges, in it; not 0 when nobody counted.
     pub deletes: u64,
 }
 
@@ -60,9 +60,8 @@ pub fn next_piece(tables: &[TableInfo], from: &[u8], spare_bytes: u64) -> Option
     // Where a table ends, a piece may end: half of a table cannot be compacted.
     let ends: BTreeSet<&[u8]> =
         tables.iter().map(|table| table.last.as_slice()).filter(|last| *last >= first).collect();
-    let spare_bytes = spare_bytes.min(PIECE_BYTES_MAX);
-    let fitting = ends.iter().take_while(|last| needed_bytes(tables, first, last) <= spare_bytes).last();
-    let (last, fits) = match fitting {
+    let fitting = |most| ends.iter().take_while(|last| needed_bytes(tables, first, last) <= most).last();
+    let (last, fits) = match fitting(spare_bytes.min(PIECE_BYTES_MAX)).or_else(|| fitting(spare_bytes)) {
         Some(last) => (last, true),
         None => (ends.first()?, false),
     };
@@ -70,33 +69,30 @@ pub fn next_piece(tables: &[TableInfo], from: &[u8], spare_bytes: u64) -> Option
 }
 
 /// Most that the compaction of a piece writes before it frees anything. It goes down level by level: each time the
-/// tables of one level, with what came down before, are written anew together with those below that they overlap.
+/// tables of one level, with what came down before, are written anew together with those below that they overlap. What
+/// came down may be a single table that reaches as far as all that went into it.
 fn needed_bytes(tables: &[TableInfo], first: &[u8], last: &[u8]) -> u64 {
     let levels: BTreeSet<u32> = tables.iter().map(|table| table.level).collect();
-    let (mut came_down, mut most) = (0_u64, 0_u64);
-    for level in &levels {
-        let (inputs, span) = inputs(tables, *level, first, last);
-        let below = levels.range(level + 1..).next();
-        let met = below.map_or(0, |below| {
-            let met = tables.iter().filter(|table| table.level == *below);
-            met.filter(|table| table.overlaps(&span.start, &span.end)).map(|table| table.bytes).sum::<u64>()
-        });
-        came_down += inputs;
-        most = most.max(came_down + met);
+    let mut reach = Span { start: first.to_vec(), end: last.to_vec() };
+    let mut bytes = 0_u64;
+    for level in levels {
+        let touched;
+        (touched, reach) = inputs(tables, level, reach);
+        bytes = bytes.saturating_add(touched);
     }
-    most
+    bytes
 }
 
-/// Bytes of the tables of a level that a piece touches, and how far they reach. In level 0, where tables overlap, also
-/// those that these touch.
-fn inputs(tables: &[TableInfo], level: u32, first: &[u8], last: &[u8]) -> (u64, Span) {
-    let mut reach = Span { start: first.to_vec(), end: last.to_vec() };
+/// Bytes of the tables of a level that are touched, and how far they reach together with what touches them. In level 0,
+/// where tables overlap, also those that these touch.
+fn inputs(tables: &[TableInfo], level: u32, mut reach: Span) -> (u64, Span) {
     loop {
         let of_level = tables.iter().filter(|table| table.level == level);
         let touched: Vec<_> = of_level.filter(|table| table.overlaps(&reach.start, &reach.end)).collect();
-        let start = touched.iter().map(|table| &table.first).min().map_or(first, Vec::as_slice).min(first);
-        let end = touched.iter().map(|table| &table.last).max().map_or(last, Vec::as_slice).max(last);
-        let wider = Span { start: start.to_vec(), end: end.to_vec() };
+        let wider = touched.iter().fold(reach.clone(), |reach, table| Span {
+            start: reach.start.min(table.first.clone()),
+            end: reach.end.max(table.last.clone()),
+        });
         if level > 0 || wider == reach {
             return (touched.iter().map(|table| table.bytes).sum(), wider);
         }
@@ -132,7 +128,7 @@ mod tests {
         let middle = [table(5, (0, 19), 20, 3), table(5, (20, 39), 20, 3)];
         let tables: Vec<_> = lowest.chain(middle).collect();
         assert_eq!(next_piece(&tables, &[], 1000 * MIB), piece(0, 39, true));
-        // The first table of the middle and the two below it.
+        // The first table of the middle and the two below it; less than the whole table is not compacted.
         assert_eq!(next_piece(&tables, &[], 148 * MIB), piece(0, 19, true));
         assert_eq!(next_piece(&tables, &[], 147 * MIB), piece(0, 9, false), "it writes before it deletes");
         assert_eq!(next_piece(&tables, &[19, 0], 148 * MIB), piece(20, 39, true));
@@ -151,6 +147,25 @@ mod tests {
         assert_eq!(next_piece(&tables, &[], 100 * MIB).map(|piece| piece.fits), Some(false));
     }
 
+    #[test]
+    fn what_comes_down_is_taken_for_as_wide_as_all_that_went_into_it() {
+        let tables = [
+            table(0, (0, 200), 10, 1),
+            table(5, (0, 9), 1, 0),
+            table(5, (190, 200), 1, 0),
+            table(6, (0, 99), 64, 0),
+            table(6, (100, 200), 64, 0),
+        ];
+        assert_eq!(needed_bytes(&tables, &[0], &[9]), 140 * MIB);
+    }
+
+    #[test]
+    fn what_is_larger_than_a_piece_should_be_is_one_when_there_is_room() {
+        let tables = [table(0, (0, 99), 1, 1), table(6, (0, 49), 800, 0), table(6, (50, 99), 800, 0)];
+        assert_eq!(next_piece(&tables, &[], 1_601 * MIB), piece(0, 99, true));
+        assert_eq!(next_piece(&tables, &[], 1_600 * MIB), piece(0, 49, false));
+    }
+
     proptest! {
         #[test]
         fn a_round_ends_and_passes_each_delete_once(
@@ -167,7 +182,7 @@ mod tests {
             while let Some(next) = next_piece(&tables, &from, spare_mib * MIB) {
                 prop_assert!(next.first >= from && next.first <= next.last);
                 let needed = needed_bytes(&tables, &next.first, &next.last);
-                prop_assert_eq!(next.fits, needed <= (spare_mib * MIB).min(PIECE_BYTES_MAX));
+                prop_assert_eq!(next.fits, needed <= spare_mib * MIB);
                 from = next.after();
                 pieces.push(next);
                 prop_assert!(pieces.len() <= tables.len(), "{pieces:?}");

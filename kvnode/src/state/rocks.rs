@@ -116,7 +116,8 @@ impl RocksEngine {
                 first: file.start_key?,
                 last: file.end_key?,
                 bytes: file.size as u64,
-                deletes: file.num_deletions,
+                // After a start RocksDB has read what is in some tables only; no table is empty.
+                deletes: if file.num_entries == 0 { 1 } else { file.num_deletions },
             })
         };
         Ok(files.into_iter().filter_map(info).collect())
@@ -342,11 +343,13 @@ impl StateEngine for RocksEngine {
         Ok(bytes.map_err(|error| StateError::engine("look at memory", error))?.unwrap_or(0))
     }
 
-    fn reclaim(&self, spare_bytes: &dyn Fn() -> u64) -> Result<bool, StateError> {
+    fn reclaim(&self, spare_bytes: &dyn Fn() -> Option<u64>) -> Result<bool, StateError> {
         // Deletes in memory are in no table yet, and those of whole replicas and generations wait for no flush.
         self.flush()?;
         let (mut from, mut whole) = (Vec::new(), true);
-        while let Some(piece) = next_piece(&self.tables()?, &from, spare_bytes()) {
+        loop {
+            let Some(spare_bytes) = spare_bytes() else { return Ok(false) };
+            let Some(piece) = next_piece(&self.tables()?, &from, spare_bytes) else { return Ok(whole) };
             whole &= piece.fits;
             if piece.fits {
                 let (first, last) = (Some(&piece.first), Some(&piece.last));
@@ -356,7 +359,10 @@ impl StateEngine for RocksEngine {
             }
             from = piece.after();
         }
-        Ok(whole)
+    }
+
+    fn end_compactions(&self) {
+        self.database.cancel_all_background_work(false);
     }
 
     fn check_health(&self) -> Result<(), StateError> {
