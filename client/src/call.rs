@@ -13,7 +13,7 @@ use crate::{
     error::{Error, Result},
     failure::{Failure, LeaderHint},
     pool::Node,
-    retry::{Cause, Decision, Kind, Turn, decide, is_lasting, pause},
+    retry::{Cause, Decision, Kind, NO_REPLICA, Turn, decide, is_lasting_absence, pause},
     routing::{Route, Wish},
     shard_map::ShardMap,
     value::Header,
@@ -47,6 +47,8 @@ pub(crate) struct Call {
     unreachable: Vec<Address>,
     /// Who found damaged bytes.
     damaged: Vec<Address>,
+    /// Refusals by a node that has no replica of the shard.
+    absences: u32,
 }
 
 impl Call {
@@ -60,6 +62,7 @@ impl Call {
             wish: Wish::None,
             unreachable: Vec::new(),
             damaged: Vec::new(),
+            absences: 0,
         }
     }
 
@@ -139,7 +142,7 @@ impl Call {
         let hopeful = match failure.cause() {
             Cause::NotSent => self.hopeful(&failure),
             Cause::DataLoss => self.finds_somebody_whole(&failure),
-            _ => !is_lasting(self.plan.kind, failure.reason.as_deref(), self.attempts),
+            _ => !self.lacks_its_replica(&failure),
         };
         if !hopeful {
             return Err(Error::of(self.plan.kind, failure));
@@ -216,6 +219,12 @@ impl Call {
             }
             None => false,
         }
+    }
+
+    /// Whether the only node that may answer this read has no replica to answer it from.
+    fn lacks_its_replica(&mut self, failure: &Failure) -> bool {
+        self.absences += u32::from(failure.reason.as_deref() == Some(NO_REPLICA));
+        self.client.pinned().is_some() && is_lasting_absence(self.plan.kind, self.absences)
     }
 
     /// Whether there is a node left whose bytes may be whole, which is asked next. Bytes do not heal while one waits.

@@ -165,13 +165,13 @@ pub fn decide(kind: Kind, cause: Cause) -> Decision {
 }
 
 /// So a node refuses to answer from a replica of its own that it does not have.
-const NO_REPLICA: &str = "NOT_APPLIED_NO_REPLICA";
-/// Reads that a node without a replica is asked for: it may have just started.
-const NO_REPLICA_ATTEMPTS: u32 = 2;
+pub const NO_REPLICA: &str = "NOT_APPLIED_NO_REPLICA";
+/// Reads that a node without a replica is asked for, when no other node may be: it may have just started.
+const ABSENCES_MAX: u32 = 2;
 
-/// Whether the node that refused with this reason would refuse again for longer than anybody waits.
-pub fn is_lasting(kind: Kind, reason: Option<&str>, attempts: u32) -> bool {
-    kind == Kind::Read && reason == Some(NO_REPLICA) && attempts >= NO_REPLICA_ATTEMPTS
+/// Whether a node that has refused a read so often for want of a replica would refuse again for longer than anybody waits.
+pub fn is_lasting_absence(kind: Kind, absences: u32) -> bool {
+    kind == Kind::Read && absences >= ABSENCES_MAX
 }
 
 /// The first pause; each further one is twice as long.
@@ -270,10 +270,9 @@ mod tests {
 
     #[test]
     fn a_node_without_a_replica_is_asked_once_more_only() {
-        assert!(!is_lasting(Kind::Read, Some(NO_REPLICA), 1));
-        assert!(is_lasting(Kind::Read, Some(NO_REPLICA), 2));
-        assert!(!is_lasting(Kind::Write, Some(NO_REPLICA), 9), "others were asked for it");
-        assert!(!is_lasting(Kind::Read, Some("NOT_APPLIED_NO_LEADER"), 9));
+        assert!(!is_lasting_absence(Kind::Read, 1));
+        assert!(is_lasting_absence(Kind::Read, 2));
+        assert!(!is_lasting_absence(Kind::Write, 9), "others were asked for it");
     }
 
     #[test]

@@ -147,6 +147,8 @@ async fn pinned_value_survives(engine: Arc<dyn StateEngine>, workers: Workers) {
     assert_eq!(world.chunk(9, 0).await.unwrap(), old(0));
     world.apply(operation(Kind::Put(put("k", b"new")))).await;
     assert_eq!(world.chunk(9, 1).await.unwrap(), old(1), "overwritten");
+    assert!(world.pin("k", 9).await.is_empty());
+    assert_eq!(world.chunk(9, 1).await.unwrap(), old(1), "a read that opened it came twice");
     world.apply(operation(Kind::Delete(delete("k")))).await;
     world.hub.flush().await.unwrap();
     assert_eq!(world.chunk(9, 2).await.unwrap(), old(2), "deleted");
@@ -176,7 +178,7 @@ async fn only_an_uploaded_value_is_worth_a_pin() {
     assert_eq!(world.hub.pins().kept(), 0);
     world.pin("k", 3).await;
     world.pin("k", 3).await;
-    assert_eq!(world.hub.pins().kept(), 1, "the second replaces the first");
+    assert_eq!(world.hub.pins().kept(), 1, "a moment has one id");
 }
 
 #[tokio::test]

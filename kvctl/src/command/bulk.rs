@@ -113,7 +113,7 @@ impl Bulk {
         }
         let inputs: Vec<Input> = self.files.into_iter().map(Input::of).collect();
         // Before the first one is written: a mistyped name must not leave half of the work done.
-        inputs.iter().try_for_each(|input| input.open().map(drop))?;
+        inputs.iter().filter(|input| !input.is_pipe()).try_for_each(|input| input.open().map(drop))?;
         Ok(inputs)
     }
 }
@@ -127,6 +127,14 @@ enum Input {
 impl Input {
     fn of(path: PathBuf) -> Self {
         if path == Path::new("-") { Self::Standard } else { Self::File(path) }
+    }
+
+    /// Whether opening it twice would lose what is written to it.
+    fn is_pipe(&self) -> bool {
+        match self {
+            Self::Standard => true,
+            Self::File(path) => path.metadata().is_ok_and(|known| !known.is_file() && !known.is_dir()),
+        }
     }
 
     fn open(&self) -> Result<Box<dyn BufRead>> {

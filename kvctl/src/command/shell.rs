@@ -15,8 +15,8 @@ use crate::{
 
 /// Reads commands line by line, from a person or from a pipe. The exit code is that of the last command.
 ///
-/// Lines are split into words as a shell does it, with quotes and backslashes; # begins a comment. Each value that `get`
-/// prints ends with a line end.
+/// Lines are split into words as a shell does it, with quotes and backslashes; one that begins with # is a comment. Each
+/// value that `get` prints ends with a line end.
 #[derive(Debug, Args)]
 pub struct Shell {}
 

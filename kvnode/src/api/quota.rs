@@ -158,7 +158,7 @@ impl ConnectionQuota {
     /// The share of a reply that may be as large as a message, if it can be had now.
     pub fn large_reply_now(&self) -> Option<Share> {
         let own = self.large.clone().try_acquire_owned().ok()?;
-        Some(Share(Arc::new((own, self.address.try_take(Limit::LargeReplies as usize)?))))
+        Some(Share(Arc::new((own, self.address.try_take_in_turn(Limit::LargeReplies as usize)?))))
     }
 
     /// Waits for the share of a reply that may be as large as a message.

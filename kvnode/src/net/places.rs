@@ -23,6 +23,8 @@ use super::{origin::Origin, share::Pool};
 #[derive(Debug)]
 pub struct Places<const KINDS: usize> {
     pools: [Mutex<Pool>; KINDS],
+    /// Who waits for a place; changes before the pool is looked at.
+    waiting: [AtomicUsize; KINDS],
     freed: [Notify; KINDS],
     guests: Mutex<BTreeMap<Origin, Weak<Guest<KINDS>>>>,
 }
@@ -51,6 +53,7 @@ impl<const KINDS: usize> Places<KINDS> {
     pub fn new(max: [usize; KINDS]) -> Arc<Self> {
         Arc::new(Self {
             pools: max.map(|max| Mutex::new(Pool { max, taken: 0 })),
+            waiting: array::from_fn(|_| AtomicUsize::new(0)),
             freed: array::from_fn(|_| Notify::new()),
             guests: Mutex::default(),
         })
@@ -96,10 +99,17 @@ impl<const KINDS: usize> Guest<KINDS> {
         place.grow(1).then_some(place)
     }
 
+    /// The same, unless others of this origin wait for one already.
+    pub fn try_take_in_turn(self: &Arc<Self>, kind: usize) -> Option<Place<KINDS>> {
+        let _turn = self.turns[kind].try_lock().ok()?;
+        self.try_take(kind)
+    }
+
     /// One place of this kind, as soon as there is one for this origin. In turn within an origin, so that a release
     /// wakes one of each origin, however many wait.
     pub async fn take(self: &Arc<Self>, kind: usize) -> Place<KINDS> {
         let _turn = self.turns[kind].lock().await;
+        let _waiting = Waiting::begin(&self.places.waiting[kind]);
         loop {
             let mut freed = pin!(self.places.freed[kind].notified());
             // Before looking: what is given back after the look is heard of.
@@ -153,7 +163,26 @@ impl<const KINDS: usize> Drop for Place<KINDS> {
         pool.taken -= count;
         self.guest.taken[self.kind].fetch_sub(count, Ordering::Relaxed);
         drop(pool);
-        places.freed[self.kind].notify_waiters();
+        // Most kinds are never waited for. Who begins to wait now looks at the pool after this change.
+        if places.waiting[self.kind].load(Ordering::Relaxed) > 0 {
+            places.freed[self.kind].notify_waiters();
+        }
+    }
+}
+
+/// Somebody who waits, as long as it lives.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn begin(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::{api::admin::Node, meta::view, refusal, router::Maps};
 /// A node that was heard of within this time holds its name.
 pub(super) const NAME_HELD_FOR: Duration = Duration::from_secs(10);
 /// For the answer of a node that was not heard of and may hold its name.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl Node for Core {
     fn status(&self) -> NodeStatus {

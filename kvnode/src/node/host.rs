@@ -181,6 +181,10 @@ impl<RT: AsyncRuntime> Host<RT> {
                 id: ReplicaId(replica),
                 reason: error.to_string(),
             });
+            // Damage that was met while it started may have been dealt with before.
+            if self.known(replica).is_some_and(|known| !known.quarantine_reason.is_empty()) {
+                self.replicas.forget_failure(ReplicaId(replica));
+            }
         }
     }
 

@@ -1,11 +1,11 @@
 //! Takes replicas out of service whose bytes turn out to be damaged, while the node runs.
 //!
-//! Log and state report what they meet; here the replica is cut off, durably marked, and stopped, in this order. It never
-//! starts again: `stores.rs` and `host.rs` see to that. Replacing it is up to the cluster.
+//! Log and state report what they meet; here the replica is cut off, and then durably marked and stopped. It never starts
+//! again: `stores.rs` and `host.rs` see to that. Replacing it is up to the cluster.
 
 use std::{collections::BTreeSet, future::Future, sync::Arc};
 
-use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use futures::{FutureExt, StreamExt, future::OptionFuture, stream::FuturesUnordered};
 use kv_proto::disk::v1::ReplicaDescriptor;
 use kv_topology::{ReplicaId, ShardId};
 use tokio::sync::mpsc;
@@ -72,15 +72,17 @@ async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transpor
     transport.unregister(replica);
     let running = replicas.quarantine(ShardId(descriptor.shard_id), replica, reason.clone());
     let marked = ReplicaDescriptor { quarantine_reason: reason, ..descriptor };
-    if let Err(error) = log.put_descriptor(marked.clone()).await {
+    // At the same time: a leader goes on sending heartbeats until it has ended, and its shard has no other one.
+    let ended = OptionFuture::from(running.map(|running| async move { running.control.stop().await }));
+    let (written, _) = tokio::join!(log.put_descriptor(marked.clone()), ended);
+    if let Err(error) = written {
         tracing::error!(%error, "the quarantine could not be written");
     }
     // It may have started meanwhile, before it could be seen that it must not, or the damage may have stopped it, and
     // that was noticed first.
     transport.unregister(replica);
-    let started = replicas.quarantine(ShardId(marked.shard_id), replica, marked.quarantine_reason);
-    if let Some(running) = running.or(started) {
-        running.control.stop().await;
+    if let Some(started) = replicas.quarantine(ShardId(marked.shard_id), replica, marked.quarantine_reason) {
+        started.control.stop().await;
     }
     replicas.forget_failure(replica);
 }

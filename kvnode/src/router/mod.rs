@@ -249,7 +249,9 @@ impl store::Store for Router {
             };
             match result {
                 Ok(mut response) => {
-                    self.remember(shard, response.context.as_ref());
+                    if keeper.is_none() {
+                        self.remember(shard, response.context.as_ref());
+                    }
                     self.in_epoch(response.context.as_mut());
                     return Ok(response);
                 }

@@ -9,6 +9,8 @@ use kv_topology::{NodeId, map::ShardEntry};
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 /// Longest wait between two attempts: about a heartbeat.
 const PAUSE_MAX: Duration = Duration::from_millis(160);
+/// How often the node that keeps a moment is asked at most: somebody else may find that the value was replaced.
+const KEEPER_ATTEMPTS: u32 = 4;
 
 /// What is known before an attempt.
 #[derive(Clone, Copy)]
@@ -96,13 +98,14 @@ pub fn for_read(known: &Known<'_>) -> Target {
     }
 }
 
-/// Where a read of a pinned moment goes: to the node that keeps it; when that does not answer, as any read.
+/// Where a read of a pinned moment goes: to the node that keeps it, although it may be silent where few frames pass; and
+/// again when it did not answer, unless it is silent then. After that, as any read: the value may still be there.
 pub fn for_pinned(known: &Known<'_>, keeper: NodeId) -> Target {
-    let is_here = keeper != known.me || known.local.is_some();
-    if known.attempt == 0 && is_here && !(known.silent)(keeper) {
-        return target(known, Some(keeper));
-    }
-    for_read(known)
+    let may_keep = keeper != known.me || known.local.is_some();
+    let whole = !known.lessons.damaged.contains(&keeper);
+    let worth_asking =
+        known.attempt == 0 || (known.attempt < KEEPER_ATTEMPTS && whole && !(known.silent)(keeper));
+    if may_keep && worth_asking { target(known, Some(keeper)) } else { for_read(known) }
 }
 
 fn was_last(known: &Known<'_>, node: NodeId) -> bool {
@@ -435,9 +438,14 @@ mod tests {
         let first = known(local, Some(NodeId(2)), &shard, 0);
         assert_eq!(for_pinned(&first, keeper), Target::At(keeper), "although there is a replica here");
         assert_eq!(for_pinned(&first, ME), Target::Here);
-        assert_eq!(for_pinned(&known(local, None, &shard, 1), keeper), Target::Here);
-        let silent = Known { silent: &|node| node == keeper, ..first };
-        assert_eq!(for_pinned(&silent, keeper), Target::Here);
+        let again = known(local, None, &shard, 1);
+        assert_eq!(for_pinned(&again, keeper), Target::At(keeper), "it may only have lost the question");
+        let silent = |node| node == keeper;
+        assert_eq!(for_pinned(&Known { silent: &silent, ..first }, keeper), Target::At(keeper));
+        assert_eq!(for_pinned(&Known { silent: &silent, ..again }, keeper), Target::Here);
+        assert_eq!(for_pinned(&known(local, None, &shard, KEEPER_ATTEMPTS), keeper), Target::Here);
+        let damaged = Lessons { damaged: BTreeSet::from([keeper]), ..Lessons::default() };
+        assert_eq!(for_pinned(&Known { lessons: &damaged, ..again }, keeper), Target::Here);
         let moved_away = known(None, Some(NodeId(2)), &shard, 0);
         assert_eq!(for_pinned(&moved_away, ME), Target::At(NodeId(2)));
     }

@@ -3,14 +3,17 @@
 //! The read of the key opens the pin, so that nothing can happen between the two. Whoever asks for chunks with the pin
 //! gets those of its moment; without one that is kept here the caller reads the present state.
 
+use std::sync::Arc;
+
 use futures::{FutureExt, future::BoxFuture};
 use kv_proto::peer::v1::{
     Done, GetKeys, ReadRequest, ReadResponse, ReplyContext, read_request::Read, read_response,
 };
+use kv_topology::ReplicaId;
 
 use super::{
     hub::{ReplicaReader, busy},
-    pins::{Full, PinId},
+    pins::{Full, Opening, PinId, Pins},
 };
 use crate::state_machine::reads;
 
@@ -20,14 +23,18 @@ impl ReplicaReader {
         // Looked at first, since most values need no pin.
         let answer = self.answer_now(request.clone()).await;
         let (pins, replica) = (&self.shared.pins, self.replica.id);
-        if !names_an_upload(&answer) || !pins.open(replica, id, &self.shared.engine, &self.shared.workers) {
+        if !names_an_upload(&answer) {
             return answer;
         }
+        let opening = pins.open(replica, id, &self.shared.engine, &self.shared.workers);
+        if opening == Opening::Refused {
+            return answer;
+        }
+        // Until somebody hears of it, who then lets go of it.
+        let mut unheard = Unheard { opened: opening == Opening::Opened, pins: pins.clone(), replica, id };
         let Some(pinned) = self.read_pinned(id, request) else { return answer };
         let answer = pinned.await;
-        if !names_an_upload(&answer) {
-            pins.close(replica, id);
-        }
+        unheard.opened &= !names_an_upload(&answer);
         answer
     }
 
@@ -67,6 +74,22 @@ impl ReplicaReader {
             }
         };
         Some(judged.boxed())
+    }
+}
+
+/// A pin that nobody has heard of yet. Dropping it gives up what was opened.
+struct Unheard {
+    opened: bool,
+    pins: Arc<Pins>,
+    replica: ReplicaId,
+    id: PinId,
+}
+
+impl Drop for Unheard {
+    fn drop(&mut self) {
+        if self.opened {
+            self.pins.close(self.replica, self.id);
+        }
     }
 }
 

@@ -8,7 +8,8 @@
 //! memory is a copy. Each holds back compaction, therefore they are few and short-lived, and none is kept for reads
 //! alone: who finds none reads the present state, and may learn that the value was replaced.
 //!
-//! An id is drawn by whoever opens the pin. It counts for one replica, and opening it again replaces what it named.
+//! An id is drawn by whoever opens the pin, for one replica and one moment: opening it again changes nothing, since a read
+//! that is sent twice may arrive twice.
 
 use std::{
     collections::BTreeMap,
@@ -70,6 +71,17 @@ struct Table {
     admission: Admission,
 }
 
+/// What became of a pin that was to be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// It is there.
+    Opened,
+    /// It was there.
+    Known,
+    /// As many are kept as may be, or there is no room.
+    Refused,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Admission {
     #[default]
@@ -121,30 +133,41 @@ impl Pins {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps the state as it is at some moment after the call. False: as many are kept as may be, or there is no room.
+    /// Keeps the state as it is at some moment after the call, unless a moment has this id.
     pub fn open(
         &self,
         replica: ReplicaId,
         id: PinId,
         engine: &Arc<dyn StateEngine>,
         workers: &Workers,
-    ) -> bool {
-        let opened = self.moment(engine, workers).is_some_and(|moment| {
-            let now = Instant::now();
-            let pin = Pin { life: Life { opened: now, used: now }, moment };
-            let mut table = self.table();
-            let admitted = table.admission == Admission::Open;
-            if admitted {
-                table.open.insert((replica, id), pin);
-            }
-            admitted
-        });
-        if opened {
-            self.changed.notify_one();
-        } else {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+    ) -> Opening {
+        let known = |table: &Table| table.open.contains_key(&(replica, id));
+        let admits = |table: &Table| table.admission == Admission::Open;
+        if known(&self.table()) {
+            return Opening::Known;
         }
-        opened
+        let moment = if admits(&self.table()) { self.moment(engine, workers) } else { None };
+        let Some(moment) = moment else { return self.refuse() };
+        {
+            let mut table = self.table();
+            if known(&table) {
+                return Opening::Known;
+            }
+            if !admits(&table) {
+                drop(table);
+                return self.refuse();
+            }
+            let now = Instant::now();
+            let life = Life { opened: now, used: now };
+            table.open.insert((replica, id), Pin { life, moment });
+        }
+        self.changed.notify_one();
+        Opening::Opened
+    }
+
+    fn refuse(&self) -> Opening {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Opening::Refused
     }
 
     fn moment(&self, engine: &Arc<dyn StateEngine>, workers: &Workers) -> Option<Moment> {

@@ -55,12 +55,12 @@ async fn a_moment_stays_as_it_was_in_memory_and_on_disk() {
     write(&on_disk, b"old");
     for (engine, workers) in [(in_memory(), simulated()), (on_disk, threads())] {
         let pins = Pins::default();
-        assert!(pins.open(REPLICA, id(1), &engine, &workers));
+        assert_eq!(pins.open(REPLICA, id(1), &engine, &workers), Opening::Opened);
         assert_eq!(seen(&pins, 1).await.unwrap(), "old");
         write(&engine, b"new");
         engine.flush().unwrap();
         assert_eq!(seen(&pins, 1).await.unwrap(), "old");
-        assert!(pins.open(REPLICA, id(2), &engine, &workers));
+        assert_eq!(pins.open(REPLICA, id(2), &engine, &workers), Opening::Opened);
         assert_eq!(seen(&pins, 2).await.unwrap(), "new");
         pins.close(REPLICA, id(1));
         assert!(seen(&pins, 1).await.is_none());
@@ -78,7 +78,7 @@ async fn who_waits_for_the_end_may_open_the_store_again() {
     write(&engine, b"old");
     let pins = Pins::default();
     for number in 0..PINS_MAX {
-        assert!(pins.open(REPLICA, id(number), &engine, &threads()));
+        assert_eq!(pins.open(REPLICA, id(number), &engine, &threads()), Opening::Opened);
     }
     drop(engine);
     assert!(matches!(open(), Err(OpenError::Failed(_))), "the moments hold it");
@@ -90,9 +90,9 @@ async fn who_waits_for_the_end_may_open_the_store_again() {
 async fn a_moment_ends_when_nobody_reads_from_it_and_at_its_age() {
     let (pins, engine) = (Arc::new(Pins::default()), in_memory());
     let running = tokio::spawn(pins.clone().run());
-    assert!(pins.open(REPLICA, id(1), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(1), &engine, &simulated()), Opening::Opened);
     advance(PIN_IDLE_MAX / 2).await;
-    assert!(pins.open(REPLICA, id(2), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(2), &engine, &simulated()), Opening::Opened);
     tokio::time::sleep(PIN_IDLE_MAX * 3 / 4).await;
     assert!(seen(&pins, 1).await.is_none() && pins.kept() == 1, "idle for longer than it may be");
     let opened = Instant::now() - PIN_IDLE_MAX * 3 / 4;
@@ -112,26 +112,26 @@ async fn a_moment_ends_when_nobody_reads_from_it_and_at_its_age() {
 async fn moments_are_bounded_in_number_and_refusals_counted() {
     let (pins, engine) = (Pins::default(), in_memory());
     for number in 0..PINS_MAX {
-        assert!(pins.open(REPLICA, id(number), &engine, &simulated()));
+        assert_eq!(pins.open(REPLICA, id(number), &engine, &simulated()), Opening::Opened);
     }
-    assert!(!pins.open(REPLICA, id(PINS_MAX), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(PINS_MAX), &engine, &simulated()), Opening::Refused);
     assert_eq!((pins.kept(), pins.take_refused(), pins.take_refused()), (PINS_MAX, 1, 0));
     pins.close(REPLICA, id(5));
-    assert!(pins.open(REPLICA, id(PINS_MAX), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(PINS_MAX), &engine, &simulated()), Opening::Opened);
 }
 
 #[tokio::test]
 async fn a_disk_that_fills_up_ends_all_moments_and_takes_none() {
     let (pins, engine) = (Pins::default(), in_memory());
-    assert!(pins.open(REPLICA, id(1), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(1), &engine, &simulated()), Opening::Opened);
     pins.set_room(false);
     assert!(seen(&pins, 1).await.is_none());
-    assert!(!pins.open(REPLICA, id(2), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(2), &engine, &simulated()), Opening::Refused);
     pins.set_room(true);
-    assert!(pins.open(REPLICA, id(3), &engine, &simulated()));
+    assert_eq!(pins.open(REPLICA, id(3), &engine, &simulated()), Opening::Opened);
     pins.shut().await;
     pins.set_room(true);
-    assert!(!pins.open(REPLICA, id(4), &engine, &simulated()), "closed for good");
+    assert_eq!(pins.open(REPLICA, id(4), &engine, &simulated()), Opening::Refused, "closed for good");
     assert_eq!(pins.kept(), 0);
 }
 
@@ -141,7 +141,7 @@ async fn reads_of_one_moment_are_bounded() {
     let rocks: Arc<dyn StateEngine> =
         Arc::new(RocksEngine::open(on_disk.path(), MemoryBudget::of(64 << 20)).unwrap());
     write(&rocks, b"old");
-    assert!(pins.open(REPLICA, id(1), &rocks, &threads()));
+    assert_eq!(pins.open(REPLICA, id(1), &rocks, &threads()), Opening::Opened);
     let (release, gate) = std::sync::mpsc::channel::<()>();
     let (began, begins) = std::sync::mpsc::channel();
     let blocked = pins.read(REPLICA, id(1), move |_| {
