@@ -385,9 +385,10 @@ async fn delete_range(mut api: Api, parts: &[(String, Call)]) -> Replies {
     let mut page_token = Bytes::new();
     loop {
         let request = DeleteRangeRequest { range: Some(range.clone()), page_token: page_token.clone() };
-        let mut steps = api.kv.delete_range(timed(request)).await?.into_inner();
+        let steps = api.kv.delete_range(timed(request)).await;
+        let mut steps = steps.map_err(|status| of_a_step(status, deleted))?.into_inner();
         let mut next = Bytes::new();
-        while let Some(step) = steps.message().await? {
+        while let Some(step) = steps.message().await.map_err(|status| of_a_step(status, deleted))? {
             deleted += step.deleted;
             next = step.next_page_token;
         }
@@ -405,6 +406,15 @@ async fn delete_range(mut api: Api, parts: &[(String, Call)]) -> Replies {
         }
     };
     Ok(vec![Ok(reply); parts.len()])
+}
+
+/// An error of a deletion speaks of the step that it ends: once a step has deleted something, it says nothing about the
+/// whole.
+fn of_a_step(status: tonic::Status, deleted: u64) -> tonic::Status {
+    if deleted == 0 {
+        return status;
+    }
+    tonic::Status::unknown(format!("{deleted} keys of a range were deleted, and then: {status}"))
 }
 
 /// One outcome of a bulk write.
