@@ -41,19 +41,6 @@ use state_support::*;
 
 const CHUNK: usize = 256 << 10;
 
-fn threads() -> Workers {
-    Workers::Threads {
-        threads: Arc::new(|name, work| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-        }),
-        tasks: Arc::new(|_, task| drop(tokio::spawn(task))),
-    }
-}
-
-fn simulated() -> Workers {
-    Workers::Simulated { tasks: Arc::new(|_, task| drop(tokio::spawn(task))) }
-}
-
 /// One replica with an uploaded value of three chunks under `k`.
 struct World {
     hub: StateHub,

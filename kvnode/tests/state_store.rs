@@ -79,19 +79,6 @@ fn crash_image(from: &Path) -> tempfile::TempDir {
     image
 }
 
-fn workers() -> Workers {
-    Workers::Threads {
-        threads: Arc::new(|name, work| {
-            std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
-        }),
-        tasks: Arc::new(|_, task| drop(tokio::spawn(task))),
-    }
-}
-
-fn simulated() -> Workers {
-    Workers::Simulated { tasks: Arc::new(|_, task| drop(tokio::spawn(task))) }
-}
-
 /// A hub that remembers what it told the node.
 struct Node {
     hub: StateHub,
@@ -304,7 +291,7 @@ async fn the_space_of_deleted_records_is_given_back_when_there_is_room_for_it() 
     const MIB: usize = 1 << 20;
     let folder = tempfile::tempdir().unwrap();
     let engine = Arc::new(rocks(folder.path()).unwrap());
-    let node = node(engine.clone(), workers());
+    let node = node(engine.clone(), threads());
     let name = |number: u32| {
         let scope = Scope::new(REPLICA, Generation(1)).span().start;
         [scope, number.to_be_bytes().to_vec()].concat()
@@ -649,7 +636,7 @@ async fn a_snapshot_goes_from_memory_to_memory() {
 async fn a_snapshot_goes_from_disk_to_disk_and_is_durable_when_installed() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let engine = Arc::new(rocks(to.path()).unwrap());
-    sends_and_installs(Arc::new(rocks(from.path()).unwrap()), engine.clone(), workers()).await;
+    sends_and_installs(Arc::new(rocks(from.path()).unwrap()), engine.clone(), threads()).await;
     // No flush of ours since: what the installation left is what a kill leaves.
     let image = crash_image(to.path());
     let reborn = Driven::open(Arc::new(rocks(image.path()).unwrap()), ReplicaId(20)).unwrap();
@@ -769,5 +756,5 @@ async fn a_table_with_records_of_another_replica_or_generation_is_refused() {
     refuses_foreign_records(Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()), simulated()).await;
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let (from, to) = (rocks(from.path()).unwrap(), rocks(to.path()).unwrap());
-    refuses_foreign_records(Arc::new(from), Arc::new(to), workers()).await;
+    refuses_foreign_records(Arc::new(from), Arc::new(to), threads()).await;
 }

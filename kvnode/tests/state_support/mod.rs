@@ -18,7 +18,7 @@ use kv_proto::{
 };
 use kv_topology::{ReplicaId, ShardId};
 use kvnode::{
-    state::{StateEngine, StateError, engine::with_view},
+    state::{StateEngine, StateError, engine::with_view, workers::Workers},
     state_machine::{
         ApplyError, Payload, ReadyEntry, Replica,
         progress::Progress,
@@ -31,6 +31,21 @@ use tokio::sync::oneshot;
 
 pub const SHARD: ShardId = ShardId(1);
 pub const REPLICA: ReplicaId = ReplicaId(7);
+
+/// Blocking work on threads of its own.
+pub fn threads() -> Workers {
+    Workers::Threads {
+        threads: Arc::new(|name, work| {
+            std::thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)
+        }),
+        tasks: Arc::new(|_, task| drop(tokio::spawn(task))),
+    }
+}
+
+/// Blocking work at once, where it is asked for.
+pub fn simulated() -> Workers {
+    Workers::Simulated { tasks: Arc::new(|_, task| drop(tokio::spawn(task))) }
+}
 
 pub fn operation(kind: Kind) -> Operation {
     Operation { keyspace_id: 0, kind: Some(kind) }
