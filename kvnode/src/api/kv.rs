@@ -118,6 +118,10 @@ impl<S: Store> KvService<S> {
         result.map(Response::new).map_err(|refused| self.0.status(&refused))
     }
 
+    async fn large_share(&self, caller: &Caller, is_large: bool) -> Result<Option<Share>, Status> {
+        caller.large_share(is_large).await.map_err(|refused| self.0.status(&refused))
+    }
+
     fn answer_with<T>(
         &self,
         result: Result<T, Refused>,
@@ -163,8 +167,7 @@ impl<S: Store> Kv for KvService<S> {
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(request.return_previous).await;
-        let share = share.map_err(|refused| self.0.status(&refused))?;
+        let share = self.large_share(&caller, request.return_previous).await?;
         self.answer_with(self.0.put(request, caller.until()).await, share)
     }
 
@@ -177,8 +180,7 @@ impl<S: Store> Kv for KvService<S> {
     async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(request.return_previous).await;
-        let share = share.map_err(|refused| self.0.status(&refused))?;
+        let share = self.large_share(&caller, request.return_previous).await?;
         self.answer_with(self.0.delete(request, caller.until()).await, share)
     }
 
@@ -188,8 +190,7 @@ impl<S: Store> Kv for KvService<S> {
     ) -> Result<Response<BatchGetResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(!request.metadata_only).await;
-        let share = share.map_err(|refused| self.0.status(&refused))?;
+        let share = self.large_share(&caller, !request.metadata_only).await?;
         self.answer_with(self.0.batch_get(request, caller.until()).await, share)
     }
 
@@ -199,16 +200,14 @@ impl<S: Store> Kv for KvService<S> {
     ) -> Result<Response<BulkWriteResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(bulk_returns_values(&request)).await;
-        let share = share.map_err(|refused| self.0.status(&refused))?;
+        let share = self.large_share(&caller, bulk_returns_values(&request)).await?;
         self.answer_with(self.0.bulk_write(request, caller.until()).await, share)
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
         let caller = Caller::of(&request);
         let request = request.into_inner();
-        let share = caller.large_share(txn_returns_values(&request)).await;
-        let share = share.map_err(|refused| self.0.status(&refused))?;
+        let share = self.large_share(&caller, txn_returns_values(&request)).await?;
         self.answer_with(self.0.txn(request, caller.until()).await, share)
     }
 
