@@ -178,6 +178,11 @@ impl LogHub {
         lock(&self.node.records).descriptors.values().cloned().collect()
     }
 
+    /// What is noted of one of them.
+    pub fn descriptor(&self, replica: ReplicaId) -> Option<ReplicaDescriptor> {
+        lock(&self.node.records).descriptors.get(&replica).cloned()
+    }
+
     /// Keeps a replica's descriptor; returns when it is on disk.
     ///
     /// # Errors

@@ -147,7 +147,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         let _one_at_a_time = self.starting.lock().await;
         for known in self.parts.log.descriptors() {
             // The start of those before it took time, in which damage of this one may have been met.
-            let descriptor = self.known(known.replica_id).unwrap_or(known);
+            let descriptor = self.parts.log.descriptor(ReplicaId(known.replica_id)).unwrap_or(known);
             let (replica, shard) = (descriptor.replica_id, descriptor.shard_id);
             if !descriptor.quarantine_reason.is_empty() {
                 tracing::error!(
@@ -182,7 +182,12 @@ impl<RT: AsyncRuntime> Host<RT> {
                 reason: error.to_string(),
             });
             // Damage that was met while it started may have been dealt with before.
-            if self.known(replica).is_some_and(|known| !known.quarantine_reason.is_empty()) {
+            if self
+                .parts
+                .log
+                .descriptor(ReplicaId(replica))
+                .is_some_and(|known| !known.quarantine_reason.is_empty())
+            {
                 self.replicas.forget_failure(ReplicaId(replica));
             }
         }
@@ -217,7 +222,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         let control = Arc::new(RaftControl { shard, group, node, raft, state: state.clone(), heard });
         self.replicas.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
         // Damage that was met while it started found nothing to stop.
-        let marked = self.known(replica.get()).filter(|known| !known.quarantine_reason.is_empty());
+        let marked = parts.log.descriptor(replica).filter(|known| !known.quarantine_reason.is_empty());
         if let Some(marked) = marked {
             parts.transport.unregister(replica);
             if let Some(running) = self.replicas.quarantine(shard, replica, marked.quarantine_reason) {
@@ -257,11 +262,6 @@ impl<RT: AsyncRuntime> Host<RT> {
         machine.map_err(|source| HostError::State { replica, source })
     }
 
-    /// What is noted of a replica now.
-    fn known(&self, replica: u64) -> Option<ReplicaDescriptor> {
-        self.parts.log.descriptors().into_iter().find(|known| known.replica_id == replica)
-    }
-
     fn heard(&self) -> Heard {
         let transport = self.parts.transport.clone();
         Arc::new(move |node| transport.heard_from(node))
@@ -273,7 +273,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         if self.replicas.all().iter().any(|running| running.id == replica) {
             return Ok(());
         }
-        if let Some(known) = self.known(create.replica_id) {
+        if let Some(known) = self.parts.log.descriptor(replica) {
             return self.start_again(known).await;
         }
         // An id is never used again on an empty log: what it voted and held would be forgotten.

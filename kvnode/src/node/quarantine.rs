@@ -64,9 +64,11 @@ async fn side_by_side<F: Future<Output = ()>>(
 
 async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transport, finding: Finding) {
     let Finding { replica, reason } = finding;
-    let descriptors = log.descriptors();
-    let known = descriptors.into_iter().find(|descriptor| ReplicaId(descriptor.replica_id) == replica);
-    let Some(descriptor) = known.filter(|descriptor| descriptor.quarantine_reason.is_empty()) else { return };
+    let Some(descriptor) =
+        log.descriptor(replica).filter(|descriptor| descriptor.quarantine_reason.is_empty())
+    else {
+        return;
+    };
     tracing::error!(replica = replica.get(), reason, "damaged bytes: replica is quarantined");
     // First of all it says nothing to its group any more.
     transport.unregister(replica);
