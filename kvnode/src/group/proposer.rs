@@ -38,8 +38,9 @@ use crate::{
 pub const ADMITTED_BYTES_MAX: usize = 32 * 1024 * 1024;
 /// What an admitted write counts at least, bytes: its bookkeeping. Bounds their number to 65,536 a group.
 const ADMITTED_BYTES_MIN: usize = 512;
-/// Entries of one group between proposal and answer. Few, so that writes collect into full entries under load.
-pub const ENTRIES_IN_FLIGHT_MAX: usize = 16;
+/// Entries of one group between proposal and answer. One: what comes meanwhile goes into the next, so that entries are as
+/// full as the load allows. With more of them, each is smaller, and costs as much on every node.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 1;
 /// Advice to a refused caller, ms.
 const RETRY_AFTER_MS: u32 = 50;
 

@@ -1,7 +1,8 @@
 //! Drives the queue over the device: take a batch, write it, sync it, tell everybody; then the next.
 //!
 //! One committer serves all replicas of a node. There is no timer: what queues up during one sync is the next batch.
-//! In production it is a thread of its own, whose panic ends the process; in simulation it is a task, and the time
+//! In production it is a thread of its own, whose panic ends the process, and which hands the telling over to a task of
+//! the node: one wake for all that a sync has made durable. In simulation it is a task, and the time
 //! that a sync takes is handed in. Both are thin: what goes into a batch is decided in [`crate::log::queue`].
 //!
 //! An error of the device is final. It is reported once, to the callback that the node gave, and everything that
@@ -23,7 +24,7 @@ use crate::log::{
     queue::{Commit, Operation, Purpose, Queue},
     simulated::PlantedBug,
 };
-use crate::metrics::StorageMetrics;
+use crate::{metrics::StorageMetrics, runtime::Handover};
 
 /// Hears of the device's failure, once, on the committer's thread or task. In production it ends the process.
 pub type Fatal = Box<dyn FnOnce(DeviceError) + Send>;
@@ -153,25 +154,28 @@ impl Commits {
 pub fn spawn_thread(
     commits: Arc<Commits>,
     device: Arc<dyn LogDevice>,
+    handover: Handover,
     fatal: Fatal,
 ) -> io::Result<JoinHandle<()>> {
     thread::Builder::new().name("log-committer".into()).spawn(move || {
         let guard = AbortOnPanic;
-        if let Err(error) = commit_all(&commits, &*device) {
+        if let Err(error) = commit_all(&commits, &*device, &handover) {
             fatal(error.clone());
-            commits.fail(&error);
+            // After those that were told before.
+            handover.run(move || commits.fail(&error));
         }
         mem::forget(guard);
     })
 }
 
-fn commit_all(commits: &Commits, device: &dyn LogDevice) -> Result<(), DeviceError> {
+fn commit_all(commits: &Commits, device: &dyn LogDevice, handover: &Handover) -> Result<(), DeviceError> {
     loop {
         let rest = device.rest(false)?;
         match commits.wait(rest) {
             Next::Commit(commit) => {
                 let result = write_synced(device, &commit, &commits.metrics);
-                commit.complete(&result);
+                let told = result.clone();
+                handover.run(move || commit.complete(&told));
                 result?;
             }
             Next::Rest => {}

@@ -28,15 +28,15 @@ use crate::log::{
     store::LogStore,
     view::LogView,
 };
-use crate::metrics::LogMetrics;
+use crate::{metrics::LogMetrics, runtime::Handover};
 
 /// Runs the committer's task, in simulation.
 pub type Spawn = Box<dyn FnOnce(BoxFuture<'static, ()>) + Send>;
 
 /// What drives the committer.
 pub enum Driver {
-    /// A thread of its own: production.
-    Thread,
+    /// A thread of its own: production. It hands the telling over.
+    Thread(Handover),
     /// A task: simulation.
     Task {
         /// Runs the task in the node's life.
@@ -118,7 +118,7 @@ impl LogHub {
     ) -> Result<Self, LogError> {
         let records = Records::load(&*device)?;
         let bug = match &driver {
-            Driver::Thread => PlantedBug::None,
+            Driver::Thread(_) => PlantedBug::None,
             Driver::Task { bug, .. } => *bug,
         };
         let commits = Arc::new(Commits::measured(bug, metrics.storage));
@@ -131,8 +131,8 @@ impl LogHub {
             elections: metrics.elections,
         });
         let thread = match driver {
-            Driver::Thread => {
-                let thread = committer::spawn_thread(commits, device, fatal);
+            Driver::Thread(handover) => {
+                let thread = committer::spawn_thread(commits, device, handover, fatal);
                 Some(thread.map_err(|error| LogError::Thread(error.to_string()))?)
             }
             Driver::Task { spawn, delay, .. } => {

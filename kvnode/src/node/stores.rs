@@ -24,7 +24,7 @@ use crate::{
     data_dir::{DataDir, DataDirError, Scope, small_file::SmallFileError},
     log::{Driver, LogError, LogHub, options::LogMemory, recovery},
     metrics::LogMetrics,
-    runtime::Spawner,
+    runtime::{Handover, Spawner},
     state::{
         Damage, StateError,
         flush::FlushPolicy,
@@ -95,7 +95,7 @@ impl Stores {
         metrics: &LogMetrics,
     ) -> Result<Self, StoresError> {
         let (kept, list_damage) = Kept::open(&dir.cluster())?;
-        let (log, lost_logs) = open_log(&dir.raftlog(), &fatal, metrics)?;
+        let (log, lost_logs) = open_log(&dir.raftlog(), spawner, &fatal, metrics)?;
         metrics.storage.corruptions.inc_by(lost_logs.len() as u64);
         if let Some(damage) = list_damage {
             if !lost_logs.is_empty() {
@@ -201,6 +201,7 @@ impl Stores {
 /// Opens the log and reads which replicas it is of. Also the logs that were lost, now or earlier, and not dealt with.
 fn open_log(
     folder: &Path,
+    spawner: &Spawner,
     fatal: &Fatal,
     metrics: &LogMetrics,
 ) -> Result<(LogHub, Vec<recovery::Damage>), StoresError> {
@@ -208,7 +209,9 @@ fn open_log(
     let hub = |device| {
         let fatal = fatal.clone();
         let failed = Box::new(move |error| fatal(&format!("the log device failed: {error}")));
-        LogHub::open_measured(Arc::new(device), Driver::Thread, failed, metrics.clone())
+        let (handover, telling) = Handover::to_task();
+        spawner.spawn("log completions", telling);
+        LogHub::open_measured(Arc::new(device), Driver::Thread(handover), failed, metrics.clone())
     };
     let opened = recovery::open(folder, &memory)?;
     match hub(opened.device) {

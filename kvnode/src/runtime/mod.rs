@@ -1,7 +1,9 @@
 //! What a node runs on: the tasks that it owns, the descriptors that it may open, what its process takes.
 
+pub mod handover;
 pub mod open_files;
 pub mod process;
 pub mod spawner;
 
+pub use handover::Handover;
 pub use spawner::{OnPanic, Spawner, Tasks};

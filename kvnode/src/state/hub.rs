@@ -39,7 +39,6 @@ use super::{
     snapshot::{INCOMING_MAX, OUTGOING_MAX, Sending, SnapshotStage},
     workers::Workers,
 };
-use crate::metrics::StorageMetrics;
 use crate::state_machine::{
     progress::Progress,
     raft::{Durability, StateMachine},
@@ -47,6 +46,7 @@ use crate::state_machine::{
     replica::Replica,
     worker::{ApplyWorker, JOBS_MAX, Job, MetaObserver},
 };
+use crate::{metrics::StorageMetrics, runtime::Handover};
 
 /// Advice to a refused reader, ms.
 const RETRY_AFTER_MS: u32 = 50;
@@ -391,15 +391,17 @@ impl StateHub {
 fn start_apply(shared: &Arc<Shared>, worker: ApplyWorker) -> Result<(), StateError> {
     let hooks = shared.hooks.clone();
     match &shared.workers {
-        Workers::Threads { threads, .. } => threads(
-            "apply",
-            Box::new(move || {
-                if let Err(error) = worker.run_thread() {
+        Workers::Threads { threads, tasks } => {
+            let (handover, answering) = Handover::to_task();
+            tasks("apply answers", Box::pin(answering));
+            let work = move || {
+                if let Err(error) = worker.run_thread(&handover) {
                     hooks.tell(&error);
                 }
-            }),
-        )
-        .map_err(|error| StateError::engine("start the apply thread", error)),
+            };
+            threads("apply", Box::new(work))
+                .map_err(|error| StateError::engine("start the apply thread", error))
+        }
         Workers::Simulated { tasks } => {
             let task = async move {
                 if let Err(error) = worker.run_task().await {

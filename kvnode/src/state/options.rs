@@ -49,6 +49,8 @@ impl StateOptions {
         let mut write = WriteOptions::default();
         // The Raft log is the log: what a crash takes back is applied again from there.
         write.disable_wal(true);
+        // The records of a batch are in order: each is looked for where the one before it went.
+        write.set_memtable_insert_hint_per_batch(true);
         let mut ingest = IngestExternalFileOptions::default();
         // Staged on the same file system: renamed, not copied.
         ingest.set_move_files(true);

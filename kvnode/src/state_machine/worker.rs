@@ -29,7 +29,10 @@ use super::{
     progress::Progress,
     replica::{ReadyEntry, Replica},
 };
-use crate::state::{Batch, StateEngine, StateError, flush::FlushCoordinator};
+use crate::{
+    runtime::Handover,
+    state::{Batch, StateEngine, StateError, flush::FlushCoordinator},
+};
 
 /// Jobs that may wait for the apply thread. A group has at most one, so this is a bound on groups that need not wait.
 pub const JOBS_MAX: usize = 1_024;
@@ -171,14 +174,14 @@ impl ApplyWorker {
         (Self { engine, flushes, jobs, kept: None, seconds }, sender)
     }
 
-    /// The life of the apply thread. A panic ends the process.
+    /// The life of the apply thread, which hands the answering over. A panic ends the process.
     ///
     /// # Errors
     /// The store failed: the node must stop.
-    pub fn run_thread(mut self) -> Result<(), StateError> {
+    pub fn run_thread(mut self, handover: &Handover) -> Result<(), StateError> {
         let _guard = AbortOnPanic;
         while let Some(first) = self.kept.take().or_else(|| self.jobs.blocking_recv()) {
-            self.round(first)?;
+            self.round(first, handover)?;
         }
         Ok(())
     }
@@ -194,11 +197,11 @@ impl ApplyWorker {
                 None => self.jobs.recv().await,
             };
             let Some(first) = first else { return Ok(()) };
-            self.round(first)?;
+            self.round(first, &Handover::in_place())?;
         }
     }
 
-    fn round(&mut self, first: Job) -> Result<(), StateError> {
+    fn round(&mut self, first: Job, handover: &Handover) -> Result<(), StateError> {
         let mut bytes = first.bytes();
         let mut replicas = BTreeSet::from([first.id]);
         let mut round = vec![first];
@@ -215,7 +218,7 @@ impl ApplyWorker {
         let (applied, written) = write(self.engine.as_ref(), round)?;
         // Before anybody is told: who asks for a flush then must not hear that there is nothing to flush.
         self.flushes.count_applied(written);
-        applied.into_iter().for_each(finish);
+        handover.run(move || applied.into_iter().for_each(finish));
         self.seconds.observe(began.elapsed().as_secs_f64());
         Ok(())
     }

@@ -4,6 +4,8 @@
 //! into frames and put on the link; the oldest one's answer comes out. The stream ends with an error when the link
 //! breaks or the oldest request is not answered for too long, and openraft opens another one.
 //!
+//! A request that only tells of a commit waits for the next one; see [`super::held`].
+//!
 //! A link that is down is noticed with the first request, never before: openraft waits out its back-off inside the stream
 //! of requests, and a stream that fails before it was read makes it spin.
 
@@ -27,6 +29,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::{
     call::{CallError, refusal},
     codec::{LogId, decode_append_result, encode_append_request, last_of, previous_of},
+    held::Held,
     limits::Limits,
     link::{Address, Answer, Link, Request},
     network::rpc_error,
@@ -42,10 +45,15 @@ pub(super) struct AppendStream<S> {
     limits: Arc<Limits>,
     address: Address,
     stream: StreamNumber,
+    held: Held,
+    /// The last entry of what was sent.
+    sent: Option<LogId>,
     /// Frames of the newest request that do not fit the window yet.
     parts: VecDeque<AppendRequest>,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
+    /// Answers that wait to be taken.
+    answered: VecDeque<Option<LogId>>,
     progress: Instant,
     alarm: Pin<Box<Sleep>>,
     /// Comes out after the answers to what was asked before it.
@@ -56,6 +64,8 @@ pub(super) struct AppendStream<S> {
 struct Waiting {
     previous: Option<LogId>,
     last: Option<LogId>,
+    /// The requests before it that it speaks for.
+    carried: Vec<Option<LogId>>,
     bytes: usize,
     answer: Answer,
 }
@@ -64,8 +74,12 @@ impl<S> AppendStream<S> {
     pub(super) fn new(input: S, link: Arc<Link>, limits: Arc<Limits>, address: Address) -> Self {
         let (now, stream) = (Instant::now(), link.new_stream());
         let alarm = Box::pin(sleep_until(now + limits.append_idle));
+        let held = Held::new(link.wishes(), now);
         Self {
             input: Some(input),
+            held,
+            sent: None,
+            answered: VecDeque::new(),
             link,
             limits,
             address,
@@ -81,7 +95,7 @@ impl<S> AppendStream<S> {
     }
 
     fn window_is_open(&self) -> bool {
-        let frames = self.waiting.len() < self.limits.append_window_frames;
+        let frames = self.waiting.len() + self.held.len() < self.limits.append_window_frames;
         let bytes = self.waiting_bytes < self.limits.append_window_bytes;
         self.failure.is_none() && frames && bytes
     }
@@ -104,8 +118,10 @@ impl<S> AppendStream<S> {
                 if self.waiting.is_empty() {
                     self.progress = now;
                 }
+                self.sent = last;
                 self.waiting_bytes += bytes;
-                self.waiting.push_back(Waiting { previous, last, bytes, answer });
+                let carried = self.held.carried();
+                self.waiting.push_back(Waiting { previous, last, carried, bytes, answer });
             }
         }
     }
@@ -151,12 +167,26 @@ impl<S> AppendStream<S> {
                 self.ask(part);
                 continue;
             }
-            let Some(input) = &mut self.input else { return };
+            let Some(input) = &mut self.input else {
+                // Nothing comes any more that could carry it.
+                if let Some(request) = self.held.take() {
+                    self.ask(request);
+                }
+                return;
+            };
             match input.poll_next_unpin(context) {
-                Poll::Pending => return,
+                Poll::Pending => match self.held.poll_due(context) {
+                    Poll::Ready(request) => self.ask(request),
+                    Poll::Pending => return,
+                },
                 Poll::Ready(None) => self.input = None,
                 Poll::Ready(Some(request)) => {
-                    self.parts.extend(encode_append_request(request, self.limits.frame_bytes));
+                    let only_commits = request.entries.is_empty() && request.prev_log_id == self.sent;
+                    let mut parts = encode_append_request(request, self.limits.frame_bytes);
+                    match (self.sent, parts.pop()) {
+                        (Some(_), Some(part)) if only_commits => self.held.hold(self.sent, part),
+                        (_, last) => self.parts.extend(parts.into_iter().chain(last)),
+                    }
                 }
             }
         }
@@ -170,6 +200,9 @@ impl<S> AppendStream<S> {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig<RT>>> + Unpin,
     {
+        if let Some(last) = self.answered.pop_front() {
+            return Poll::Ready(Some(Ok(Ok(last))));
+        }
         if self.over {
             return Poll::Ready(None);
         }
@@ -192,16 +225,17 @@ impl<S> AppendStream<S> {
                 Err(CallError::Deadline)
             }
         };
-        let item = match self.waiting.pop_front() {
-            Some(asked) => {
-                self.waiting_bytes -= asked.bytes;
-                answer.and_then(|body| result(&body, &asked)).map_err(|error| rpc_error(&error))
-            }
-            None => Err(rpc_error(&CallError::OutcomeUnknown)),
-        };
+        let Some(asked) = self.waiting.pop_front() else { return Poll::Ready(None) };
+        self.waiting_bytes -= asked.bytes;
         self.progress = Instant::now();
-        self.over = !matches!(item, Ok(Ok(_)));
-        Poll::Ready(Some(item))
+        let item = answer.and_then(|body| result(&body, &asked)).map_err(|error| rpc_error(&error));
+        let Ok(Ok(matching)) = item else {
+            self.over = true;
+            return Poll::Ready(Some(item));
+        };
+        self.answered.extend(asked.carried);
+        self.answered.push_back(matching);
+        Poll::Ready(self.answered.pop_front().map(|last| Ok(Ok(last))))
     }
 }
 

@@ -156,10 +156,16 @@ impl Dispatch {
         };
         match crew.place() {
             Ok(place) => {
-                let in_hand = length.map(InHand::new);
+                let (in_hand, peer) = (length.map(InHand::new), self.peer.clone());
                 place.run(async move {
                     let _in_hand = in_hand;
-                    reply.send(handler.handle(from, frame).await);
+                    let answer = handler.handle(from, frame).await;
+                    let is_index = matches!(answer, Body::ReadIndexResponse(_));
+                    reply.send(answer);
+                    if is_index {
+                        // It goes on when it has applied what it was told of.
+                        peer.wishes.make();
+                    }
                 });
             }
             Err(_) => {

@@ -26,6 +26,7 @@ use super::{
     backoff,
     call::{CallError, NotSent, result_of},
     conduit::{Broken, Conduit, Connection, Lane},
+    held::Wishes,
     identity::{Identity, Refused},
     limits::Limits,
     outbox::{Class, Outbox},
@@ -107,6 +108,11 @@ impl Link {
     /// A number for a new stream of requests.
     pub(super) fn new_stream(&self) -> StreamNumber {
         self.state().session.stream()
+    }
+
+    /// Whether the other side wants to know of all commits at once.
+    pub(super) fn wishes(&self) -> &Wishes {
+        &self.peer.wishes
     }
 
     /// Queues a request. The answer comes at the latest shortly after its deadline.

@@ -23,6 +23,7 @@ mod crew;
 pub mod dial;
 mod dispatch;
 mod handler;
+mod held;
 pub mod identity;
 mod inbox;
 pub mod limits;

@@ -15,7 +15,7 @@ use prometheus_client::metrics::{counter::Counter, family::Family};
 use prost::Message;
 use tokio::time::Instant;
 
-use super::conduit::Lane;
+use super::{conduit::Lane, held::Wishes};
 use crate::metrics::{LinkMetrics, Stream, StreamLabels};
 
 /// All nodes that were ever talked to.
@@ -96,6 +96,8 @@ impl Peers {
 #[derive(Debug, Default)]
 pub(super) struct Peer {
     contact: Mutex<Contact>,
+    /// Of the streams to it.
+    pub(super) wishes: Wishes,
     pub(super) batches_sent: AtomicU64,
     pub(super) frames_sent: AtomicU64,
     pub(super) batches_received: AtomicU64,

@@ -9,12 +9,15 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use kv_proto::disk::v1::ReplicaDescriptor;
 use kv_topology::ReplicaId;
-use kvnode::log::{
-    Driver, LogDevice, LogError, LogHub, PlantedBug, SimulatedDisk,
-    budget::REPLICA_QUEUE_BYTES,
-    device::Write,
-    keys::{self, Place},
-    store::APPEND_BYTES,
+use kvnode::{
+    log::{
+        Driver, LogDevice, LogError, LogHub, PlantedBug, SimulatedDisk,
+        budget::REPLICA_QUEUE_BYTES,
+        device::Write,
+        keys::{self, Place},
+        store::APPEND_BYTES,
+    },
+    runtime::Handover,
 };
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -168,7 +171,8 @@ async fn a_flooded_replica_waits_and_others_do_not() {
 async fn tails_keep_to_the_budget_and_bulk_leaves_first() {
     let disk = SimulatedDisk::new(PlantedBug::None);
     let budget = 1 << 20;
-    let hub = LogHub::with_tail_budget(disk.open(), Driver::Thread, no_fatal(), budget).unwrap();
+    let hub = LogHub::with_tail_budget(disk.open(), Driver::Thread(Handover::in_place()), no_fatal(), budget)
+        .unwrap();
     let mut bulky: Store = hub.replica(ReplicaId(1)).unwrap();
     let mut small: Store = hub.replica(ReplicaId(2)).unwrap();
     for index in 0..400 {
@@ -198,7 +202,8 @@ async fn tails_keep_to_the_budget_and_bulk_leaves_first() {
 async fn what_is_not_durable_stays_in_memory_over_the_budget() {
     let disk = SimulatedDisk::new(PlantedBug::None);
     let (device, gate) = Gated::new(disk.open());
-    let hub = LogHub::with_tail_budget(device, Driver::Thread, no_fatal(), 1000).unwrap();
+    let hub =
+        LogHub::with_tail_budget(device, Driver::Thread(Handover::in_place()), no_fatal(), 1000).unwrap();
     let mut store: Store = hub.replica(REPLICA).unwrap();
     let flushed = append(&mut store, entries(1, 0..20, 1000)).await;
     assert_eq!(read_all(&mut store).await, entries(1, 0..20, 1000));
@@ -212,7 +217,9 @@ async fn what_is_not_durable_stays_in_memory_over_the_budget() {
 async fn reads_have_a_byte_cap_and_give_at_least_one_entry() {
     let disk = SimulatedDisk::new(PlantedBug::None);
     for tail in [64 << 20, 0] {
-        let hub = LogHub::with_tail_budget(disk.open(), Driver::Thread, no_fatal(), tail).unwrap();
+        let hub =
+            LogHub::with_tail_budget(disk.open(), Driver::Thread(Handover::in_place()), no_fatal(), tail)
+                .unwrap();
         let mut store: Store = hub.replica(REPLICA).unwrap();
         if store.view().status().last.is_none() {
             append_durably(&mut store, entries(1, 0..20, 300 << 10)).await;
@@ -349,8 +356,12 @@ async fn a_failed_sync_is_reported_once_and_never_tried_again() {
     let device =
         Arc::new(Failing { device: disk.open(), fail: AtomicBool::new(false), writes: AtomicUsize::new(0) });
     let (sender, fatal) = tokio::sync::oneshot::channel();
-    let hub =
-        LogHub::open(device.clone(), Driver::Thread, Box::new(|error| drop(sender.send(error)))).unwrap();
+    let hub = LogHub::open(
+        device.clone(),
+        Driver::Thread(Handover::in_place()),
+        Box::new(|error| drop(sender.send(error))),
+    )
+    .unwrap();
     let mut store: Store = hub.replica(REPLICA).unwrap();
     append_durably(&mut store, entries(1, 0..5, 10)).await;
     let before = device.writes.load(SeqCst);
@@ -370,7 +381,8 @@ async fn a_failed_sync_is_reported_once_and_never_tried_again() {
 async fn damage_that_is_met_while_a_replica_runs_is_told_with_the_replica() {
     let disk = SimulatedDisk::new(PlantedBug::None);
     let device = disk.open();
-    let hub = LogHub::with_tail_budget(device.clone(), Driver::Thread, no_fatal(), 0).unwrap();
+    let hub = LogHub::with_tail_budget(device.clone(), Driver::Thread(Handover::in_place()), no_fatal(), 0)
+        .unwrap();
     let told = Arc::new(Mutex::new(Vec::new()));
     let hear = told.clone();
     hub.on_damage(Box::new(move |replica, error| hear.lock().unwrap().push((replica, error.to_string()))));

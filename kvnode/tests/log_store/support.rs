@@ -18,6 +18,7 @@ use kvnode::{
         options::LogMemory,
         recovery::{self, Opened},
     },
+    runtime::Handover,
 };
 use openraft::{
     RaftLogReader,
@@ -55,7 +56,7 @@ pub fn no_fatal() -> kvnode::log::committer::Fatal {
 }
 
 pub fn thread_hub(device: Arc<dyn LogDevice>) -> LogHub {
-    LogHub::open(device, Driver::Thread, no_fatal()).expect("hub")
+    LogHub::open(device, Driver::Thread(Handover::in_place()), no_fatal()).expect("hub")
 }
 
 /// A committer task on the tokio runtime of the test; each sync takes a random 1-10 ms of simulated time.
