@@ -40,6 +40,7 @@ use super::{
     workers::Workers,
 };
 use crate::state_machine::{
+    heads::HeadBudget,
     progress::Progress,
     raft::{Durability, StateMachine},
     reads, refusal,
@@ -48,6 +49,8 @@ use crate::state_machine::{
 };
 use crate::{metrics::StorageMetrics, runtime::Handover};
 
+/// Memory for revisions over a store in memory: so little that some are forgotten, which tests are to meet too.
+const HEAD_BYTES_SIMULATED: usize = 4 << 10;
 /// Advice to a refused reader, ms.
 const RETRY_AFTER_MS: u32 = 50;
 
@@ -97,6 +100,7 @@ pub(crate) struct Shared {
     pub(super) pins: Arc<Pins>,
     pub(crate) flushes: Arc<FlushCoordinator>,
     pub(crate) hooks: Hooks,
+    pub(crate) heads: Arc<HeadBudget>,
     pub(crate) outgoing: Arc<Semaphore>,
     incoming: Arc<Semaphore>,
     /// Held by a round that gives space back.
@@ -143,8 +147,9 @@ impl StateHub {
         hooks: Hooks,
         workers: Workers,
     ) -> Result<Self, OpenError> {
-        let engine = RocksEngine::open(path, MemoryBudget::of(memory_bytes))?;
-        Ok(Self::with_engine(Arc::new(engine), policy, hooks, workers)?)
+        let budget = MemoryBudget::of(memory_bytes);
+        let engine = RocksEngine::open(path, budget)?;
+        Ok(Self::with_heads(Arc::new(engine), policy, hooks, workers, budget.head_bytes)?)
     }
 
     /// Over a store that is open: in simulation, one in memory.
@@ -157,6 +162,16 @@ impl StateHub {
         hooks: Hooks,
         workers: Workers,
     ) -> Result<Self, StateError> {
+        Self::with_heads(engine, policy, hooks, workers, HEAD_BYTES_SIMULATED)
+    }
+
+    fn with_heads(
+        engine: Arc<dyn StateEngine>,
+        policy: FlushPolicy,
+        hooks: Hooks,
+        workers: Workers,
+        head_bytes: usize,
+    ) -> Result<Self, StateError> {
         let flushes = Arc::new(FlushCoordinator::measured(policy, hooks.metrics.flush_seconds.clone()));
         let (worker, jobs) =
             ApplyWorker::new(engine.clone(), flushes.clone(), hooks.metrics.apply_seconds.clone());
@@ -168,6 +183,7 @@ impl StateHub {
             pins: Arc::default(),
             flushes,
             hooks,
+            heads: HeadBudget::new(head_bytes),
             outgoing: Arc::new(Semaphore::new(OUTGOING_MAX)),
             incoming: Arc::new(Semaphore::new(INCOMING_MAX)),
             reclaiming: Arc::default(),
@@ -213,6 +229,7 @@ impl StateHub {
     ) -> Result<StateMachine<D>, StateError> {
         let engine = self.shared.engine.as_ref();
         let loaded = with_view(engine, |view| Replica::load(view, replica, shard))?;
+        let loaded = loaded.with_heads(self.shared.heads.clone());
         let current = loaded.scope().generation;
         remove_strays(engine, replica, current)?;
         if let (Some(observer), Some(meta)) = (&options.meta_observer, loaded.meta()) {

@@ -21,14 +21,23 @@ pub struct MemoryBudget {
     pub block_cache_bytes: usize,
     /// All memtables together, those being flushed included. Bounds what a crash makes us replay.
     pub write_buffer_bytes: usize,
+    /// Revisions of keys, kept beside the store for apply.
+    pub head_bytes: usize,
 }
 
 impl MemoryBudget {
-    /// Splits a number of bytes: reads gain more from memory than writes do, so that memtables get a third, and at
-    /// most 256 MiB, since a larger one only makes a restart longer.
+    /// Splits a number of bytes: an eighth for revisions, and at most 256 MiB, which is those of two million keys; the rest
+    /// for the store. There reads gain more from memory than writes do, so that memtables get a third, and at most
+    /// 256 MiB, since a larger one only makes a restart longer.
     pub fn of(bytes: usize) -> Self {
         let bytes = bytes.max(MEMORY_BUDGET_MIN_BYTES);
-        Self { block_cache_bytes: bytes, write_buffer_bytes: (bytes / 3).min(256 * MIB) }
+        let head_bytes = (bytes / 8).min(256 * MIB);
+        let store_bytes = bytes - head_bytes;
+        Self {
+            block_cache_bytes: store_bytes,
+            write_buffer_bytes: (store_bytes / 3).min(256 * MIB),
+            head_bytes,
+        }
     }
 }
 
@@ -166,8 +175,8 @@ mod tests {
     }
 
     #[test]
-    fn memtables_are_a_third_and_at_most_256_mib() {
-        assert_eq!(MemoryBudget::of(96 * MIB).write_buffer_bytes, 32 * MIB);
+    fn memtables_are_a_third_of_the_store_and_at_most_256_mib() {
+        assert_eq!(MemoryBudget::of(96 * MIB).write_buffer_bytes, 28 * MIB);
         assert_eq!(MemoryBudget::of(4096 * MIB).write_buffer_bytes, 256 * MIB);
     }
 }

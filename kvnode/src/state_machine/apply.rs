@@ -12,12 +12,14 @@ use kv_proto::{
 use kv_topology::{KeyspaceId, ShardId};
 use prost::Message;
 
-use super::{delete, overlay::Overlay, put, range, refusal, slots, txn, upload, validate, value};
+use super::{
+    delete, heads::Heads, overlay::Overlay, put, range, refusal, slots, txn, upload, validate, value,
+};
 use crate::{
     meta::machine,
     state::{
         StateError,
-        keys::{Scope, UploadId},
+        keys::{SCOPE_BYTES, Scope, UploadId},
     },
 };
 
@@ -84,6 +86,8 @@ pub(crate) struct Step<'a, 'v> {
     pub(crate) meta: Option<&'a mut MetaRecord>,
     /// The batch under construction.
     pub(crate) overlay: &'a mut Overlay<'v>,
+    /// What is known of keys without the store.
+    pub(crate) heads: &'a mut Heads,
 }
 
 impl Step<'_, '_> {
@@ -91,6 +95,19 @@ impl Step<'_, '_> {
     pub(crate) fn key(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<KeyRecord>, StateError> {
         let bytes = self.overlay.get(&self.scope.key(keyspace, key))?;
         bytes.map(|bytes| value::decode(self.scope.replica, "a key's record", bytes)).transpose()
+    }
+
+    /// The record of a key, whose inline value the caller does not need: it may be left out.
+    pub(crate) fn head(&mut self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<KeyRecord>, StateError> {
+        let name = self.scope.key(keyspace, key);
+        if let Some(record) = self.heads.get(&name[SCOPE_BYTES..]) {
+            return Ok(Some(record));
+        }
+        let record = self.key(keyspace, key)?;
+        if let Some(record) = record.as_ref().filter(|record| !is_uploaded(record)) {
+            self.heads.set(&name[SCOPE_BYTES..], record);
+        }
+        Ok(record)
     }
 
     /// Writes a key at `revision` over its current record.
@@ -109,14 +126,22 @@ impl Step<'_, '_> {
             version: current.map_or(0, |record| record.version) + 1,
             value: Some(value),
         };
-        self.overlay.put(self.scope.key(keyspace, key), record.encode_to_vec());
+        let name = self.scope.key(keyspace, key);
+        if is_uploaded(&record) {
+            self.heads.forget(&name[SCOPE_BYTES..]);
+        } else {
+            self.heads.set(&name[SCOPE_BYTES..], &record);
+        }
+        self.overlay.put(name, record.encode_to_vec());
         record
     }
 
     /// Removes a key.
     pub(crate) fn remove_key(&mut self, keyspace: KeyspaceId, key: &[u8], current: &KeyRecord) {
         self.drop_value(keyspace, Some(current));
-        self.overlay.delete(self.scope.key(keyspace, key));
+        let name = self.scope.key(keyspace, key);
+        self.heads.forget(&name[SCOPE_BYTES..]);
+        self.overlay.delete(name);
     }
 
     /// Removes the chunks of an uploaded value.
@@ -134,6 +159,10 @@ impl Step<'_, '_> {
     pub(crate) fn next_revision(&self) -> u64 {
         self.group.revision + 1
     }
+}
+
+fn is_uploaded(record: &KeyRecord) -> bool {
+    matches!(record.value, Some(key_record::Value::Blob(_)))
 }
 
 /// Applies one operation of the entry at `index`, proposed in `term`.

@@ -18,7 +18,11 @@ pub(crate) fn delete(
     delete: &Delete,
 ) -> Result<DeleteOutcome, Rejection> {
     slots::check(step.group, keyspace, &delete.key)?;
-    let current = step.key(keyspace, &delete.key)?;
+    let current = if delete.return_previous {
+        step.key(keyspace, &delete.key)?
+    } else {
+        step.head(keyspace, &delete.key)?
+    };
     if !precondition::holds(delete.precondition.as_ref(), current.as_ref()) {
         return Ok(DeleteOutcome { applied: false, previous: described(&delete.key, current.as_ref()) });
     }

@@ -10,6 +10,7 @@
 
 pub mod apply;
 mod delete;
+pub mod heads;
 pub mod limits;
 pub mod overlay;
 mod precondition;

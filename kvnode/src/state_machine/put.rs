@@ -14,7 +14,8 @@ use super::{
 /// Applies a put of its own.
 pub(crate) fn put(step: &mut Step<'_, '_>, keyspace: KeyspaceId, put: &Put) -> Result<PutOutcome, Rejection> {
     slots::check(step.group, keyspace, &put.key)?;
-    let current = step.key(keyspace, &put.key)?;
+    let current =
+        if put.return_previous { step.key(keyspace, &put.key)? } else { step.head(keyspace, &put.key)? };
     if !precondition::holds(put.precondition.as_ref(), current.as_ref()) {
         return Ok(PutOutcome { previous: described(&put.key, current.as_ref()), ..PutOutcome::default() });
     }

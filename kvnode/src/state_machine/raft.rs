@@ -177,10 +177,11 @@ impl<D: Durability> StateMachine<D> {
             return Err(StateError::BadSnapshot("a later one was installed before it".to_owned()).into());
         }
         let (engine, id, shard) = (self.shared.engine.clone(), self.replica.id, self.replica.shard);
+        let heads = self.shared.heads.clone();
         let work = move || {
             let generation = staged.generation;
             staged.install(engine.as_ref())?;
-            let loaded = with_view(engine.as_ref(), |view| Replica::load(view, id, shard))?;
+            let loaded = with_view(engine.as_ref(), |view| Replica::load(view, id, shard))?.with_heads(heads);
             // Views that are open still see them.
             engine.delete_range(keys::generations(id, kv_topology::Generation(1), generation))?;
             Ok::<Replica, StateError>(loaded)

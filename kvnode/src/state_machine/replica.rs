@@ -19,6 +19,7 @@ use prost::Message;
 
 use super::{
     apply::{self, ApplyError, Step},
+    heads::{HeadBudget, Heads},
     overlay::Overlay,
     value,
 };
@@ -58,7 +59,7 @@ impl ReadyEntry {
 }
 
 /// The decoded records of a replica.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Replica {
     id: ReplicaId,
     shard: ShardId,
@@ -68,6 +69,7 @@ pub struct Replica {
     meta: Option<Arc<MetaRecord>>,
     /// Meta changed since [`Self::commit`].
     meta_changed: bool,
+    heads: Heads,
     stopped: Option<String>,
 }
 
@@ -125,7 +127,22 @@ impl Replica {
         } else {
             None
         };
-        Ok(Self { id, shard, record, group, meta, meta_changed: false, stopped: None })
+        Ok(Self {
+            id,
+            shard,
+            record,
+            group,
+            meta,
+            meta_changed: false,
+            heads: Heads::default(),
+            stopped: None,
+        })
+    }
+
+    /// Remembers revisions within `budget`; without this, none.
+    #[must_use]
+    pub fn with_heads(self, budget: Arc<HeadBudget>) -> Self {
+        Self { heads: Heads::new(budget), ..self }
     }
 
     /// Which one it is.
@@ -221,7 +238,13 @@ impl Replica {
             .map_err(|error| ApplyError::Undecodable { index: id.index, detail: error.to_string() })?;
         self.group.log_time_ms = self.group.log_time_ms.max(proposal.log_time_ms);
         let mut meta = self.meta.as_deref().cloned();
-        let mut step = Step { scope: self.scope(), group: &mut self.group, meta: meta.as_mut(), overlay };
+        let mut step = Step {
+            scope: self.scope(),
+            group: &mut self.group,
+            meta: meta.as_mut(),
+            overlay,
+            heads: &mut self.heads,
+        };
         let mut outcomes = Vec::with_capacity(proposal.operations.len());
         for operation in &proposal.operations {
             outcomes.push(apply::apply(&mut step, operation, id.index, id.term)?);
