@@ -29,6 +29,7 @@ use super::{
     type_config::{Applied, Callback, Proposal, TypeConfig},
 };
 use crate::{
+    log::LogView,
     metrics::{GroupMetrics, RaftMetrics},
     refusal,
     state_machine::validate,
@@ -73,6 +74,7 @@ impl Proposer {
         shard: ShardId,
         raft: Raft<TypeConfig<RT>, SM>,
         state: Arc<dyn ReadState>,
+        log: LogView,
         metrics: &GroupMetrics,
     ) -> (Self, impl Future<Output = ()> + Send + 'static)
     where
@@ -87,6 +89,7 @@ impl Proposer {
             raft,
             incoming,
             state,
+            log,
             metrics: metrics.raft.clone(),
             clock: None,
             in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
@@ -186,6 +189,7 @@ where
     raft: Raft<TypeConfig<RT>, SM>,
     incoming: mpsc::UnboundedReceiver<Pending<Reply>>,
     state: Arc<dyn ReadState>,
+    log: LogView,
     metrics: RaftMetrics,
     clock: Option<LogTime>,
     in_flight: Arc<Semaphore>,
@@ -202,6 +206,9 @@ where
             queue.push(first);
             while !queue.is_empty() {
                 let Ok(slot) = Arc::clone(&self.in_flight).acquire_owned().await else { return };
+                // An entry that is appended now waits for the end of this batch. Until then more writes come, and those of
+                // other groups go on at the same moment: one sync and one message for all.
+                self.log.batch_ended().await;
                 while let Ok(next) = self.incoming.try_recv() {
                     queue.push(next);
                 }

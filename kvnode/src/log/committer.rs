@@ -19,6 +19,7 @@ use futures::future::BoxFuture;
 use tokio::{sync::Notify as Wake, time::Instant};
 
 use crate::log::{
+    batches::Batches,
     device::{DeviceError, LogDevice, Write},
     lock,
     queue::{Commit, Operation, Purpose, Queue},
@@ -40,6 +41,7 @@ pub struct Commits {
     for_task: Wake,
     bug: PlantedBug,
     metrics: StorageMetrics,
+    batches: Batches,
 }
 
 #[derive(Default)]
@@ -91,6 +93,11 @@ impl Commits {
             notify(Ok(()));
         }
         Ok(())
+    }
+
+    /// Where the committer is.
+    pub fn batches(&self) -> &Batches {
+        &self.batches
     }
 
     /// Takes no more operations; the committer ends when those that wait are on disk.
@@ -168,14 +175,22 @@ pub fn spawn_thread(
     })
 }
 
-fn commit_all(commits: &Commits, device: &dyn LogDevice, handover: &Handover) -> Result<(), DeviceError> {
+fn commit_all(
+    commits: &Arc<Commits>,
+    device: &dyn LogDevice,
+    handover: &Handover,
+) -> Result<(), DeviceError> {
     loop {
         let rest = device.rest(false)?;
         match commits.wait(rest) {
             Next::Commit(commit) => {
+                let batch = commits.batches.begin();
                 let result = write_synced(device, &commit, &commits.metrics);
-                let told = result.clone();
-                handover.run(move || commit.complete(&told));
+                let (told, commits) = (result.clone(), commits.clone());
+                handover.run(move || {
+                    commit.complete(&told);
+                    commits.batches.end(batch);
+                });
                 result?;
             }
             Next::Rest => {}
@@ -205,6 +220,7 @@ fn write_synced(
 /// The committer as a future, for simulation: each batch is written, then `delay` passes, then it is synced.
 pub async fn run_task(commits: Arc<Commits>, device: Arc<dyn LogDevice>, mut delay: SyncDelay, fatal: Fatal) {
     while let Some(commit) = commits.next().await {
+        let batch = commits.batches.begin();
         let written = device.write(&commit.writes, false);
         let (early, commit) = match commits.bug {
             PlantedBug::AcknowledgeBeforeSync => (Some(commit), None),
@@ -218,6 +234,7 @@ pub async fn run_task(commits: Arc<Commits>, device: Arc<dyn LogDevice>, mut del
         if let Some(commit) = commit {
             commit.complete(&result);
         }
+        commits.batches.end(batch);
         if let Err(error) = result {
             // A life that a crash has ended is not a failure; its tasks are only not gone yet.
             if !matches!(error, DeviceError::Detached) {

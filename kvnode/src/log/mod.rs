@@ -12,6 +12,7 @@
 //!
 //! Not here: when to purge (the state machine decides), and what a proposal means.
 
+mod batches;
 pub mod budget;
 pub mod codec;
 pub mod committer;

@@ -14,6 +14,7 @@ use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::log::{
+    batches::Batches,
     budget::{Holder, OPERATION_OVERHEAD_BYTES, QUEUE_BYTES, REPLICA_QUEUE_BYTES, TailBudget},
     codec::{self, Entry, LogId, Vote},
     committer::Commits,
@@ -112,6 +113,11 @@ impl Replica {
     /// Its id.
     pub fn id(&self) -> ReplicaId {
         self.id
+    }
+
+    /// Where the node's committer is.
+    pub fn batches(&self) -> &Batches {
+        self.shared.commits.batches()
     }
 
     /// Where it is kept.

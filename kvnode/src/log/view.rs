@@ -33,6 +33,12 @@ impl LogView {
         self.replica.wait_durable(index).await
     }
 
+    /// Returns when the batch that the node's log writes now, of whatever replicas, has ended: what is appended before that
+    /// waits for the next one anyway.
+    pub async fn batch_ended(&self) {
+        self.replica.batches().ended().await;
+    }
+
     /// Whether the log has this index, and it is on disk.
     pub fn is_durable(&self, index: u64) -> bool {
         self.replica.is_durable(index)

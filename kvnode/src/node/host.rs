@@ -204,7 +204,8 @@ impl<RT: AsyncRuntime> Host<RT> {
         let machine = self.machine(replica, shard, &log).await?;
         let state = parts.state.reader(replica).map(Arc::new);
         let state = state.ok_or_else(|| raft_error(replica, "its state is gone"))?;
-        let purged = log.view().status().purged.map(|purged| purged.index);
+        let view = log.view();
+        let purged = view.status().purged.map(|purged| purged.index);
         lacks_nothing(replica, purged, state.applied_index())?;
         let outgoing = Arc::new(Outgoing { spawner: parts.spawner.clone() });
         let network = NetworkFactory::new(parts.transport.clone(), group, replica, outgoing);
@@ -213,7 +214,7 @@ impl<RT: AsyncRuntime> Host<RT> {
             .map_err(|error| raft_error(replica, &error.to_string()))?;
         let incoming = Arc::new(Incoming { state: parts.state.clone() });
         parts.transport.register(group, replica, raft.clone(), incoming);
-        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone(), &parts.metrics);
+        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone(), view, &parts.metrics);
         let (gate, reading) =
             ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone(), &parts.metrics);
         parts.spawner.spawn("proposer", proposing);
