@@ -240,8 +240,9 @@ fn records_on_disk_do_not_change() {
         revision: 5,
         log_time_ms: 300,
         slots: vec![SlotRange { first: 0, last: 4095 }],
+        sessions_opened: 3,
     };
-    assert_eq!(hex(group.encode_to_vec()), "0801100518ac02220310ff1f");
+    assert_eq!(hex(group.encode_to_vec()), "0801100518ac02220310ff1f2803");
     let applied = Some(LogId { term: 3, replica_id: 7, index: 9 });
     let replica = ReplicaRecord { generation: 2, applied, membership: None };
     assert_eq!(hex(replica.encode_to_vec()), "08021206080310071809");

@@ -36,7 +36,7 @@ async fn tick(replica: &Replica) {
     if !replica.state.has_uploads().await {
         return;
     }
-    let operation = Operation { keyspace_id: 0, kind: Some(operation::Kind::Tick(Tick {})) };
+    let operation = Operation { kind: Some(operation::Kind::Tick(Tick {})), ..Operation::default() };
     if let Err(refused) = replica.write(vec![operation], Instant::now() + TICK_TIMEOUT).await {
         // The next one comes, here or at the next leader.
         tracing::debug!(shard = replica.shard.get(), reason = refused.reason, "a tick was refused");

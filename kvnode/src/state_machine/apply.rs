@@ -157,7 +157,7 @@ pub(crate) fn apply(
         term,
         ..ReplyContext::default()
     };
-    Ok(Outcome { context: Some(context), result: Some(result) })
+    Ok(Outcome { context: Some(context), result: Some(result), replayed: false })
 }
 
 fn dispatch(
@@ -197,6 +197,9 @@ fn dispatch(
         }
         operation::Kind::OwnSlots(own) => slots::own(step, own),
         operation::Kind::Tick(_) => upload::sweep(step),
+        operation::Kind::OpenSession(_) | operation::Kind::CloseSession(_) => {
+            Err(refusal::invalid("kind", "is not known").into())
+        }
         operation::Kind::Meta(command) => meta(step, command),
     }
 }
@@ -212,7 +215,7 @@ fn meta(step: &mut Step<'_, '_>, command: &MetaCommand) -> Result<outcome::Resul
 
 /// The group's record before its first entry: an empty shard is at revision 1.
 pub(crate) fn first_group(shard: ShardId) -> GroupRecord {
-    GroupRecord { shard_id: shard.0, revision: 1, log_time_ms: 0, slots: Vec::new() }
+    GroupRecord { shard_id: shard.0, revision: 1, ..GroupRecord::default() }
 }
 
 /// A key as clients see it, without its value.

@@ -21,6 +21,7 @@ pub mod reads;
 pub mod record;
 pub(crate) mod refusal;
 pub mod replica;
+pub mod session;
 mod slots;
 mod txn;
 mod upload;

@@ -70,7 +70,7 @@ pub(crate) fn check_shape(kind: &Kind) -> Result<(), Refusal> {
         }
         Kind::UploadAbort(abort) => check_upload(&abort.key, &abort.upload_id),
         Kind::OwnSlots(own) => slots::check_shape(own),
-        Kind::Tick(_) | Kind::Meta(_) => Ok(()),
+        Kind::Tick(_) | Kind::OpenSession(_) | Kind::CloseSession(_) | Kind::Meta(_) => Ok(()),
     }
 }
 
@@ -99,6 +99,8 @@ pub(crate) fn damaged(kind: &Kind) -> Option<&'static str> {
         | Kind::UploadAbort(_)
         | Kind::OwnSlots(_)
         | Kind::Tick(_)
+        | Kind::OpenSession(_)
+        | Kind::CloseSession(_)
         | Kind::Meta(_) => None,
     }
 }

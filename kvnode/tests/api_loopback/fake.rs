@@ -265,7 +265,11 @@ impl Store for FakeStore {
                 self.chunks_taken.fetch_add(1, Ordering::Relaxed);
             }
             let result = state.apply(operation).unwrap_or_else(outcome::Result::Refusal);
-            outcomes.push(Outcome { context: self.context(shard, state.revision), result: Some(result) });
+            outcomes.push(Outcome {
+                context: self.context(shard, state.revision),
+                result: Some(result),
+                ..Outcome::default()
+            });
         }
         Ok(outcomes)
     }

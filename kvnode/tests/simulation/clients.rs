@@ -219,7 +219,7 @@ fn operation(key: &str, call: Call) -> Operation {
         Call::Delete => Kind::Delete(disk::Delete { key: key.clone(), ..disk::Delete::default() }),
         Call::Get => unreachable!("a get is no operation"),
     };
-    Operation { keyspace_id: 0, kind: Some(kind) }
+    Operation { kind: Some(kind), ..Operation::default() }
 }
 
 fn reply(call: Call, outcomes: Vec<Outcome>) -> Result<Reply, String> {

@@ -188,7 +188,7 @@ fn chunk(upload: u8, number: u32) -> Kind {
 async fn write(world: &World, node: NodeId, kind: Kind) {
     let running = world.running(node).unwrap();
     let (answer, answered) = oneshot::channel();
-    let operation = Operation { keyspace_id: 0, kind: Some(kind) };
+    let operation = Operation { kind: Some(kind), ..Operation::default() };
     let router = running.router.clone();
     running.tasks.spawner().spawn("write", async move {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -254,7 +254,7 @@ fn a_write_to_a_replica_that_has_stopped_surely_did_not_happen() {
         let led_by = leader(&world, &world.node_ids()).await;
         let stopped = replica(&world, led_by);
         stopped.control.stop().await;
-        let operation = Operation { keyspace_id: 0, kind: Some(Kind::Tick(Tick {})) };
+        let operation = Operation { kind: Some(Kind::Tick(Tick {})), ..Operation::default() };
         let deadline = Instant::now() + Duration::from_secs(3);
         let refused = stopped.write(vec![operation], deadline).await.unwrap_err();
         assert!(refusal::surely_not_applied(&refused), "{refused:?}");
