@@ -98,10 +98,10 @@ impl<S: Store> Context<S> {
     ) -> Result<CloseSessionResponse, Refused> {
         let map = self.map()?;
         let CloseSessionRequest { session_id } = request;
-        let shard = session::shard_of(session_id).filter(|shard| is_data_shard(&map, *shard));
-        let Some(shard) = shard else {
-            return Err(Violation::new("session_id", "names no shard of this cluster").into());
-        };
+        let shard = session::shard_of(session_id);
+        if !is_data_shard(&map, shard) {
+            return Err(Violation::new("session_id", "is of no shard of this cluster").into());
+        }
         let close = disk::CloseSession { session_id };
         match self.write(shard, operation::Kind::CloseSession(close), deadline).await? {
             (context, outcome::Result::Done(_)) => {

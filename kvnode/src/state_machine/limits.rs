@@ -33,7 +33,7 @@ pub const SESSION_TTL_MAX_MS: u32 = 24 * 60 * 60 * 1_000;
 /// Time to live of a session that names none: ten minutes; ms of log time.
 pub const SESSION_TTL_DEFAULT_MS: u32 = 10 * 60 * 1_000;
 /// Most sessions that one Tick sweeps.
-pub const SWEPT_SESSIONS_MAX: usize = 64;
+pub const SWEPT_SESSIONS_MAX: usize = 1_024;
 /// Most bytes of values in the answer to one read. Replies are at most 4 MiB with all else in them.
 pub const READ_BYTES_MAX: usize = 3 << 20;
 /// Most bytes of a page of a scan, whatever is asked for: a page is merged with those of other shards.

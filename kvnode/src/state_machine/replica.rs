@@ -20,6 +20,8 @@ use prost::Message;
 use super::{
     apply::{self, ApplyError, Step},
     overlay::Overlay,
+    session_store,
+    sessions::{Sessions, Tally},
     value,
 };
 use crate::state::{
@@ -64,6 +66,7 @@ pub struct Replica {
     shard: ShardId,
     record: ReplicaRecord,
     group: GroupRecord,
+    sessions: Sessions,
     /// In the meta group only.
     meta: Option<Arc<MetaRecord>>,
     /// Meta changed since [`Self::commit`].
@@ -125,7 +128,8 @@ impl Replica {
         } else {
             None
         };
-        Ok(Self { id, shard, record, group, meta, meta_changed: false, stopped: None })
+        let sessions = session_store::load(view, scope, shard)?;
+        Ok(Self { id, shard, record, group, sessions, meta, meta_changed: false, stopped: None })
     }
 
     /// Which one it is.
@@ -151,6 +155,16 @@ impl Replica {
     /// Revision, log time and slots.
     pub fn group(&self) -> &GroupRecord {
         &self.group
+    }
+
+    /// Which writes were applied already.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// What happened to sessions since it was taken last.
+    pub fn take_session_tally(&mut self) -> Tally {
+        self.sessions.take_tally()
     }
 
     /// The meta group's state; `None` in a data group.
@@ -221,7 +235,13 @@ impl Replica {
             .map_err(|error| ApplyError::Undecodable { index: id.index, detail: error.to_string() })?;
         self.group.log_time_ms = self.group.log_time_ms.max(proposal.log_time_ms);
         let mut meta = self.meta.as_deref().cloned();
-        let mut step = Step { scope: self.scope(), group: &mut self.group, meta: meta.as_mut(), overlay };
+        let mut step = Step {
+            scope: self.scope(),
+            group: &mut self.group,
+            sessions: &mut self.sessions,
+            meta: meta.as_mut(),
+            overlay,
+        };
         let mut outcomes = Vec::with_capacity(proposal.operations.len());
         for operation in &proposal.operations {
             outcomes.push(apply::apply(&mut step, operation, id.index, id.term)?);
@@ -236,8 +256,9 @@ impl Replica {
     }
 
     /// Puts the records into the batch, so that they are written with the data that they describe.
-    pub fn seal(&self, overlay: &mut Overlay<'_>) {
+    pub fn seal(&mut self, overlay: &mut Overlay<'_>) {
         let scope = self.scope();
+        session_store::seal(&mut self.sessions, scope, overlay);
         overlay.put(scope.group(), self.group.encode_to_vec());
         if let Some(meta) = self.meta.as_ref().filter(|_| self.meta_changed) {
             overlay.put(scope.meta(), meta.encode_to_vec());
