@@ -11,7 +11,7 @@ use kv_topology::NodeId;
 use kvnode::{
     group::replica::{Replica, STALENESS_DEFAULT},
     log::PlantedBug,
-    node::ticks::{self, TICK_EVERY},
+    node::ticks::TICK_EVERY,
     refusal,
     router::{Replicas as _, store::Store},
     state_machine::limits::{CHUNK_BYTES, UPLOAD_IDLE_MS},
@@ -215,10 +215,6 @@ fn is_stored(world: &World, node: NodeId, upload: u8) -> bool {
 fn an_abandoned_upload_is_gone_after_its_time_and_an_active_one_is_not() {
     play(1, 3, async |world| {
         let nodes = world.node_ids();
-        for node in &nodes {
-            let running = world.running(*node).unwrap();
-            running.tasks.spawner().spawn("ticks", ticks::run(running.replicas.clone()));
-        }
         let (abandoned, active) = (1, 2);
         for upload in [abandoned, active] {
             let begin = UploadBegin {
