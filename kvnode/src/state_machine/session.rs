@@ -1,10 +1,11 @@
 //! A session as its shard keeps it: when it was used last, and what became of its writes.
 //!
 //! Pure. Outcomes lie in the order of their sequences; those that the client has acknowledged are forgotten at once. On
-//! disk they lie in blocks of [`BLOCK_SEQUENCES`], so that a write changes one record and an acknowledgement none but
-//! those that it empties.
+//! disk they lie in blocks of [`BLOCK_SEQUENCES`], so that a write changes a record or two; the block of the lowest
+//! outstanding sequence tells of the session itself. What lies on disk is decided by what the session is, and not by how it
+//! came to that: in whatever batches the entries came.
 
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 use kv_proto::disk::v1::{SessionRecord, StoredOutcome};
 use kv_topology::ShardId;
@@ -99,16 +100,25 @@ impl Session {
         self.outcomes.get(at).copied()
     }
 
-    /// Is used at `now_ms`, and forgets what is acknowledged. Calls `emptied` with each block that keeps nothing any more.
-    pub(super) fn touch(&mut self, now_ms: u64, lowest: u64, mut emptied: impl FnMut(u64)) {
-        self.touched_ms = self.touched_ms.max(now_ms);
-        self.lowest_outstanding = self.lowest_outstanding.max(lowest);
-        while let Some(first) = self.outcomes.pop_front_if(|first| first.sequence < lowest) {
-            let block = block_of(first.sequence);
-            if self.outcomes.front().is_none_or(|next| block_of(next.sequence) != block) {
-                emptied(block);
+    /// The first block of its records, which it always has: the one that tells of the session itself.
+    fn anchor(&self) -> u64 {
+        block_of(self.lowest_outstanding)
+    }
+
+    /// Is used at `now_ms`, and forgets what is acknowledged. Calls `changed` with each block that is another now.
+    pub(super) fn touch(&mut self, now_ms: u64, lowest: u64, mut changed: impl FnMut(u64)) {
+        if lowest > self.lowest_outstanding {
+            changed(self.anchor());
+            self.lowest_outstanding = lowest;
+            while let Some(first) = self.outcomes.pop_front_if(|first| first.sequence < lowest) {
+                let block = block_of(first.sequence);
+                if self.outcomes.front().is_none_or(|next| block_of(next.sequence) != block) {
+                    changed(block);
+                }
             }
         }
+        self.touched_ms = self.touched_ms.max(now_ms);
+        changed(self.anchor());
     }
 
     /// Keeps an outcome whose sequence is not there yet.
@@ -121,11 +131,12 @@ impl Session {
         self.outcomes.insert(at, outcome);
     }
 
-    /// The blocks that keep outcomes, and the first one, which every session has.
+    /// The blocks that are on disk, in order.
     pub(super) fn blocks(&self) -> impl Iterator<Item = u64> {
-        let mut last = 0;
+        let anchor = self.anchor();
+        let mut last = anchor;
         let kept = self.outcomes.iter().map(|outcome| block_of(outcome.sequence));
-        std::iter::once(0).chain(kept.filter(move |block| std::mem::replace(&mut last, *block) != *block))
+        std::iter::once(anchor).chain(kept.filter(move |block| mem::replace(&mut last, *block) != *block))
     }
 
     /// The record of a block. `None`: there is none, since it keeps nothing.
@@ -133,25 +144,42 @@ impl Session {
         let start = self.outcomes.partition_point(|outcome| block_of(outcome.sequence) < block);
         let inside = self.outcomes.range(start..).take_while(|outcome| block_of(outcome.sequence) == block);
         let outcomes: Vec<_> = inside.copied().collect();
-        (block == 0 || !outcomes.is_empty()).then_some(SessionRecord {
-            ttl_ms: self.ttl_ms,
-            touched_ms: self.touched_ms,
-            lowest_outstanding: self.lowest_outstanding,
-            outcomes,
-        })
+        if block == self.anchor() {
+            let Self { ttl_ms, touched_ms, lowest_outstanding, .. } = *self;
+            return Some(SessionRecord { ttl_ms, touched_ms, lowest_outstanding, outcomes });
+        }
+        (!outcomes.is_empty()).then(|| SessionRecord { outcomes, ..SessionRecord::default() })
     }
 
-    /// Adds a block that was read from disk; blocks come in order.
+    /// A session from its first block on disk.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn read(&mut self, block: u64, record: SessionRecord) -> Result<(), &'static str> {
+    pub(super) fn read_first(block: u64, record: SessionRecord) -> Result<Self, &'static str> {
         let SessionRecord { ttl_ms, touched_ms, lowest_outstanding, outcomes } = record;
-        self.ttl_ms = self.ttl_ms.max(ttl_ms);
-        self.touched_ms = self.touched_ms.max(touched_ms);
-        self.lowest_outstanding = self.lowest_outstanding.max(lowest_outstanding);
+        let mut session = Self { ttl_ms, touched_ms, lowest_outstanding, outcomes: VecDeque::new() };
+        if ttl_ms == 0 || lowest_outstanding == 0 || session.anchor() != block {
+            return Err("the first block of a session does not tell of it");
+        }
+        session.read_outcomes(block, outcomes)?;
+        Ok(session)
+    }
+
+    /// Adds another block that was read from disk; blocks come in order.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub(super) fn read_next(&mut self, block: u64, record: SessionRecord) -> Result<(), &'static str> {
+        let SessionRecord { ttl_ms, touched_ms, lowest_outstanding, outcomes } = record;
+        if (ttl_ms, touched_ms, lowest_outstanding) != (0, 0, 0) || outcomes.is_empty() {
+            return Err("a later block of a session is not of outcomes alone");
+        }
+        self.read_outcomes(block, outcomes)
+    }
+
+    fn read_outcomes(&mut self, block: u64, outcomes: Vec<StoredOutcome>) -> Result<(), &'static str> {
         for outcome in outcomes {
-            if block_of(outcome.sequence) != block {
+            if block_of(outcome.sequence) != block || outcome.sequence < self.lowest_outstanding {
                 return Err("an outcome lies in the block of others");
             }
             if self.outcomes.back().is_some_and(|last| last.sequence >= outcome.sequence) {
@@ -160,10 +188,5 @@ impl Session {
             self.outcomes.push_back(outcome);
         }
         Ok(())
-    }
-
-    /// All blocks were read: forgets what was acknowledged by a later block than the one that keeps it.
-    pub(super) fn settle(&mut self) {
-        self.touch(0, self.lowest_outstanding, |_| {});
     }
 }

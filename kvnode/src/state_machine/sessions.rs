@@ -9,7 +9,10 @@
 //!
 //! A session is not used by what refuses it: a refused write changes nothing here.
 
-use std::{collections::BTreeMap, mem};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    mem,
+};
 
 use kv_proto::{
     disk::v1::{GroupRecord, Operation, SessionRecord, StoredOutcome},
@@ -130,9 +133,11 @@ impl Sessions {
             if session::shard_of(id) != shard {
                 return Err("a session of another shard");
             }
-            sessions.by_id.entry(id).or_insert_with(|| Session::new(0, 0)).read(block, record)?;
+            match sessions.by_id.entry(id) {
+                Entry::Vacant(new) => drop(new.insert(Session::read_first(block, record)?)),
+                Entry::Occupied(mut session) => session.get_mut().read_next(block, record)?,
+            }
         }
-        sessions.by_id.values_mut().for_each(Session::settle);
         sessions.kept = sessions.by_id.values().map(Session::kept).sum();
         Ok(sessions)
     }
@@ -198,19 +203,16 @@ impl Sessions {
         if let Some(session) = self.by_id.get_mut(&session_id) {
             session.keep(StoredOutcome { sequence, fingerprint, revision, branch, version });
             self.kept += 1;
+            note(&mut self.changed, (session_id, block_of(sequence)));
         }
     }
 
-    /// The session is used by `stamp`: its block is written again in any case, and with it when that was.
+    /// The session is used by `stamp`.
     fn touch(&mut self, stamp: &Stamp, now_ms: u64) {
         let Some(session) = self.by_id.get_mut(&stamp.session_id) else { return };
         let (before, changed) = (session.kept(), &mut self.changed);
-        session.touch(now_ms, stamp.lowest_outstanding, |block| changed.push((stamp.session_id, block)));
+        session.touch(now_ms, stamp.lowest_outstanding, |block| note(changed, (stamp.session_id, block)));
         self.kept -= before - session.kept();
-        let own = (stamp.session_id, block_of(stamp.sequence));
-        if self.changed.last() != Some(&own) {
-            self.changed.push(own);
-        }
     }
 
     /// Opens a session; its id. At the cap one that expired gives way, or one that keeps nothing and is idle.
@@ -312,6 +314,13 @@ impl Sessions {
     fn full(&self) -> Refusal {
         let message = format!("shard {} has {SHARD_SESSIONS_MAX} sessions, all in use", self.shard);
         refusal::exhausted(reason::SESSIONS_FULL, message, RETRY_AFTER_MS)
+    }
+}
+
+/// Notes a changed record. Nearly always it is one of the last two: the session's own, and that of the newest outcomes.
+fn note(changed: &mut Vec<(u64, u64)>, record: (u64, u64)) {
+    if !changed.iter().rev().take(2).any(|noted| *noted == record) {
+        changed.push(record);
     }
 }
 

@@ -267,7 +267,7 @@ fn a_client_that_acknowledges_nothing_meets_the_end_of_its_window() {
     assert_eq!(write(&mut sessions, &stamp(id, window + 1, 1), 0, 9_999), full);
     assert_eq!(write(&mut sessions, &stamp(id, 7, 1), 0, 9_999), Ok((7, true)), "retries go on");
     assert_eq!(write(&mut sessions, &stamp(id, window + 1, 2), 0, 9_999), Ok((9_999, false)));
-    assert_eq!(sessions.kept(), window as usize);
+    assert_eq!(sessions.kept() as u64, window);
 }
 
 #[test]
@@ -331,17 +331,29 @@ fn only_blocks_that_changed_are_written_and_empty_ones_go() {
             .map(|(_, block)| block)
             .collect::<Vec<_>>()
     };
+    let end = 3 * BLOCK_SEQUENCES;
     assert_eq!(changed(&mut sessions), [0]);
-    for sequence in 1..3 * BLOCK_SEQUENCES {
+    for sequence in 1..end {
         write(&mut sessions, &stamp(id, sequence, 1), 0, 1).unwrap();
     }
     assert_eq!(changed(&mut sessions), [0, 1, 2]);
-    write(&mut sessions, &stamp(id, 3 * BLOCK_SEQUENCES, 2 * BLOCK_SEQUENCES - 1), 0, 1).unwrap();
-    assert_eq!(changed(&mut sessions), [0, 3], "the first is emptied, and stays");
-    write(&mut sessions, &stamp(id, 3 * BLOCK_SEQUENCES + 1, 2 * BLOCK_SEQUENCES), 0, 1).unwrap();
-    assert_eq!(changed(&mut sessions), [1, 3], "the second keeps nothing any more");
+    write(&mut sessions, &stamp(id, end, 1), 0, 1).unwrap();
+    assert_eq!(changed(&mut sessions), [3]);
+    write(&mut sessions, &stamp(id, end + 1, 2 * BLOCK_SEQUENCES - 1), 7, 1).unwrap();
+    assert_eq!(
+        changed(&mut sessions),
+        [0, 1, 3],
+        "the first is emptied, and the second tells of the session"
+    );
+    write(&mut sessions, &stamp(id, end + 2, end + 2), 7, 1).unwrap();
+    assert_eq!(changed(&mut sessions), [1, 2, 3]);
+    let one_after_the_other = stamp(id, end + 3, end + 3);
+    write(&mut sessions, &one_after_the_other, 8, 1).unwrap();
+    assert_eq!(changed(&mut sessions), [3]);
+    write(&mut sessions, &one_after_the_other, 9, 1).unwrap();
+    assert_eq!(changed(&mut sessions), [3], "a replay is a use");
     sessions.close(id).unwrap();
-    assert_eq!(changed(&mut sessions), [0, 2, 3]);
+    assert_eq!(changed(&mut sessions), [3]);
     assert!(disk.is_empty());
 }
 
@@ -349,13 +361,35 @@ fn only_blocks_that_changed_are_written_and_empty_ones_go() {
 fn damaged_records_are_found() {
     let id = id_of(SHARD, 1).unwrap();
     let outcome = |sequence| StoredOutcome { sequence, ..StoredOutcome::default() };
-    let block = |outcomes: &[u64]| SessionRecord {
+    let first = |lowest_outstanding, outcomes: &[u64]| SessionRecord {
+        ttl_ms: TTL_MS,
+        touched_ms: 5,
+        lowest_outstanding,
         outcomes: outcomes.iter().map(|sequence| outcome(*sequence)).collect(),
+    };
+    let next = |outcomes: &[u64]| SessionRecord {
+        outcomes: first(1, outcomes).outcomes,
         ..SessionRecord::default()
     };
-    let read = |name, record| Sessions::read(SHARD, [(name, record)]).map(|sessions| sessions.kept());
-    assert_eq!(read((id, 0), block(&[1, 2])), Ok(2));
-    assert!(read((id, 0), block(&[2, 2])).is_err());
-    assert!(read((id, 0), block(&[BLOCK_SEQUENCES])).is_err());
-    assert!(read((id_of(ShardId(9), 1).unwrap(), 0), block(&[])).is_err());
+    let read = |records: &[(u64, SessionRecord)]| {
+        let records = records.iter().map(|(block, record)| ((id, *block), record.clone()));
+        Sessions::read(SHARD, records).map(|sessions| sessions.kept())
+    };
+    let far = BLOCK_SEQUENCES;
+    assert_eq!(read(&[(0, first(1, &[1, 2])), (1, next(&[far]))]), Ok(3));
+    assert_eq!(read(&[(1, first(far, &[]))]), Ok(0));
+    for (bad, what) in [
+        (vec![(0, first(1, &[2, 2]))], "twice the same"),
+        (vec![(0, first(1, &[far]))], "of another block"),
+        (vec![(0, first(2, &[1]))], "acknowledged"),
+        (vec![(0, first(0, &[]))], "no lowest"),
+        (vec![(0, next(&[1]))], "the first is lost"),
+        (vec![(0, first(far, &[]))], "the first is another"),
+        (vec![(0, first(1, &[])), (1, first(1, &[far]))], "two that tell of the session"),
+        (vec![(0, first(1, &[])), (1, next(&[]))], "nothing"),
+    ] {
+        assert!(read(&bad).is_err(), "{what}");
+    }
+    let foreign = id_of(ShardId(9), 1).unwrap();
+    assert!(Sessions::read(SHARD, [((foreign, 0), first(1, &[]))]).is_err());
 }

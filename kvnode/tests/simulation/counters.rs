@@ -72,7 +72,7 @@ impl Counter {
         }
         let found = self.read().await;
         if found != ledger.count {
-            self.violated(format!("counted {}, and {found} is there", ledger.count));
+            self.violated(&format!("counted {}, and {found} is there", ledger.count));
         }
         ledger.count
     }
@@ -81,7 +81,7 @@ impl Counter {
         format!("count-{}", self.id)
     }
 
-    fn violated(&self, what: String) {
+    fn violated(&self, what: &str) {
         self.world.violated(format!("counter {}: {what}", self.id));
     }
 
@@ -145,7 +145,7 @@ impl Counter {
             Some(outcome::Result::Put(put)) if put.applied => {
                 let before = ledger.told.insert(sequence, put.version);
                 if before.is_some_and(|before| before != put.version) {
-                    self.violated(format!("{sequence} made versions {before:?} and {}", put.version));
+                    self.violated(&format!("{sequence} made versions {before:?} and {}", put.version));
                 }
                 if before.is_none() {
                     ledger.count += 1;
@@ -153,7 +153,7 @@ impl Counter {
                 }
                 let highest = ledger.count + ledger.pending.len() as u64;
                 if put.version == 0 || put.version > highest {
-                    self.violated(format!("version {} after at most {highest} increments", put.version));
+                    self.violated(&format!("version {} after at most {highest} increments", put.version));
                 }
                 Heard::Outcome
             }
@@ -162,7 +162,7 @@ impl Counter {
             }
             Some(outcome::Result::Refusal(_)) => Heard::Refusal,
             other => {
-                self.violated(format!("an increment was answered with {other:?}"));
+                self.violated(&format!("an increment was answered with {other:?}"));
                 Heard::Refusal
             }
         }
@@ -173,7 +173,7 @@ impl Counter {
         let found = self.read().await;
         let highest = ledger.count + ledger.pending.len() as u64;
         if found < ledger.count || found > highest {
-            self.violated(format!("{found} is there, of {} to {highest}", ledger.count));
+            self.violated(&format!("{found} is there, of {} to {highest}", ledger.count));
         }
         *ledger = Ledger { count: found, ..Ledger::default() };
         ledger.session = self.open().await;

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{Operation, Tick, UploadBegin, UploadChunk, operation::Kind},
+    disk::v1::{Operation, Put, Tick, UploadBegin, UploadChunk, operation::Kind},
     kv::v1::{Consistency, ReadOptions},
     peer::v1::{ReadBlob, ReadRequest, ReadResponse, Refusal, outcome, read_request::Read, read_response},
 };
@@ -22,7 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    clients::{KEYS, question},
+    clients::{Answer, KEYS, question, request},
+    counters::open,
     dice::Dice,
     weather::Trace,
     world::{SHARD, World},
@@ -237,6 +239,56 @@ fn an_abandoned_upload_is_gone_after_its_time_and_an_active_one_is_not() {
         }
         sleep(Duration::from_millis(UPLOAD_IDLE_MS) + TICK_EVERY).await;
         assert!(!is_stored(&world, nodes[0], active), "now it is abandoned too");
+        let applied = || replica(&world, nodes[0]).control.status().applied_index;
+        let before = applied();
+        sleep(10 * TICK_EVERY).await;
+        assert_eq!(applied(), before, "an idle group writes nothing");
+    });
+}
+
+/// The increment of a key in a session, asked of a node. Whether it was a replay; `None`: the session is gone.
+async fn increment(world: &World, node: NodeId, session_id: u64) -> Option<bool> {
+    let value = Bytes::from_static(b"v");
+    let value_crc32c = crc32c::crc32c(&value);
+    let put = Put { key: KEY.into(), value, value_crc32c, ..Put::default() };
+    let (sequence, lowest_outstanding) = (1, 1);
+    let kind = Some(Kind::Put(put));
+    let operation = Operation { session_id, sequence, lowest_outstanding, kind, ..Operation::default() };
+    let outcomes = request(world, node, |router, deadline| async move {
+        router.write(SHARD, vec![operation], deadline).await
+    });
+    let Answer::Heard(outcomes) = outcomes.await else { panic!("no answer") };
+    match outcomes[0].result.as_ref().unwrap() {
+        outcome::Result::Put(_) => Some(outcomes[0].replayed),
+        outcome::Result::Refusal(refused) if refused.reason == refusal::SESSION_EXPIRED => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_that_nobody_uses_is_swept_and_an_idle_group_writes_nothing() {
+    play(1, 3, async |world| {
+        let nodes = world.node_ids();
+        let ttl = 4 * TICK_EVERY;
+        let sessions =
+            || nodes.iter().map(|node| replica(&world, *node).state.sessions()).collect::<Vec<_>>();
+        let used = open(&world, u32::try_from(ttl.as_millis()).unwrap()).await.unwrap();
+        open(&world, 1_000).await.unwrap();
+        assert_eq!(increment(&world, nodes[0], used).await, Some(false));
+        sleep(CALM).await;
+        assert_eq!(sessions(), [(2, 1); 3]);
+        sleep(2 * TICK_EVERY).await;
+        assert_eq!(sessions(), [(1, 1); 3], "the other one was not used for a second");
+        // All lose their power, and others lead.
+        nodes.iter().for_each(|node| world.crash(*node));
+        nodes.iter().for_each(|node| world.start(*node));
+        sleep(CALM).await;
+        for node in &nodes {
+            assert_eq!(increment(&world, *node, used).await, Some(true));
+        }
+        sleep(ttl + 2 * TICK_EVERY).await;
+        assert_eq!(sessions(), [(0, 0); 3]);
+        assert_eq!(increment(&world, nodes[0], used).await, None);
         let applied = || replica(&world, nodes[0]).control.status().applied_index;
         let before = applied();
         sleep(10 * TICK_EVERY).await;
