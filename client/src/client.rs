@@ -338,6 +338,7 @@ pub(crate) fn put_request(key: Bytes, value: Bytes, options: WriteOptions) -> pr
         value,
         precondition: options.precondition.map(Into::into),
         return_previous: options.return_previous,
+        ..Default::default()
     }
 }
 
@@ -350,5 +351,6 @@ pub(crate) fn delete_request(key: Bytes, options: WriteOptions) -> proto::Delete
         key,
         precondition: options.precondition.map(Into::into),
         return_previous: options.return_previous,
+        ..Default::default()
     }
 }

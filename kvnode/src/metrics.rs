@@ -23,6 +23,10 @@ use prometheus_client::{
 
 use crate::runtime::process::Usage;
 
+mod sessions;
+
+pub use sessions::SessionMetrics;
+
 /// A metric that counts up to more than an i64 of bytes would.
 pub type BytesGauge = Gauge<u64, AtomicU64>;
 
@@ -167,6 +171,8 @@ pub struct StorageMetrics {
     pub corruptions: Counter,
     /// Reads that wait for a thread.
     pub reads: QueueMetric,
+    /// Sessions of clients.
+    pub sessions: SessionMetrics,
 }
 
 /// Streams to other nodes.
@@ -548,6 +554,7 @@ impl StorageMetrics {
                 Counter::default(),
             ),
             reads: QueueMetric::default(),
+            sessions: SessionMetrics::register(registry),
         }
     }
 }
@@ -626,12 +633,14 @@ impl ProcessMetrics {
 
 #[cfg(test)]
 mod tests {
+    use crate::state_machine::sessions::Tally;
+
     use super::{MethodLabels, Metrics, Queue, RequestLabels, ShardLabels, Stream, StreamLabels};
 
     /// All metrics with one value of each label: what has none yet is not shown.
     fn shown() -> String {
         let metrics = Metrics::new();
-        let Metrics { requests, limits, raft, transport, queues, .. } = &metrics;
+        let Metrics { requests, limits, raft, storage, transport, queues, .. } = &metrics;
         let (method, status) = ("kv.v1.Kv/Put", "OK");
         drop(requests.handled.get_or_create(&RequestLabels { method, status }));
         drop(requests.seconds.get_or_create(&MethodLabels { method }));
@@ -644,6 +653,10 @@ mod tests {
             drop(family.get_or_create(&StreamLabels { stream: Stream::raft }));
         }
         queues.of(Queue::proposals, 1);
+        drop(storage.sessions.open.get_or_create(&ShardLabels { shard: 1 }));
+        drop(storage.sessions.outcomes.get_or_create(&ShardLabels { shard: 1 }));
+        let refused = [("SESSION_EXPIRED".to_owned(), 1)].into();
+        storage.sessions.count(&Tally { refused, ..Tally::default() });
         metrics.encode()
     }
 

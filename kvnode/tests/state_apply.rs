@@ -456,6 +456,7 @@ fn seen(result: outcome::Result) -> Seen {
                 .collect(),
         },
         outcome::Result::Done(_) => Seen::Done,
+        outcome::Result::Session(_) => unreachable!("sessions have steps of their own"),
         outcome::Result::Meta(_) => unreachable!("not in a data group"),
     }
 }
@@ -673,7 +674,7 @@ fn log_time_never_goes_back() {
 #[test]
 fn an_unknown_operation_stops_the_replica() {
     let driven = owning_all();
-    let unknown = Operation { keyspace_id: 0, kind: None };
+    let unknown = Operation { kind: None, ..Operation::default() };
     let before = driven.dump();
     let error =
         driven.round(&[proposal(1, 0, vec![operation(Kind::Put(put("k", b"v"))), unknown])]).unwrap_err();
@@ -851,7 +852,7 @@ fn a_replica_that_stops_leaves_the_others_of_its_round_alone() {
     let engine: Arc<dyn kvnode::state::StateEngine> = Arc::new(MemoryEngine::new());
     let (sick, well) = (kv_topology::ReplicaId(1), kv_topology::ReplicaId(2));
     let drives = [sick, well].map(|id| Driven::open(engine.clone(), id).unwrap());
-    let unknown = proposal(0, 0, vec![own_all(), Operation { keyspace_id: 0, kind: None }]);
+    let unknown = proposal(0, 0, vec![own_all(), Operation { kind: None, ..Operation::default() }]);
     let sound = proposal(0, 0, vec![own_all(), operation(Kind::Put(put("k", b"v")))]);
     let (jobs, mut results): (Vec<_>, Vec<_>) = drives
         .iter()

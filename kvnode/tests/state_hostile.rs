@@ -14,8 +14,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::{
     disk::v1::{
-        Get, MetaCommand, NodeRecord, Operation, Txn, TxnOperation, meta_command, operation::Kind,
-        txn_operation,
+        CloseSession, Get, MetaCommand, NodeRecord, OpenSession, Operation, Txn, TxnOperation, meta_command,
+        operation::Kind, txn_operation,
     },
     kv::v1::precondition::Condition,
     peer::v1::{GetKeys, ReadBlob, ReadRequest, ScanPage, read_request::Read},
@@ -49,7 +49,15 @@ fn operations() -> Vec<Vec<u8>> {
         Kind::UploadAbort(abort("k", 1)),
         Kind::Meta(MetaCommand { command: Some(meta_command::Command::RegisterNode(register)) }),
     ];
-    let fixed = [own_all(), tick()];
+    let in_session = Operation {
+        session_id: 1 << 48 | 1,
+        sequence: 1,
+        lowest_outstanding: 1,
+        ..operation(Kind::Put(put("k", b"value")))
+    };
+    let open = operation(Kind::OpenSession(OpenSession { ttl_ms: 1_000 }));
+    let close = operation(Kind::CloseSession(CloseSession { session_id: 1 << 48 | 1 }));
+    let fixed = [own_all(), tick(), open.clone(), open, in_session.clone(), in_session, close];
     kinds.into_iter().map(operation).chain(fixed).map(|operation| operation.encode_to_vec()).collect()
 }
 

@@ -19,8 +19,8 @@ use bytes::Bytes;
 use futures::stream;
 use kv_proto::{
     disk::v1::{
-        BlobReference, ChunkRecord, GroupRecord, InlineValue, KeyRecord, LogId, ReplicaRecord, SlotRange,
-        UploadRecord, key_record, operation::Kind,
+        BlobReference, ChunkRecord, GroupRecord, InlineValue, KeyRecord, LogId, OpenSession, Operation,
+        ReplicaRecord, SessionRecord, SlotRange, StoredOutcome, UploadRecord, key_record, operation::Kind,
     },
     peer::v1::{GetKeys, ReadRequest, SnapshotChunk, read_request, read_response},
 };
@@ -42,7 +42,7 @@ use kvnode::{
     state_machine::{
         Payload, ReadyEntry,
         raft::{AlwaysDurable, StateMachine},
-        record,
+        record, session,
     },
 };
 use openraft::{
@@ -240,8 +240,14 @@ fn records_on_disk_do_not_change() {
         revision: 5,
         log_time_ms: 300,
         slots: vec![SlotRange { first: 0, last: 4095 }],
+        sessions_opened: 3,
     };
-    assert_eq!(hex(group.encode_to_vec()), "0801100518ac02220310ff1f");
+    assert_eq!(hex(group.encode_to_vec()), "0801100518ac02220310ff1f2803");
+    let outcome = StoredOutcome { sequence: 2, fingerprint: 1, revision: 3, branch: true, version: 4 };
+    let session =
+        SessionRecord { ttl_ms: 1_000, touched_ms: 5, lowest_outstanding: 2, outcomes: vec![outcome] };
+    let expected = "08e807100518022211".to_owned() + "0802" + "110100000000000000" + "180320012804";
+    assert_eq!(hex(session.encode_to_vec()), expected);
     let applied = Some(LogId { term: 3, replica_id: 7, index: 9 });
     let replica = ReplicaRecord { generation: 2, applied, membership: None };
     assert_eq!(hex(replica.encode_to_vec()), "08021206080310071809");
@@ -572,7 +578,15 @@ async fn offered(machine: &mut StateMachine<AlwaysDurable>) -> kvnode::state::sn
 async fn sends_and_installs(from: Arc<dyn StateEngine>, to: Arc<dyn StateEngine>, workers: Workers) {
     let (sender, receiver) = (node(from.clone(), workers.clone()), node(to.clone(), workers));
     let (source, target) = (ReplicaId(1), ReplicaId(20));
-    let entries = filled(40, 50_000);
+    let mut entries = filled(40, 50_000);
+    let in_session = Operation {
+        session_id: session::id_of(SHARD, 1).unwrap(),
+        sequence: 1,
+        lowest_outstanding: 1,
+        ..operation(Kind::Put(put("in-session", b"value")))
+    };
+    let open = operation(Kind::OpenSession(OpenSession { ttl_ms: 1_000 }));
+    entries[1] = proposal(1, 0, vec![own_all(), open, in_session.clone()]);
     let mut sending = machine(&sender, source, None);
     apply(&mut sending, &entries).await.unwrap();
     sender.hub.flush().await.unwrap();
@@ -621,10 +635,14 @@ async fn sends_and_installs(from: Arc<dyn StateEngine>, to: Arc<dyn StateEngine>
     let switch = installed.remove(&keys::replica_record(target)).unwrap();
     assert_eq!(ReplicaRecord::decode(switch.as_slice()).unwrap().applied, Some(log_id(last)));
     assert_eq!(installed, moved);
-    // The receiver goes on from there.
+    // The receiver goes on from there, and knows which writes were applied already.
     let more = operation(Kind::Put(put("more", b"value")));
-    apply(&mut receiving, &[proposal(last + 1, 0, vec![more])]).await.unwrap();
+    apply(&mut receiving, &[proposal(last + 1, 0, vec![more, in_session])]).await.unwrap();
     assert!(has(&receiver, target, "more"));
+    let reader = receiver.hub.reader(target).unwrap();
+    assert_eq!(reader.sessions(), (1, 1));
+    let one_per_key_and_more = 40 + 2;
+    assert_eq!(reader.revision(), 1 + one_per_key_and_more);
 }
 
 #[tokio::test]

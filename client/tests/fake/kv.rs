@@ -102,6 +102,28 @@ impl Kv for FakeNode {
     type DeleteRangeStream = Messages<proto::DeleteRangeResponse>;
     type ScanStream = Messages<proto::ScanResponse>;
     type DownloadStream = Messages<proto::DownloadResponse>;
+    type BatchStream = Messages<proto::BatchResponse>;
+
+    async fn batch(
+        &self,
+        _request: Request<Streaming<proto::BatchRequest>>,
+    ) -> Result<Response<Self::BatchStream>, Status> {
+        Err(Status::unimplemented("not in a cluster of pretence"))
+    }
+
+    async fn open_session(
+        &self,
+        _request: Request<proto::OpenSessionRequest>,
+    ) -> Result<Response<proto::OpenSessionResponse>, Status> {
+        Err(Status::unimplemented("not in a cluster of pretence"))
+    }
+
+    async fn close_session(
+        &self,
+        _request: Request<proto::CloseSessionRequest>,
+    ) -> Result<Response<proto::CloseSessionResponse>, Status> {
+        Err(Status::unimplemented("not in a cluster of pretence"))
+    }
 
     async fn put(&self, request: Request<proto::PutRequest>) -> Result<Response<proto::PutResponse>, Status> {
         let request = request.into_inner();
@@ -232,6 +254,7 @@ impl Kv for FakeNode {
                         reason: "NOT_APPLIED_NO_LEADER".to_owned(),
                         message: "no leader".to_owned(),
                         retry_after_ms: 1,
+                        ..proto::Failure::default()
                     })),
                 };
             }
@@ -252,7 +275,7 @@ impl Kv for FakeNode {
             let succeeded = request.compare.iter().all(|compare| self.shared.state().store.compare(compare));
             let branch = if succeeded { request.then } else { request.r#else };
             let results = branch.into_iter().map(|operation| self.operation(operation)).collect();
-            proto::TxnResponse { header: None, succeeded, results }
+            proto::TxnResponse { succeeded, results, ..Default::default() }
         };
         let mut reply = self.unary("Txn", &key, done).await?;
         reply.header = self.header(&key);

@@ -108,6 +108,7 @@ impl Store {
             previous: previous.filter(|_| request.return_previous),
             mod_revision: self.revision,
             version: version + 1,
+            replayed: false,
         }
     }
 
@@ -122,6 +123,7 @@ impl Store {
             header: None,
             applied: true,
             previous: previous.filter(|_| request.return_previous),
+            replayed: false,
         }
     }
 

@@ -16,7 +16,7 @@ use kv_topology::{ClusterMap, ShardId};
 use tokio::time::Instant;
 
 use super::{
-    context::{Context, operation, settled, shard_of, unexpected},
+    context::{Context, Settled, settled, shard_of, unexpected},
     error::{self, Refused},
     header,
     limits::REPLY_BYTES_MAX,
@@ -29,7 +29,7 @@ use crate::router::store::Store;
 type Groups<T> = BTreeMap<ShardId, (Vec<usize>, Vec<T>)>;
 
 /// What became of one operation.
-type Settled = Result<(Option<ReplyContext>, outcome::Result), Refused>;
+type Ended = Result<Settled, Refused>;
 
 fn group<T>(
     map: &ClusterMap,
@@ -99,7 +99,7 @@ impl<S: Store> Context<S> {
             let operations = operations.into_iter().map(proposal).collect();
             (positions, self.store.write(shard, operations, deadline).await)
         });
-        let mut outcomes: Vec<Option<Settled>> = Vec::new();
+        let mut outcomes: Vec<Option<Ended>> = Vec::new();
         outcomes.resize_with(count, || None);
         for (positions, written) in join_all(writes).await {
             let lost = || Err(Refused::Bug("a write without an outcome".to_owned()));
@@ -116,7 +116,7 @@ impl<S: Store> Context<S> {
             }
         }
         let mut budget = ReplyBudget::new(REPLY_BYTES_MAX);
-        let tell = |settled: Option<Settled>| {
+        let tell = |settled: Option<Ended>| {
             let settled =
                 settled.unwrap_or_else(|| Err(Refused::Bug("an operation that no shard took".to_owned())));
             write_outcome(settled, &map, &mut budget)
@@ -136,27 +136,31 @@ fn key_of(operation: &WriteOperation) -> &[u8] {
 
 fn proposal(write: WriteOperation) -> Operation {
     match write.operation {
-        Some(write_operation::Operation::Put(put)) => operation(operation::Kind::Put(op::put(put))),
+        Some(write_operation::Operation::Put(put)) => {
+            let (stamp, put) = op::put(put);
+            stamp.on(operation::Kind::Put(put))
+        }
         Some(write_operation::Operation::Delete(delete)) => {
-            operation(operation::Kind::Delete(op::delete(delete)))
+            let (stamp, delete) = op::delete(delete);
+            stamp.on(operation::Kind::Delete(delete))
         }
         None => Operation::default(),
     }
 }
 
-fn write_outcome(settled: Settled, map: &ClusterMap, budget: &mut ReplyBudget) -> WriteOutcome {
+fn write_outcome(settled: Ended, map: &ClusterMap, budget: &mut ReplyBudget) -> WriteOutcome {
     let header = |context: Option<ReplyContext>| Some(header::of(context.as_ref(), &map.cluster_id));
     let failed = |refused: &Refused| write_outcome::Outcome::Failure(error::describe(refused, map).failure());
     let outcome = match settled {
-        Ok((context, outcome::Result::Put(mut put))) => {
+        Ok(Settled { context, result: outcome::Result::Put(mut put), replayed }) => {
             budget.strip(&mut put.previous);
-            write_outcome::Outcome::Put(op::put_response(header(context), put))
+            write_outcome::Outcome::Put(op::put_response(header(context), put, replayed))
         }
-        Ok((context, outcome::Result::Delete(mut delete))) => {
+        Ok(Settled { context, result: outcome::Result::Delete(mut delete), replayed }) => {
             budget.strip(&mut delete.previous);
-            write_outcome::Outcome::Delete(op::delete_response(header(context), delete))
+            write_outcome::Outcome::Delete(op::delete_response(header(context), delete, replayed))
         }
-        Ok((_, other)) => failed(&unexpected("BulkWrite", &other)),
+        Ok(other) => failed(&unexpected("BulkWrite", &other.result)),
         Err(refused) => failed(&refused),
     };
     WriteOutcome { outcome: Some(outcome) }

@@ -21,6 +21,7 @@ use tonic::Status;
 use super::{
     deadline,
     error::{self, Refused},
+    session::Stamp,
 };
 use crate::router::store::Store;
 
@@ -71,7 +72,7 @@ impl<S: Store> Context<S> {
         error::describe(refused, &self.store.map()).status()
     }
 
-    /// Proposes one operation.
+    /// Proposes one operation without a session.
     ///
     /// # Errors
     /// When it was refused.
@@ -81,8 +82,22 @@ impl<S: Store> Context<S> {
         kind: operation::Kind,
         deadline: Instant,
     ) -> Result<(Option<ReplyContext>, outcome::Result), Refused> {
-        let outcomes =
-            self.store.write(shard, vec![operation(kind)], deadline).await.map_err(Refused::Store)?;
+        let Settled { context, result, replayed: _ } =
+            self.propose(shard, Stamp::NONE.on(kind), deadline).await?;
+        Ok((context, result))
+    }
+
+    /// Proposes one operation.
+    ///
+    /// # Errors
+    /// When it was refused.
+    pub async fn propose(
+        &self,
+        shard: ShardId,
+        operation: Operation,
+        deadline: Instant,
+    ) -> Result<Settled, Refused> {
+        let outcomes = self.store.write(shard, vec![operation], deadline).await.map_err(Refused::Store)?;
         let one = outcomes
             .into_iter()
             .next()
@@ -150,9 +165,15 @@ impl<S: Store> Context<S> {
     }
 }
 
-/// An operation of the default keyspace.
-pub fn operation(kind: operation::Kind) -> Operation {
-    Operation { keyspace_id: KEYSPACE.get(), kind: Some(kind) }
+/// What became of an operation that was not refused.
+#[derive(Debug)]
+pub struct Settled {
+    /// Where it was applied, and the revision of then.
+    pub context: Option<ReplyContext>,
+    /// Its outcome.
+    pub result: outcome::Result,
+    /// The outcome is the one that its session has kept of an earlier time.
+    pub replayed: bool,
 }
 
 /// The shard that owns `key`.
@@ -167,10 +188,11 @@ pub fn shard_of(map: &ClusterMap, key: &[u8]) -> Result<ShardId, Refused> {
 ///
 /// # Errors
 /// The refusal.
-pub fn settled(outcome: Outcome) -> Result<(Option<ReplyContext>, outcome::Result), Refused> {
-    match outcome.result {
+pub fn settled(outcome: Outcome) -> Result<Settled, Refused> {
+    let Outcome { context, result, replayed } = outcome;
+    match result {
         Some(outcome::Result::Refusal(refusal)) => Err(Refused::Store(refusal)),
-        Some(result) => Ok((outcome.context, result)),
+        Some(result) => Ok(Settled { context, result, replayed }),
         None => Err(Refused::Bug("an outcome without a result".to_owned())),
     }
 }

@@ -21,6 +21,9 @@ pub use crate::refusal::reason;
 /// The domain of our `ErrorInfo`.
 pub const DOMAIN: &str = "kvcluster.dev";
 
+/// Metadata: who leads the shard.
+const LEADER_NODE_ID: &str = "leader_node_id";
+
 /// Why a call ended without its reply.
 #[derive(Debug, thiserror::Error)]
 pub enum Refused {
@@ -170,15 +173,18 @@ impl Told {
     /// The failure of one operation of a batch.
     pub fn failure(self) -> Failure {
         let retry_after = self.retry_after.unwrap_or_default().as_millis();
-        let message = match self.violation {
-            Some(violation) => violation.to_string(),
-            None => self.message,
+        let (message, field) = match self.violation {
+            Some(violation) => (violation.to_string(), violation.field),
+            None => (self.message, String::new()),
         };
+        let leader_node_id = self.metadata.get(LEADER_NODE_ID).and_then(|id| id.parse().ok());
         Failure {
             code: self.code.into(),
             reason: self.reason,
             message,
             retry_after_ms: u32::try_from(retry_after).unwrap_or(u32::MAX),
+            field,
+            leader_node_id: leader_node_id.unwrap_or(0),
         }
     }
 }
@@ -277,7 +283,7 @@ fn hinted(told: Told, refusal: &Refusal, map: &ClusterMap) -> Told {
     if refusal.leader_node_id == 0 {
         return told;
     }
-    let told = told.with("leader_node_id", &refusal.leader_node_id);
+    let told = told.with(LEADER_NODE_ID, &refusal.leader_node_id);
     match map.nodes.get(&NodeId(refusal.leader_node_id)) {
         Some(node) => told.with("leader_address", &node.client_address),
         None => told,

@@ -97,6 +97,27 @@ fn rows() -> Vec<Row> {
             &[],
         ),
         (
+            refusal(Kind::FailedPrecondition, "SEQUENCE_ACKNOWLEDGED"),
+            Code::FailedPrecondition,
+            "SEQUENCE_ACKNOWLEDGED",
+            0,
+            &[],
+        ),
+        (
+            refusal(Kind::ResourceExhausted, "SESSIONS_FULL"),
+            Code::ResourceExhausted,
+            "SESSIONS_FULL",
+            100,
+            &[],
+        ),
+        (
+            refusal(Kind::ResourceExhausted, "SESSION_WINDOW_FULL"),
+            Code::ResourceExhausted,
+            "SESSION_WINDOW_FULL",
+            100,
+            &[],
+        ),
+        (
             Refused::SpansShards { shards: vec![ShardId(1), ShardId(4)], tag: "{a}".to_owned() },
             Code::FailedPrecondition,
             "TXN_SPANS_SHARDS",

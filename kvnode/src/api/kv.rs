@@ -6,15 +6,17 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt, stream::BoxStream};
 use kv_proto::kv::v1::{
-    BatchGetRequest, BatchGetResponse, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
-    DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
-    GetResponse, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnRequest, TxnResponse, UploadRequest,
-    UploadResponse, key_value, kv_server::Kv, txn_operation, write_operation,
+    BatchGetRequest, BatchGetResponse, BatchRequest, BatchResponse, BulkWriteRequest, BulkWriteResponse,
+    CloseSessionRequest, CloseSessionResponse, DeleteRangeRequest, DeleteRangeResponse, DeleteRequest,
+    DeleteResponse, DownloadRequest, DownloadResponse, GetRequest, GetResponse, OpenSessionRequest,
+    OpenSessionResponse, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnRequest, TxnResponse,
+    UploadRequest, UploadResponse, key_value, kv_server::Kv, txn_operation, write_operation,
 };
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
+    batch_stream::batch_stream,
     context::Context,
     deadline::Deadline,
     delete_range::delete_range,
@@ -209,6 +211,31 @@ impl<S: Store> Kv for KvService<S> {
         let request = request.into_inner();
         let share = self.large_share(&caller, txn_returns_values(&request)).await?;
         self.answer_with(self.0.txn(request, caller.until()).await, share)
+    }
+
+    type BatchStream = Replies<BatchResponse>;
+
+    async fn batch(
+        &self,
+        request: Request<Streaming<BatchRequest>>,
+    ) -> Result<Response<Self::BatchStream>, Status> {
+        batch_stream(request)
+    }
+
+    async fn open_session(
+        &self,
+        request: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        let until = Caller::of(&request).until();
+        self.answer(self.0.open_session(request.into_inner(), until).await)
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<CloseSessionRequest>,
+    ) -> Result<Response<CloseSessionResponse>, Status> {
+        let until = Caller::of(&request).until();
+        self.answer(self.0.close_session(request.into_inner(), until).await)
     }
 
     type ScanStream = Replies<ScanResponse>;

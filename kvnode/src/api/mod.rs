@@ -10,6 +10,7 @@
 pub mod admin;
 pub mod admission;
 pub mod batch;
+pub mod batch_stream;
 pub mod body;
 pub mod chunk_reader;
 pub mod chunker;
@@ -33,6 +34,7 @@ pub mod quota;
 pub mod range;
 pub mod scan;
 pub mod server;
+pub mod session;
 pub mod text;
 pub mod txn;
 pub mod upload;

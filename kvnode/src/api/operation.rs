@@ -10,17 +10,23 @@ use kv_proto::{
 };
 use prost::Message;
 
-/// The operation of a Put. The checksum is made here, where the value enters the cluster.
-pub fn put(request: PutRequest) -> disk::Put {
-    let PutRequest { key, value, precondition, return_previous } = request;
+use super::session::Stamp;
+
+/// The operation of a Put, and its stamp. The checksum is made here, where the value enters the cluster.
+pub fn put(request: PutRequest) -> (Stamp, disk::Put) {
+    let PutRequest { key, value, precondition, return_previous, session_id, sequence, lowest_outstanding } =
+        request;
     let value_crc32c = crc32c::crc32c(&value);
-    disk::Put { key, value, value_crc32c, precondition, return_previous }
+    let stamp = Stamp { session_id, sequence, lowest_outstanding };
+    (stamp, disk::Put { key, value, value_crc32c, precondition, return_previous })
 }
 
-/// The operation of a Delete.
-pub fn delete(request: DeleteRequest) -> disk::Delete {
-    let DeleteRequest { key, precondition, return_previous } = request;
-    disk::Delete { key, precondition, return_previous }
+/// The operation of a Delete, and its stamp.
+pub fn delete(request: DeleteRequest) -> (Stamp, disk::Delete) {
+    let DeleteRequest { key, precondition, return_previous, session_id, sequence, lowest_outstanding } =
+        request;
+    let stamp = Stamp { session_id, sequence, lowest_outstanding };
+    (stamp, disk::Delete { key, precondition, return_previous })
 }
 
 /// The read of a transaction.
@@ -30,15 +36,19 @@ pub fn get(request: GetRequest) -> disk::Get {
 }
 
 /// The reply to a Put.
-pub fn put_response(header: Option<ResponseHeader>, outcome: PutOutcome) -> PutResponse {
+pub fn put_response(header: Option<ResponseHeader>, outcome: PutOutcome, replayed: bool) -> PutResponse {
     let PutOutcome { applied, previous, mod_revision, version } = outcome;
-    PutResponse { header, applied, previous, mod_revision, version }
+    PutResponse { header, applied, previous, mod_revision, version, replayed }
 }
 
 /// The reply to a Delete.
-pub fn delete_response(header: Option<ResponseHeader>, outcome: DeleteOutcome) -> DeleteResponse {
+pub fn delete_response(
+    header: Option<ResponseHeader>,
+    outcome: DeleteOutcome,
+    replayed: bool,
+) -> DeleteResponse {
     let DeleteOutcome { applied, previous } = outcome;
-    DeleteResponse { header, applied, previous }
+    DeleteResponse { header, applied, previous, replayed }
 }
 
 /// The reply to a Get.

@@ -23,11 +23,12 @@ impl<S: Store> Context<S> {
         validate::put(&request)?;
         let map = self.map()?;
         let shard = shard_of(&map, &request.key)?;
-        match self.write(shard, operation::Kind::Put(op::put(request)), deadline).await? {
-            (context, outcome::Result::Put(put)) => {
-                Ok(op::put_response(Some(header::of(context.as_ref(), &map.cluster_id)), put))
-            }
-            (_, other) => Err(unexpected("Put", &other)),
+        let (stamp, put) = op::put(request);
+        let written = self.propose(shard, stamp.on(operation::Kind::Put(put)), deadline).await?;
+        let header = header::of(written.context.as_ref(), &map.cluster_id);
+        match written.result {
+            outcome::Result::Put(put) => Ok(op::put_response(Some(header), put, written.replayed)),
+            other => Err(unexpected("Put", &other)),
         }
     }
 
@@ -55,11 +56,14 @@ impl<S: Store> Context<S> {
         validate::delete(&request)?;
         let map = self.map()?;
         let shard = shard_of(&map, &request.key)?;
-        match self.write(shard, operation::Kind::Delete(op::delete(request)), deadline).await? {
-            (context, outcome::Result::Delete(delete)) => {
-                Ok(op::delete_response(Some(header::of(context.as_ref(), &map.cluster_id)), delete))
+        let (stamp, delete) = op::delete(request);
+        let written = self.propose(shard, stamp.on(operation::Kind::Delete(delete)), deadline).await?;
+        let header = header::of(written.context.as_ref(), &map.cluster_id);
+        match written.result {
+            outcome::Result::Delete(delete) => {
+                Ok(op::delete_response(Some(header), delete, written.replayed))
             }
-            (_, other) => Err(unexpected("Delete", &other)),
+            other => Err(unexpected("Delete", &other)),
         }
     }
 }

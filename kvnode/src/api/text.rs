@@ -86,8 +86,24 @@ fn renamed(refused: Refused) -> Refused {
 impl<S: Store> KvText for KvTextService<S> {
     async fn put(&self, request: Request<TextPutRequest>) -> Result<Response<TextPutResponse>, Status> {
         let caller = Caller::of(&request);
-        let TextPutRequest { key, value, precondition, return_previous } = request.into_inner();
-        let request = PutRequest { key: key.into(), value: value.into(), precondition, return_previous };
+        let TextPutRequest {
+            key,
+            value,
+            precondition,
+            return_previous,
+            session_id,
+            sequence,
+            lowest_outstanding,
+        } = request.into_inner();
+        let request = PutRequest {
+            key: key.into(),
+            value: value.into(),
+            precondition,
+            return_previous,
+            session_id,
+            sequence,
+            lowest_outstanding,
+        };
         let share = caller.large_share(return_previous).await.map_err(|refused| self.0.status(&refused))?;
         let put = self.0.put(request, caller.until()).await.map_err(|refused| self.0.status(&refused))?;
         let response = TextPutResponse {
@@ -96,6 +112,7 @@ impl<S: Store> KvText for KvTextService<S> {
             previous: put.previous.map(text),
             mod_revision: put.mod_revision,
             version: put.version,
+            replayed: put.replayed,
         };
         Ok(holding(response, share))
     }
@@ -114,8 +131,22 @@ impl<S: Store> KvText for KvTextService<S> {
         request: Request<TextDeleteRequest>,
     ) -> Result<Response<TextDeleteResponse>, Status> {
         let caller = Caller::of(&request);
-        let TextDeleteRequest { key, precondition, return_previous } = request.into_inner();
-        let request = DeleteRequest { key: key.into(), precondition, return_previous };
+        let TextDeleteRequest {
+            key,
+            precondition,
+            return_previous,
+            session_id,
+            sequence,
+            lowest_outstanding,
+        } = request.into_inner();
+        let request = DeleteRequest {
+            key: key.into(),
+            precondition,
+            return_previous,
+            session_id,
+            sequence,
+            lowest_outstanding,
+        };
         let share = caller.large_share(return_previous).await.map_err(|refused| self.0.status(&refused))?;
         let deleted = self.0.delete(request, caller.until()).await;
         let deleted = deleted.map_err(|refused| self.0.status(&refused))?;
@@ -123,6 +154,7 @@ impl<S: Store> KvText for KvTextService<S> {
             header: deleted.header,
             applied: deleted.applied,
             previous: deleted.previous.map(text),
+            replayed: deleted.replayed,
         };
         Ok(holding(response, share))
     }

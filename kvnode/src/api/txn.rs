@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use kv_proto::{
     disk::v1::{self as disk, operation},
     kv::v1::{
-        TxnOperation, TxnOperationResult, TxnRequest, TxnResponse, txn_operation, txn_operation_result,
+        ResponseHeader, TxnOperation, TxnOperationResult, TxnRequest, TxnResponse, txn_operation,
+        txn_operation_result,
     },
     peer::v1::{TxnOutcome, TxnResult, outcome, txn_result},
 };
@@ -18,6 +19,7 @@ use super::{
     header,
     limits::REPLY_BYTES_MAX,
     operation::{self as op, ReplyBudget},
+    session::Stamp,
     validate,
 };
 use crate::router::store::Store;
@@ -31,19 +33,25 @@ impl<S: Store> Context<S> {
         validate::txn(&request)?;
         let map = self.map()?;
         let shard = only_shard(&map, &request)?;
-        let TxnRequest { compare, then, r#else } = request;
+        let TxnRequest { compare, then, r#else, session_id, sequence, lowest_outstanding } = request;
+        let stamp = Stamp { session_id, sequence, lowest_outstanding };
         let proposals = |operations: Vec<_>| operations.into_iter().map(proposal).collect();
         let txn = disk::Txn { compare, then: proposals(then), r#else: proposals(r#else) };
-        match self.write(shard, operation::Kind::Txn(txn), deadline).await? {
-            (context, outcome::Result::Txn(TxnOutcome { succeeded, results })) => {
-                let mut budget = ReplyBudget::new(REPLY_BYTES_MAX);
-                let results = results.into_iter().map(|result| told(result, &mut budget)).collect();
-                let header = Some(header::of(context.as_ref(), &map.cluster_id));
-                Ok(TxnResponse { header, succeeded, results })
-            }
-            (_, other) => Err(unexpected("Txn", &other)),
+        let written = self.propose(shard, stamp.on(operation::Kind::Txn(txn)), deadline).await?;
+        let header = Some(header::of(written.context.as_ref(), &map.cluster_id));
+        match written.result {
+            outcome::Result::Txn(outcome) => Ok(txn_response(header, outcome, written.replayed)),
+            other => Err(unexpected("Txn", &other)),
         }
     }
+}
+
+/// The reply to a Txn. Values that are too much for a reply are left out.
+pub fn txn_response(header: Option<ResponseHeader>, outcome: TxnOutcome, replayed: bool) -> TxnResponse {
+    let TxnOutcome { succeeded, results } = outcome;
+    let mut budget = ReplyBudget::new(REPLY_BYTES_MAX);
+    let results = results.into_iter().map(|result| told(result, &mut budget)).collect();
+    TxnResponse { header, succeeded, results, replayed }
 }
 
 fn keys(request: &TxnRequest) -> impl Iterator<Item = &[u8]> {
@@ -86,8 +94,8 @@ fn proposal(operation: TxnOperation) -> disk::TxnOperation {
     use disk::txn_operation::Operation;
     let operation = operation.operation.map(|operation| match operation {
         txn_operation::Operation::Get(get) => Operation::Get(op::get(get)),
-        txn_operation::Operation::Put(put) => Operation::Put(op::put(put)),
-        txn_operation::Operation::Delete(delete) => Operation::Delete(op::delete(delete)),
+        txn_operation::Operation::Put(put) => Operation::Put(op::put(put).1),
+        txn_operation::Operation::Delete(delete) => Operation::Delete(op::delete(delete).1),
     });
     disk::TxnOperation { operation }
 }
@@ -100,11 +108,11 @@ fn told(result: TxnResult, budget: &mut ReplyBudget) -> TxnOperationResult {
         }
         txn_result::Result::Put(mut put) => {
             budget.strip(&mut put.previous);
-            txn_operation_result::Result::Put(op::put_response(None, put))
+            txn_operation_result::Result::Put(op::put_response(None, put, false))
         }
         txn_result::Result::Delete(mut delete) => {
             budget.strip(&mut delete.previous);
-            txn_operation_result::Result::Delete(op::delete_response(None, delete))
+            txn_operation_result::Result::Delete(op::delete_response(None, delete, false))
         }
     });
     TxnOperationResult { result }

@@ -4,14 +4,16 @@ use std::{collections::BTreeSet, fmt};
 
 use kv_proto::kv::v1::{
     BatchGetRequest, BulkWriteRequest, Compare, Consistency, DeleteRangeRequest, DeleteRequest,
-    DownloadRequest, GetRequest, KeyRange, Precondition, PutRequest, ReadOptions, ScanRequest, TxnOperation,
-    TxnRequest, compare, precondition, txn_operation, upload_request, write_operation,
+    DownloadRequest, GetRequest, KeyRange, OpenSessionRequest, Precondition, PutRequest, ReadOptions,
+    ScanRequest, TxnOperation, TxnRequest, compare, open_session_request, precondition, txn_operation,
+    upload_request, write_operation,
 };
 
 use super::limits::{
     BATCH_OPERATIONS_MAX, CHUNK_BYTES, INLINE_VALUE_BYTES_MAX, KEY_BYTES_MAX, PAGE_TOKEN_BYTES_MAX,
     TXN_BYTES_MAX, TXN_OPERATIONS_MAX, UPLOAD_BYTES_MAX,
 };
+use crate::state_machine::limits::{SESSION_TTL_MAX_MS, SESSION_TTL_MIN_MS};
 
 /// A field that is wrong, and why.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +53,8 @@ impl At<'_> {
 
 /// Checks a Put.
 pub fn put(request: &PutRequest) -> Checked {
-    put_at(TOP, request)
+    put_at(TOP, request)?;
+    stamp_at(TOP, request.session_id, request.sequence, request.lowest_outstanding)
 }
 
 /// Checks a Get.
@@ -62,7 +65,8 @@ pub fn get(request: &GetRequest) -> Checked {
 
 /// Checks a Delete.
 pub fn delete(request: &DeleteRequest) -> Checked {
-    delete_at(TOP, request)
+    delete_at(TOP, request)?;
+    stamp_at(TOP, request.session_id, request.sequence, request.lowest_outstanding)
 }
 
 /// Checks a BatchGet.
@@ -80,10 +84,14 @@ pub fn bulk_write(request: &BulkWriteRequest) -> Checked {
     for (number, operation) in request.operations.iter().enumerate() {
         match &operation.operation {
             Some(write_operation::Operation::Put(put)) => {
-                put_at(At(&format_args!("operations[{number}].put.")), put)?;
+                let at = format_args!("operations[{number}].put.");
+                put_at(At(&at), put)?;
+                stamp_at(At(&at), put.session_id, put.sequence, put.lowest_outstanding)?;
             }
             Some(write_operation::Operation::Delete(delete)) => {
-                delete_at(At(&format_args!("operations[{number}].delete.")), delete)?;
+                let at = format_args!("operations[{number}].delete.");
+                delete_at(At(&at), delete)?;
+                stamp_at(At(&at), delete.session_id, delete.sequence, delete.lowest_outstanding)?;
             }
             None => return TOP.wrong(&format!("operations[{number}]"), "must be a put or a delete"),
         }
@@ -109,7 +117,21 @@ pub fn txn(request: &TxnRequest) -> Checked {
         add_bytes(&mut bytes, &format!("compare[{number}]"), compare.key.len() + value)?;
     }
     branch("then", &request.then, &mut bytes)?;
-    branch("else", &request.r#else, &mut bytes)
+    branch("else", &request.r#else, &mut bytes)?;
+    stamp_at(TOP, request.session_id, request.sequence, request.lowest_outstanding)
+}
+
+/// Checks an OpenSession, except that the shard is there.
+pub fn open_session(request: &OpenSessionRequest) -> Checked {
+    match &request.shard {
+        Some(open_session_request::Shard::Key(key)) => key_at(TOP, "key", key)?,
+        Some(open_session_request::Shard::ShardId(_)) => {}
+        None => return TOP.wrong("shard", "must be given, as a key or a shard_id"),
+    }
+    match request.ttl_ms {
+        0 | SESSION_TTL_MIN_MS..=SESSION_TTL_MAX_MS => Ok(()),
+        _ => TOP.wrong("ttl_ms", format!("must be 0, or {SESSION_TTL_MIN_MS} to {SESSION_TTL_MAX_MS}")),
+    }
 }
 
 /// Checks a Scan, except its page token.
@@ -176,6 +198,36 @@ fn put_at(at: At<'_>, put: &PutRequest) -> Checked {
 fn delete_at(at: At<'_>, delete: &DeleteRequest) -> Checked {
     key_at(at, "key", &delete.key)?;
     precondition_at(at, delete.precondition.as_ref())
+}
+
+/// All three or none, and no outcome is outstanding above the write itself.
+fn stamp_at(at: At<'_>, session_id: u64, sequence: u64, lowest_outstanding: u64) -> Checked {
+    if session_id == 0 {
+        return no_stamp_at(at, session_id, sequence, lowest_outstanding, "only together with session_id");
+    }
+    if sequence == 0 {
+        return at.wrong("sequence", "must be at least 1 in a session");
+    }
+    match lowest_outstanding {
+        0 => at.wrong("lowest_outstanding", "must be at least 1 in a session"),
+        lowest if lowest > sequence => at.wrong("lowest_outstanding", "must not be greater than sequence"),
+        _ => Ok(()),
+    }
+}
+
+fn no_stamp_at(
+    at: At<'_>,
+    session_id: u64,
+    sequence: u64,
+    lowest_outstanding: u64,
+    description: &str,
+) -> Checked {
+    let fields =
+        [("session_id", session_id), ("sequence", sequence), ("lowest_outstanding", lowest_outstanding)];
+    match fields.into_iter().find(|(_, value)| *value != 0) {
+        Some((name, _)) => at.wrong(name, description),
+        None => Ok(()),
+    }
 }
 
 fn key_at(at: At<'_>, name: &str, key: &[u8]) -> Checked {
@@ -250,12 +302,14 @@ fn branch(name: &str, operations: &[TxnOperation], bytes: &mut usize) -> Checked
                 let at = format!("{name}[{number}].put.");
                 put_at(At(&at), put)?;
                 write_inside(At(&at), &mut written, &put.key, put.precondition.is_some())?;
+                no_stamp_at(At(&at), put.session_id, put.sequence, put.lowest_outstanding, INSIDE)?;
                 put.key.len() + put.value.len()
             }
             Some(txn_operation::Operation::Delete(delete)) => {
                 let at = format!("{name}[{number}].delete.");
                 delete_at(At(&at), delete)?;
                 write_inside(At(&at), &mut written, &delete.key, delete.precondition.is_some())?;
+                no_stamp_at(At(&at), delete.session_id, delete.sequence, delete.lowest_outstanding, INSIDE)?;
                 delete.key.len()
             }
             None => return TOP.wrong(&format!("{name}[{number}]"), "must be a get, a put or a delete"),
@@ -264,6 +318,9 @@ fn branch(name: &str, operations: &[TxnOperation], bytes: &mut usize) -> Checked
     }
     Ok(())
 }
+
+/// Why a write inside a transaction names no session.
+const INSIDE: &str = "the session is the transaction's";
 
 fn write_inside<'a>(
     at: At<'_>,

@@ -155,7 +155,7 @@ pub fn join(results: Vec<(usize, Result<Vec<Outcome>, Refusal>)>) -> Result<Vec<
             Ok(mut applied) => outcomes.append(&mut applied),
             Err(refused) if nothing_happened || alone => return Err(refused),
             Err(refused) => {
-                let own = Outcome { context: None, result: Some(outcome::Result::Refusal(refused)) };
+                let own = Outcome { result: Some(outcome::Result::Refusal(refused)), ..Outcome::default() };
                 outcomes.extend(std::iter::repeat_n(own, count));
             }
         }
@@ -174,7 +174,10 @@ mod tests {
 
     fn operation(key_bytes: usize) -> Operation {
         let key = vec![b'k'; key_bytes].into();
-        Operation { keyspace_id: 0, kind: Some(operation::Kind::Delete(Delete { key, ..Delete::default() })) }
+        Operation {
+            kind: Some(operation::Kind::Delete(Delete { key, ..Delete::default() })),
+            ..Operation::default()
+        }
     }
 
     proptest! {

@@ -49,6 +49,9 @@ pub trait ReadState: Send + Sync + 'static {
     /// Whether the group knows its slots: the first thing that a new data group is told.
     fn owns_slots(&self) -> bool;
 
+    /// Sessions of the shard, and outcomes that they keep.
+    fn sessions(&self) -> (usize, usize);
+
     /// Whether uploads to the shard are under way.
     fn has_uploads(&self) -> BoxFuture<'static, bool>;
 

@@ -56,6 +56,8 @@ pub fn stores_values(operation: &Operation) -> bool {
             | Kind::UploadAbort(_)
             | Kind::OwnSlots(_)
             | Kind::Tick(_)
+            | Kind::OpenSession(_)
+            | Kind::CloseSession(_)
             | Kind::Meta(_),
         )
         | None => false,
@@ -144,7 +146,7 @@ mod tests {
     }
 
     fn operation(kind: Kind) -> Operation {
-        Operation { keyspace_id: 0, kind: Some(kind) }
+        Operation { kind: Some(kind), ..Operation::default() }
     }
 
     fn txn(operation: txn_operation::Operation) -> Operation {

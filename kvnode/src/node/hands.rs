@@ -134,7 +134,7 @@ impl Hands for NodeHands {
 
 /// The operation that carries a command of the meta group.
 pub fn operation_of(command: MetaCommand) -> Operation {
-    Operation { keyspace_id: 0, kind: Some(operation::Kind::Meta(command)) }
+    Operation { kind: Some(operation::Kind::Meta(command)), ..Operation::default() }
 }
 
 /// The outcome of a single command.

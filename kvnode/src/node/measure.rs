@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{core::Core, readiness, tolerance::tolerance};
 use crate::{
     api::measure::ApiMetrics,
-    group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX},
+    group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX, replica::Replica},
     log::budget::QUEUE_BYTES,
     metrics::{
         GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels, StorageMetrics,
@@ -102,11 +102,25 @@ pub fn gauges(core: &Core) {
     member.transport.measure();
     let me = member.identity.node;
     let alive = |node| node == me || is_heard(member.transport.heard_from(node));
+    measure_sessions(core, &replicas);
     for replica in &replicas {
         // Only leaders know.
         let Ok(group) = replica.control.describe() else { continue };
         let shard = ShardLabels { shard: replica.shard.get() };
         metrics.raft.fault_tolerance.get_or_create(&shard).set(tolerance(&group, alive));
+    }
+}
+
+/// Each replica of a shard has the same sessions.
+fn measure_sessions(core: &Core, replicas: &[Replica]) {
+    let metrics = &core.metrics.storage.sessions;
+    metrics.open.clear();
+    metrics.outcomes.clear();
+    for replica in replicas.iter().filter(|replica| !replica.shard.is_meta()) {
+        let shard = ShardLabels { shard: replica.shard.get() };
+        let (open, outcomes) = replica.state.sessions();
+        metrics.open.get_or_create(&shard).set(open as u64);
+        metrics.outcomes.get_or_create(&shard).set(outcomes as u64);
     }
 }
 

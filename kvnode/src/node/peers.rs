@@ -179,7 +179,7 @@ mod tests {
         let large = refusal_of(node, CallError::NotSent(NotSent::TooLarge { bytes: 9_000, limit: 8_000 }));
         assert_eq!(large.kind(), Kind::InvalidArgument);
         assert!(large.message.contains("9000 B") && large.message.contains("8000 B"), "{}", large.message);
-        assert_eq!(after_write(&large, Target::At(node), 0), Next::Final);
+        assert_eq!(after_write(&large, Target::At(node), 0, true), Next::Final);
         let gone = refusal_of(node, CallError::NotSent(NotSent::Unreachable));
         assert_eq!(gone.kind(), Kind::NotApplied);
         let unknown = refusal_of(node, CallError::Deadline);

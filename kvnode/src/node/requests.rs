@@ -129,7 +129,7 @@ impl Requests {
             return Ok(());
         }
         let own = OwnSlots { shard_id: group.shard_id, slots: group.slots };
-        let operation = Operation { keyspace_id: 0, kind: Some(operation::Kind::OwnSlots(own)) };
+        let operation = Operation { kind: Some(operation::Kind::OwnSlots(own)), ..Operation::default() };
         let deadline = Instant::now() + CONTROL_TIMEOUT;
         let outcomes = self.router.write(replica.shard, vec![operation], deadline).await?;
         match outcomes.into_iter().next().and_then(|outcome| outcome.result) {

@@ -46,6 +46,10 @@ impl ReadState for ReplicaReader {
         Self::owns_slots(self)
     }
 
+    fn sessions(&self) -> (usize, usize) {
+        Self::sessions(self)
+    }
+
     fn has_uploads(&self) -> BoxFuture<'static, bool> {
         let this = self.clone();
         async move { Self::has_uploads(&this).await }.boxed()

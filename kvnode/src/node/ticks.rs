@@ -1,7 +1,7 @@
-//! Moves log time on where something waits for it: uploads that nobody goes on with.
+//! Moves log time on where something waits for it: uploads that nobody goes on with, sessions that nobody uses.
 //!
 //! Log time stands still while a group writes nothing. So each leader writes an entry now and then, which also sweeps
-//! what has expired; only while its group has uploads under way, so that an idle cluster writes nothing.
+//! what has expired; only while its group has uploads under way or sessions, so that an idle cluster writes nothing.
 
 use std::{sync::Arc, time::Duration};
 
@@ -33,10 +33,11 @@ fn leads(replica: &Replica) -> bool {
 }
 
 async fn tick(replica: &Replica) {
-    if !replica.state.has_uploads().await {
+    let (sessions, _) = replica.state.sessions();
+    if sessions == 0 && !replica.state.has_uploads().await {
         return;
     }
-    let operation = Operation { keyspace_id: 0, kind: Some(operation::Kind::Tick(Tick {})) };
+    let operation = Operation { kind: Some(operation::Kind::Tick(Tick {})), ..Operation::default() };
     if let Err(refused) = replica.write(vec![operation], Instant::now() + TICK_TIMEOUT).await {
         // The next one comes, here or at the next leader.
         tracing::debug!(shard = replica.shard.get(), reason = refused.reason, "a tick was refused");

@@ -52,6 +52,14 @@ pub const WRONG_SHARD: &str = "WRONG_SHARD";
 pub const LIMIT_REACHED: &str = "LIMIT_REACHED";
 /// Bytes of a node's disk failed their checksum.
 pub const DATA_LOSS: &str = "DATA_LOSS";
+/// The session was closed or has expired: whether a write in it was applied is not known any more, and it never will be.
+pub const SESSION_EXPIRED: &str = "SESSION_EXPIRED";
+/// The outcome of this sequence was acknowledged and forgotten. The write is not applied again.
+pub const SEQUENCE_ACKNOWLEDGED: &str = "SEQUENCE_ACKNOWLEDGED";
+/// A session, or all sessions of its shard, keep as many outcomes as they may: acknowledge first.
+pub const SESSION_WINDOW_FULL: &str = "SESSION_WINDOW_FULL";
+/// The shard has as many sessions as it may, all in use.
+pub const SESSIONS_FULL: &str = "SESSIONS_FULL";
 /// The state of the cluster forbids it.
 pub const FAILED_PRECONDITION: &str = "FAILED_PRECONDITION";
 /// What was asked for does not exist.

@@ -2,7 +2,8 @@
 //!
 //! Any node takes any request. A write goes to the shard's leader, here or over the peer stream; a read is served by
 //! this node's replica after ReadIndex, or by another node's. What surely did not happen is tried again until the
-//! deadline; what may have happened is the caller's to know. The decisions are in [`route`]; this is their shell.
+//! deadline, and so are writes in sessions; what else may have happened is the caller's to know. The decisions are in
+//! [`route`]; this is their shell.
 
 pub mod route;
 pub mod store;
@@ -16,7 +17,9 @@ use std::{
 use futures::future::BoxFuture;
 use kv_proto::{
     disk::v1::{MetaRecord, Operation},
-    peer::v1::{Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, WriteRequest, read_request},
+    peer::v1::{
+        Outcome, ReadRequest, ReadResponse, Refusal, ReplyContext, WriteRequest, read_request, refusal::Kind,
+    },
 };
 use kv_topology::{ClusterMap, NodeId, ShardId};
 use tokio::time::{Instant, sleep_until};
@@ -187,6 +190,9 @@ impl store::Store for Router {
         deadline: Instant,
     ) -> Result<Vec<Outcome>, Refusal> {
         let mut course = self.course(shard, deadline);
+        let repeatable = route::are_repeatable(&operations);
+        // An earlier attempt may have happened.
+        let mut in_doubt = false;
         loop {
             let replica = self.replicas.replica(shard);
             let target = self.target(&course, replica.as_ref(), &self.maps.map(), route::for_write);
@@ -209,15 +215,19 @@ impl store::Store for Router {
             });
             match result {
                 Ok(mut outcomes) => {
+                    if in_doubt {
+                        route::in_doubt_each(&mut outcomes);
+                    }
                     self.remember(shard, outcomes.first().and_then(|outcome| outcome.context.as_ref()));
                     outcomes.iter_mut().for_each(|outcome| self.in_epoch(outcome.context.as_mut()));
                     return Ok(outcomes);
                 }
                 Err(refused) => {
-                    let next = route::after_write(&refused, target, course.attempt);
+                    let next = route::after_write(&refused, target, course.attempt, repeatable);
                     if !self.again(&mut course, target, next).await {
-                        return Err(refused);
+                        return Err(if in_doubt { route::in_doubt(refused) } else { refused });
                     }
+                    in_doubt |= refused.kind() == Kind::OutcomeUnknown;
                 }
             }
         }

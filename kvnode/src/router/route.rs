@@ -2,8 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use kv_proto::peer::v1::{Outcome, Refusal, outcome, refusal::Kind};
+use kv_proto::{
+    disk::v1::Operation,
+    peer::v1::{Outcome, Refusal, outcome, refusal::Kind},
+};
 use kv_topology::{NodeId, map::ShardEntry};
+
+use crate::refusal;
 
 /// First wait before an attempt that has no better idea than the last one.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -202,10 +207,17 @@ pub fn refused_as_wrong_shard(outcomes: &[Outcome]) -> Option<&Refusal> {
     }
 }
 
-/// Decides about a refused write: again only when it surely did not happen.
-pub fn after_write(refused: &Refusal, tried: Target, attempt: u32) -> Next {
+/// Whether the operations may be sent again although they may have happened: each is in a session, which tells.
+pub fn are_repeatable(operations: &[Operation]) -> bool {
+    operations.iter().all(|operation| operation.session_id != 0)
+}
+
+/// Decides about a refused write: again only when it surely did not happen, or when it is `repeatable`, see
+/// [`are_repeatable`].
+pub fn after_write(refused: &Refusal, tried: Target, attempt: u32, repeatable: bool) -> Next {
     match refused.kind() {
         Kind::NotApplied => again(refused, tried, attempt),
+        Kind::OutcomeUnknown if repeatable => again(refused, tried, attempt),
         Kind::WrongShard => Next::RefreshMap,
         // The caller must slow down; trying again here would keep the queue full.
         Kind::ResourceExhausted
@@ -217,6 +229,36 @@ pub fn after_write(refused: &Refusal, tried: Target, attempt: u32) -> Next {
         | Kind::FailedPrecondition
         | Kind::NotFound
         | Kind::Internal => Next::Final,
+    }
+}
+
+/// What a refusal says of a write of which an earlier attempt is in doubt: that one may still have happened, whatever
+/// this one met.
+pub fn in_doubt(refused: Refusal) -> Refusal {
+    match refused.kind() {
+        Kind::NotApplied
+        | Kind::WrongShard
+        | Kind::ResourceExhausted
+        | Kind::DeadlineExceeded
+        | Kind::FailedPrecondition
+        | Kind::NotFound
+        | Kind::DataLoss => {
+            let Refusal { reason, message, .. } = refused;
+            refusal::outcome_unknown(format!(
+                "an earlier attempt is in doubt; the last one met {reason}: {message}"
+            ))
+        }
+        // A field that is wrong was wrong before.
+        Kind::InvalidArgument | Kind::OutcomeUnknown | Kind::Internal | Kind::Unspecified => refused,
+    }
+}
+
+/// The same for the refusals among outcomes.
+pub fn in_doubt_each(outcomes: &mut [Outcome]) {
+    for outcome in outcomes {
+        if let Some(outcome::Result::Refusal(refused)) = &mut outcome.result {
+            *refused = in_doubt(std::mem::take(refused));
+        }
     }
 }
 
@@ -267,7 +309,6 @@ mod tests {
     use kv_topology::{GroupId, ReplicaId, map::ReplicaPlacement};
 
     use super::*;
-    use crate::refusal;
 
     fn outcome_of(kind: Kind) -> Outcome {
         let refused = Refusal { kind: kind.into(), ..Refusal::default() };
@@ -451,18 +492,53 @@ mod tests {
     }
 
     #[test]
-    fn a_write_is_never_tried_again_when_it_may_have_happened() {
+    fn a_write_that_may_have_happened_is_tried_again_only_in_a_session() {
         let unknown = refusal::outcome_unknown("the leader changed");
-        assert_eq!(after_write(&unknown, Target::Here, 0), Next::Final);
+        assert_eq!(after_write(&unknown, Target::Here, 0, false), Next::Final);
+        assert!(matches!(after_write(&unknown, Target::Here, 0, true), Next::Again { .. }));
         assert!(matches!(after_read(&unknown, Target::Here, 0, false, true), Next::Again { .. }));
+        for kind in [Kind::InvalidArgument, Kind::FailedPrecondition, Kind::ResourceExhausted, Kind::Internal]
+        {
+            let refused = Refusal { kind: kind.into(), ..Refusal::default() };
+            assert_eq!(after_write(&refused, Target::Here, 0, true), Next::Final, "{kind:?}");
+        }
+        let (in_session, plain) = (Operation { session_id: 7, ..Operation::default() }, Operation::default());
+        assert!(are_repeatable(&[in_session.clone(), in_session.clone()]));
+        assert!(!are_repeatable(&[in_session, plain]));
+    }
+
+    #[test]
+    fn no_later_refusal_makes_an_earlier_doubt_go_away() {
+        for refused in [
+            refusal::not_leader(kv_topology::ShardId(1), None),
+            refusal::of(Kind::WrongShard, refusal::WRONG_SHARD, ""),
+            refusal::of(Kind::FailedPrecondition, refusal::SESSION_EXPIRED, ""),
+            refusal::exhausted(refusal::SESSION_WINDOW_FULL, "", 1),
+            refusal::deadline_exceeded(""),
+        ] {
+            let reason = refused.reason.clone();
+            let told = in_doubt(refused);
+            assert_eq!((told.kind(), told.reason.as_str()), (Kind::OutcomeUnknown, refusal::OUTCOME_UNKNOWN));
+            assert!(told.message.contains(&reason), "{}", told.message);
+        }
+        let mut outcomes = [outcome_of(Kind::FailedPrecondition), Outcome::default()];
+        in_doubt_each(&mut outcomes);
+        let kind = outcomes[0].result.as_ref().map(|result| match result {
+            outcome::Result::Refusal(refused) => refused.kind(),
+            _ => Kind::Unspecified,
+        });
+        assert_eq!((kind, &outcomes[1]), (Some(Kind::OutcomeUnknown), &Outcome::default()));
     }
 
     #[test]
     fn a_new_leader_is_tried_at_once_and_silence_is_given_time() {
         let moved = refusal::not_leader(kv_topology::ShardId(1), Some(NodeId(2)));
-        let next = after_write(&moved, Target::Here, 0);
+        let next = after_write(&moved, Target::Here, 0, false);
         assert_eq!(next, Next::Again { pause: Duration::ZERO, hint: Some(NodeId(2)) });
         let nobody = refusal::not_leader(kv_topology::ShardId(1), None);
-        assert_eq!(after_write(&nobody, Target::Here, 9), Next::Again { pause: PAUSE_MAX, hint: None });
+        assert_eq!(
+            after_write(&nobody, Target::Here, 9, false),
+            Next::Again { pause: PAUSE_MAX, hint: None }
+        );
     }
 }

@@ -173,8 +173,7 @@ impl StateHub {
         head_bytes: usize,
     ) -> Result<Self, StateError> {
         let flushes = Arc::new(FlushCoordinator::measured(policy, hooks.metrics.flush_seconds.clone()));
-        let (worker, jobs) =
-            ApplyWorker::new(engine.clone(), flushes.clone(), hooks.metrics.apply_seconds.clone());
+        let (worker, jobs) = ApplyWorker::new(engine.clone(), flushes.clone(), &hooks.metrics);
         let reads = ReadPool::start(&workers)?;
         let shared = Arc::new(Shared {
             engine,
@@ -493,6 +492,11 @@ impl ReplicaReader {
     /// Whether the group was told its slots.
     pub fn owns_slots(&self) -> bool {
         self.replica.progress.owns_slots()
+    }
+
+    /// Sessions of the shard, and outcomes that they keep.
+    pub fn sessions(&self) -> (usize, usize) {
+        self.replica.progress.sessions()
     }
 
     /// Waits until the shard's data have reached `revision` here. For ever, if they never do: give it a deadline.

@@ -7,6 +7,7 @@
 //! r · g · 0 · GROUP                          GroupRecord: revision, log time, slots
 //! r · g · 0 · META                           MetaRecord, in the meta group only
 //! r · g · 0 · UPLOAD  · upload id 16 B       UploadRecord
+//! r · g · 0 · SESSION · session id 8 B · block 8 B   SessionRecord
 //! r · g · k · KEY     · the key's bytes      KeyRecord
 //! r · g · k · CHUNK   · upload id 16 B · number 4 B   ChunkRecord
 //! ```
@@ -49,6 +50,8 @@ pub enum Kind {
     Meta = 0x11,
     /// An upload that goes on.
     Upload = 0x20,
+    /// A block of a session.
+    Session = 0x28,
     /// A key of a client.
     Key = 0x30,
     /// A piece of an uploaded value.
@@ -62,6 +65,7 @@ impl Kind {
             0x10 => Self::Group,
             0x11 => Self::Meta,
             0x20 => Self::Upload,
+            0x28 => Self::Session,
             0x30 => Self::Key,
             0x40 => Self::Chunk,
             _ => return None,
@@ -112,6 +116,18 @@ impl Scope {
         self.kind(OF_THE_GROUP, Kind::Upload)
     }
 
+    /// A block of a session.
+    pub fn session(self, session_id: u64, block: u64) -> Vec<u8> {
+        let mut name = self.name(OF_THE_GROUP, Kind::Session, &session_id.to_be_bytes());
+        name.extend_from_slice(&block.to_be_bytes());
+        name
+    }
+
+    /// All sessions, in the order of their ids and blocks.
+    pub fn sessions(self) -> Span {
+        self.kind(OF_THE_GROUP, Kind::Session)
+    }
+
     /// A key of a client.
     pub fn key(self, keyspace: KeyspaceId, key: &[u8]) -> Vec<u8> {
         self.name(keyspace, Kind::Key, key)
@@ -150,7 +166,7 @@ impl Scope {
     }
 
     fn name(self, keyspace: KeyspaceId, kind: Kind, key: &[u8]) -> Vec<u8> {
-        let mut name = Vec::with_capacity(PREFIX_BYTES + key.len() + 4);
+        let mut name = Vec::with_capacity(PREFIX_BYTES + key.len() + 8);
         name.extend_from_slice(&self.replica.0.to_be_bytes());
         name.extend_from_slice(&self.generation.0.to_be_bytes());
         name.extend_from_slice(&keyspace.0.to_be_bytes());
@@ -230,11 +246,18 @@ impl<'a> Name<'a> {
         })
     }
 
+    /// Session and block of a session's record.
+    pub fn session_block(&self) -> Option<(u64, u64)> {
+        let (id, block) = self.key.split_first_chunk::<8>()?;
+        let block = <[u8; 8]>::try_from(block).ok()?;
+        (self.kind == Kind::Session).then(|| (u64::from_be_bytes(*id), u64::from_be_bytes(block)))
+    }
+
     /// The upload that an upload record or a chunk belongs to.
     pub fn upload_id(&self) -> Option<UploadId> {
         match self.kind {
             Kind::Upload | Kind::Chunk => self.key.first_chunk().copied(),
-            Kind::Replica | Kind::Group | Kind::Meta | Kind::Key => None,
+            Kind::Replica | Kind::Group | Kind::Meta | Kind::Session | Kind::Key => None,
         }
     }
 }
@@ -260,6 +283,13 @@ mod tests {
             (
                 scope.upload(&upload),
                 "0000000000000102000000000000000300000000".to_owned() + "20" + &"ab".repeat(16),
+            ),
+            (
+                scope.session(0x0001_0000_0000_0002, 3),
+                "0000000000000102000000000000000300000000".to_owned()
+                    + "28"
+                    + "0001000000000002"
+                    + "0000000000000003",
             ),
             (scope.key(KeyspaceId(7), b"k"), "0000000000000102000000000000000300000007".to_owned() + "306b"),
             (

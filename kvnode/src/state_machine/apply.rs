@@ -6,14 +6,21 @@
 
 use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{GroupRecord, KeyRecord, MetaCommand, MetaRecord, Operation, key_record, operation},
-    peer::v1::{Outcome, Refusal, ReplyContext, outcome},
+    disk::v1::{
+        GroupRecord, KeyRecord, MetaCommand, MetaRecord, OpenSession, Operation, key_record, operation,
+    },
+    peer::v1::{self as peer, Outcome, Refusal, ReplyContext, SessionOutcome, outcome},
 };
 use kv_topology::{KeyspaceId, ShardId};
 use prost::Message;
 
 use super::{
-    delete, heads::Heads, overlay::Overlay, put, range, refusal, slots, txn, upload, validate, value,
+    delete,
+    heads::Heads,
+    overlay::Overlay,
+    put, range, refusal, replay,
+    sessions::{Sessions, Stamp, Verdict},
+    slots, txn, upload, validate, value,
 };
 use crate::{
     meta::machine,
@@ -82,6 +89,8 @@ pub(crate) struct Step<'a, 'v> {
     pub(crate) scope: Scope,
     /// Revision, log time and slots.
     pub(crate) group: &'a mut GroupRecord,
+    /// Which writes were applied already.
+    pub(crate) sessions: &'a mut Sessions,
     /// The meta group's state.
     pub(crate) meta: Option<&'a mut MetaRecord>,
     /// The batch under construction.
@@ -175,34 +184,63 @@ pub(crate) fn apply(
     index: u64,
     term: u64,
 ) -> Result<Outcome, ApplyError> {
-    let result = match dispatch(step, operation, index) {
-        Ok(result) => result,
-        Err(Rejection::Refused(refusal)) => outcome::Result::Refusal(*refusal),
+    let Done { result, revision, replayed } = match once(step, operation, index) {
+        Ok(done) => done,
+        Err(Rejection::Refused(refusal)) => Done::now(step, outcome::Result::Refusal(*refusal)),
         Err(Rejection::Stop(error)) => return Err(error),
     };
-    let context = ReplyContext {
-        shard_id: step.group.shard_id,
-        revision: step.group.revision,
-        term,
-        ..ReplyContext::default()
-    };
-    Ok(Outcome { context: Some(context), result: Some(result) })
+    let context = ReplyContext { shard_id: step.group.shard_id, revision, term, ..ReplyContext::default() };
+    Ok(Outcome { context: Some(context), result: Some(result), replayed })
 }
 
-fn dispatch(
-    step: &mut Step<'_, '_>,
-    operation: &Operation,
-    index: u64,
-) -> Result<outcome::Result, Rejection> {
-    let keyspace = KeyspaceId(operation.keyspace_id);
+/// What an operation came to.
+struct Done {
+    result: outcome::Result,
+    /// Of the shard, then.
+    revision: u64,
+    /// It came to that earlier.
+    replayed: bool,
+}
+
+impl Done {
+    fn now(step: &Step<'_, '_>, result: outcome::Result) -> Self {
+        Self { result, revision: step.group.revision, replayed: false }
+    }
+}
+
+/// Applies an operation, unless its session knows what it came to.
+fn once(step: &mut Step<'_, '_>, operation: &Operation, index: u64) -> Result<Done, Rejection> {
     let Some(kind) = &operation.kind else {
         return Err(Rejection::Stop(ApplyError::UnknownOperation { index }));
     };
+    validate::check_stamp(operation, kind)?;
     validate::check_shape(kind)?;
     if let Some(what) = validate::damaged(kind) {
         // Checked before it was proposed: this copy of the entry differs from the others'.
         return Err(StateError::damage(step.scope.replica, format!("{what} in entry {index}")).into());
     }
+    let keyspace = KeyspaceId(operation.keyspace_id);
+    let Some(stamp) = Stamp::of(operation) else {
+        let result = dispatch(step, keyspace, kind)?;
+        return Ok(Done::now(step, result));
+    };
+    let now_ms = step.group.log_time_ms;
+    if let Verdict::Replay(stored) = step.sessions.judge(&stamp, now_ms)? {
+        let result = replay::result(kind, &stored)?;
+        return Ok(Done { result, revision: stored.revision, replayed: true });
+    }
+    // A refusal is not kept: nothing happened.
+    let result = dispatch(step, keyspace, kind)?;
+    let (branch, version) = replay::kept(&result);
+    step.sessions.keep(&stamp, now_ms, step.group.revision, branch, version);
+    Ok(Done::now(step, result))
+}
+
+fn dispatch(
+    step: &mut Step<'_, '_>,
+    keyspace: KeyspaceId,
+    kind: &operation::Kind,
+) -> Result<outcome::Result, Rejection> {
     match kind {
         operation::Kind::Put(put) => put::put(step, keyspace, put).map(outcome::Result::Put),
         operation::Kind::Delete(delete) => {
@@ -225,9 +263,27 @@ fn dispatch(
             upload::abort(step, keyspace, abort).map(outcome::Result::Upload)
         }
         operation::Kind::OwnSlots(own) => slots::own(step, own),
-        operation::Kind::Tick(_) => upload::sweep(step),
+        operation::Kind::Tick(_) => {
+            step.sessions.sweep(step.group.log_time_ms);
+            upload::sweep(step)
+        }
+        operation::Kind::OpenSession(open) => open_session(step, open),
+        operation::Kind::CloseSession(close) => {
+            step.sessions.close(close.session_id)?;
+            Ok(outcome::Result::Done(peer::Done {}))
+        }
         operation::Kind::Meta(command) => meta(step, command),
     }
+}
+
+/// Writes of clients go to data groups only.
+fn open_session(step: &mut Step<'_, '_>, open: &OpenSession) -> Result<outcome::Result, Rejection> {
+    if step.meta.is_some() {
+        return Err(refusal::invalid("shard_id", "the meta group has no sessions").into());
+    }
+    let OpenSession { ttl_ms } = *open;
+    let session_id = step.sessions.open(step.group, ttl_ms)?;
+    Ok(outcome::Result::Session(SessionOutcome { session_id, ttl_ms }))
 }
 
 /// A command changes the record or is refused; a refused one may leave nothing behind, whatever its code does.
@@ -241,7 +297,7 @@ fn meta(step: &mut Step<'_, '_>, command: &MetaCommand) -> Result<outcome::Resul
 
 /// The group's record before its first entry: an empty shard is at revision 1.
 pub(crate) fn first_group(shard: ShardId) -> GroupRecord {
-    GroupRecord { shard_id: shard.0, revision: 1, log_time_ms: 0, slots: Vec::new() }
+    GroupRecord { shard_id: shard.0, revision: 1, ..GroupRecord::default() }
 }
 
 /// A key as clients see it, without its value.

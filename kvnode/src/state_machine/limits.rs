@@ -18,6 +18,22 @@ pub const DELETE_RANGE_KEYS_MAX: u32 = 1_000;
 pub const UPLOAD_IDLE_MS: u64 = 10 * 60 * 1_000;
 /// Most uploads that one Tick sweeps.
 pub const SWEPT_UPLOADS_MAX: usize = 64;
+/// Most outcomes that a session keeps: sequences from its lowest outstanding one on.
+pub const SESSION_OUTCOMES_MAX: u32 = 4_096;
+/// Most outcomes that all sessions of a shard keep together.
+pub const SHARD_OUTCOMES_MAX: usize = 65_536;
+/// Most sessions of a shard.
+pub const SHARD_SESSIONS_MAX: usize = 4_096;
+/// At the cap of sessions, one that was not used for so long and keeps nothing gives way; ms of log time.
+pub const SESSION_IDLE_MS: u64 = 10_000;
+/// Shortest time to live of a session, ms of log time.
+pub const SESSION_TTL_MIN_MS: u32 = 1_000;
+/// Longest time to live of a session: a day; ms of log time.
+pub const SESSION_TTL_MAX_MS: u32 = 24 * 60 * 60 * 1_000;
+/// Time to live of a session that names none: ten minutes; ms of log time.
+pub const SESSION_TTL_DEFAULT_MS: u32 = 10 * 60 * 1_000;
+/// Most sessions that one Tick sweeps.
+pub const SWEPT_SESSIONS_MAX: usize = 1_024;
 /// Most bytes of values in the answer to one read. Replies are at most 4 MiB with all else in them.
 pub const READ_BYTES_MAX: usize = 3 << 20;
 /// Most bytes of a page of a scan, whatever is asked for: a page is merged with those of other shards.

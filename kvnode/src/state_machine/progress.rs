@@ -9,7 +9,7 @@ use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool, AtomicU64,
+            AtomicBool, AtomicU64, AtomicUsize,
             Ordering::{Acquire, Release},
         },
     },
@@ -27,6 +27,8 @@ pub struct Progress {
     revision: Watermark,
     log_time_ms: AtomicU64,
     owns_slots: AtomicBool,
+    sessions: AtomicUsize,
+    session_outcomes: AtomicUsize,
 }
 
 impl Progress {
@@ -37,13 +39,15 @@ impl Progress {
             revision: Watermark::new(None),
             log_time_ms: AtomicU64::new(0),
             owns_slots: AtomicBool::new(false),
+            sessions: AtomicUsize::new(0),
+            session_outcomes: AtomicUsize::new(0),
         }
     }
 
     /// Starts where `replica` is.
     pub fn of(replica: &Replica) -> Self {
         let progress = Self::new(replica.record().applied.as_ref().map(|id| id.index));
-        progress.tell(replica.group());
+        progress.tell_all(replica);
         progress
     }
 
@@ -65,6 +69,18 @@ impl Progress {
     /// Whether the group was told its slots.
     pub fn owns_slots(&self) -> bool {
         self.owns_slots.load(Acquire)
+    }
+
+    /// Sessions of the shard, and outcomes that they keep.
+    pub fn sessions(&self) -> (usize, usize) {
+        (self.sessions.load(Acquire), self.session_outcomes.load(Acquire))
+    }
+
+    /// What `replica` has can be read; as [`Self::tell`].
+    pub fn tell_all(&self, replica: &Replica) {
+        self.sessions.store(replica.sessions().open_now(), Release);
+        self.session_outcomes.store(replica.sessions().kept(), Release);
+        self.tell(replica.group());
     }
 
     /// This record can be read. Before [`Self::advance`]: who waits for an index finds what belongs to it.

@@ -190,9 +190,8 @@ impl<D: Durability> StateMachine<D> {
         let loaded = loaded.inspect_err(|error| self.shared.hooks.tell(error))?;
         self.remember(loaded.record().membership.iter().cloned().collect());
         let (meta, applied) = (loaded.meta().cloned(), loaded.record().applied);
-        let group = loaded.group().clone();
+        self.replica.progress.tell_all(&loaded);
         *self.replica.lock() = loaded;
-        self.replica.progress.tell(&group);
         if let (Some(observer), Some(meta)) = (&self.observer, meta) {
             observer(meta);
         }

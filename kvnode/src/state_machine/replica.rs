@@ -21,6 +21,8 @@ use super::{
     apply::{self, ApplyError, Step},
     heads::{HeadBudget, Heads},
     overlay::Overlay,
+    session_store,
+    sessions::{Sessions, Tally},
     value,
 };
 use crate::state::{
@@ -65,6 +67,7 @@ pub struct Replica {
     shard: ShardId,
     record: ReplicaRecord,
     group: GroupRecord,
+    sessions: Sessions,
     /// In the meta group only.
     meta: Option<Arc<MetaRecord>>,
     /// Meta changed since [`Self::commit`].
@@ -127,11 +130,13 @@ impl Replica {
         } else {
             None
         };
+        let sessions = session_store::load(view, scope, shard)?;
         Ok(Self {
             id,
             shard,
             record,
             group,
+            sessions,
             meta,
             meta_changed: false,
             heads: Heads::default(),
@@ -168,6 +173,16 @@ impl Replica {
     /// Revision, log time and slots.
     pub fn group(&self) -> &GroupRecord {
         &self.group
+    }
+
+    /// Which writes were applied already.
+    pub fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
+    /// What happened to sessions since it was taken last.
+    pub fn take_session_tally(&mut self) -> Tally {
+        self.sessions.take_tally()
     }
 
     /// The meta group's state; `None` in a data group.
@@ -241,6 +256,7 @@ impl Replica {
         let mut step = Step {
             scope: self.scope(),
             group: &mut self.group,
+            sessions: &mut self.sessions,
             meta: meta.as_mut(),
             overlay,
             heads: &mut self.heads,
@@ -259,8 +275,9 @@ impl Replica {
     }
 
     /// Puts the records into the batch, so that they are written with the data that they describe.
-    pub fn seal(&self, overlay: &mut Overlay<'_>) {
+    pub fn seal(&mut self, overlay: &mut Overlay<'_>) {
         let scope = self.scope();
+        session_store::seal(&mut self.sessions, scope, overlay);
         overlay.put(scope.group(), self.group.encode_to_vec());
         if let Some(meta) = self.meta.as_ref().filter(|_| self.meta_changed) {
             overlay.put(scope.meta(), meta.encode_to_vec());

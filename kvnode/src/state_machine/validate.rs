@@ -10,7 +10,7 @@ use kv_proto::{
 };
 
 use super::{
-    limits::{CHUNK_BYTES, KEY_BYTES_MAX, VALUE_BYTES_MAX},
+    limits::{CHUNK_BYTES, KEY_BYTES_MAX, SESSION_TTL_MAX_MS, SESSION_TTL_MIN_MS, VALUE_BYTES_MAX},
     precondition, refusal, slots, txn,
 };
 use crate::state::keys::UPLOAD_ID_BYTES;
@@ -23,11 +23,37 @@ pub fn validate(operation: &Operation) -> Result<(), Refusal> {
     let Some(kind) = &operation.kind else {
         return Err(refusal::invalid("kind", "is not known"));
     };
+    check_stamp(operation, kind)?;
     check_shape(kind)?;
     match damaged(kind) {
         Some(what) => Err(refusal::invalid("value", what)),
         None => Ok(()),
     }
+}
+
+/// Checks which write of which session it is: all of that or nothing, and only of writes that a session can keep.
+///
+/// # Errors
+/// The refusal, which names the field.
+pub(crate) fn check_stamp(operation: &Operation, kind: &Kind) -> Result<(), Refusal> {
+    let Operation { session_id, sequence, lowest_outstanding, .. } = *operation;
+    if session_id == 0 {
+        return match (sequence, lowest_outstanding) {
+            (0, 0) => Ok(()),
+            (0, _) => Err(refusal::invalid("lowest_outstanding", "only together with session_id")),
+            (_, _) => Err(refusal::invalid("sequence", "only together with session_id")),
+        };
+    }
+    if !matches!(kind, Kind::Put(_) | Kind::Delete(_) | Kind::Txn(_)) {
+        return Err(refusal::invalid("session_id", "not for operations of this kind"));
+    }
+    if sequence == 0 {
+        return Err(refusal::invalid("sequence", "begins with 1"));
+    }
+    if lowest_outstanding == 0 || lowest_outstanding > sequence {
+        return Err(refusal::invalid("lowest_outstanding", "has 1 to the sequence"));
+    }
+    Ok(())
 }
 
 /// Checks all but checksums.
@@ -70,7 +96,14 @@ pub(crate) fn check_shape(kind: &Kind) -> Result<(), Refusal> {
         }
         Kind::UploadAbort(abort) => check_upload(&abort.key, &abort.upload_id),
         Kind::OwnSlots(own) => slots::check_shape(own),
-        Kind::Tick(_) | Kind::Meta(_) => Ok(()),
+        Kind::OpenSession(open) => {
+            if !(SESSION_TTL_MIN_MS..=SESSION_TTL_MAX_MS).contains(&open.ttl_ms) {
+                let message = format!("has {SESSION_TTL_MIN_MS} to {SESSION_TTL_MAX_MS}");
+                return Err(refusal::invalid("ttl_ms", message));
+            }
+            Ok(())
+        }
+        Kind::Tick(_) | Kind::CloseSession(_) | Kind::Meta(_) => Ok(()),
     }
 }
 
@@ -99,6 +132,8 @@ pub(crate) fn damaged(kind: &Kind) -> Option<&'static str> {
         | Kind::UploadAbort(_)
         | Kind::OwnSlots(_)
         | Kind::Tick(_)
+        | Kind::OpenSession(_)
+        | Kind::CloseSession(_)
         | Kind::Meta(_) => None,
     }
 }

@@ -28,8 +28,10 @@ use super::{
     overlay::Overlay,
     progress::Progress,
     replica::{ReadyEntry, Replica},
+    sessions::Tally,
 };
 use crate::{
+    metrics::{SessionMetrics, StorageMetrics},
     runtime::Handover,
     state::{Batch, StateEngine, StateError, flush::FlushCoordinator},
 };
@@ -72,6 +74,8 @@ struct Applied {
     answers: Vec<(Answer, Vec<Outcome>)>,
     observer: Option<MetaObserver>,
     progress: Arc<Progress>,
+    /// Of the entries that somebody here waits for: each is counted at one node.
+    sessions: Tally,
     done: oneshot::Sender<Result<(), ApplyError>>,
 }
 
@@ -107,12 +111,16 @@ fn write(engine: &dyn StateEngine, jobs: Vec<Job>) -> Result<(Vec<Applied>, u64)
 fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Applied, Option<StateError>> {
     let Job { replica, entries, observer, progress, done, id: _ } = job;
     let mut overlay = Overlay::new(engine);
-    let mut answers = Vec::new();
+    let (mut answers, mut sessions) = (Vec::new(), Tally::default());
     let result = {
         let mut replica = replica.lock().unwrap_or_else(PoisonError::into_inner);
         let applied: Result<(), ApplyError> = entries.into_iter().try_for_each(|(entry, answer)| {
             let outcomes = replica.apply_entry(&mut overlay, &entry)?;
-            answers.extend(answer.map(|answer| (answer, outcomes)));
+            let tally = replica.take_session_tally();
+            if let Some(answer) = answer {
+                sessions.add(tally);
+                answers.push((answer, outcomes));
+            }
             Ok(())
         });
         if applied.is_ok() {
@@ -123,7 +131,7 @@ fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Ap
     match result {
         Ok(()) => {
             batch.changes.append(&mut overlay.into_batch().changes);
-            Ok(Applied { replica, answers, observer, progress, done })
+            Ok(Applied { replica, answers, observer, progress, sessions, done })
         }
         Err(ApplyError::State(error)) if error.ends_node() => Err(Some(error)),
         Err(error) => {
@@ -137,7 +145,7 @@ fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Ap
 fn finish(job: Applied) {
     let (changed, applied) = {
         let mut replica = job.replica.lock().unwrap_or_else(PoisonError::into_inner);
-        job.progress.tell(replica.group());
+        job.progress.tell_all(&replica);
         (replica.commit(), replica.applied_index())
     };
     // First: who waits for the index finds the record told.
@@ -160,18 +168,19 @@ pub struct ApplyWorker {
     /// Taken from the queue, and for the next round.
     kept: Option<Job>,
     seconds: Histogram,
+    sessions: SessionMetrics,
 }
 
 impl ApplyWorker {
     /// A worker, and where jobs are handed in. It ends when the last sender is dropped.
-    /// `seconds` times its rounds.
     pub fn new(
         engine: Arc<dyn StateEngine>,
         flushes: Arc<FlushCoordinator>,
-        seconds: Histogram,
+        metrics: &StorageMetrics,
     ) -> (Self, mpsc::Sender<Job>) {
         let (sender, jobs) = mpsc::channel(JOBS_MAX);
-        (Self { engine, flushes, jobs, kept: None, seconds }, sender)
+        let (seconds, sessions) = (metrics.apply_seconds.clone(), metrics.sessions.clone());
+        (Self { engine, flushes, jobs, kept: None, seconds, sessions }, sender)
     }
 
     /// The life of the apply thread, which hands the answering over. A panic ends the process.
@@ -218,6 +227,7 @@ impl ApplyWorker {
         let (applied, written) = write(self.engine.as_ref(), round)?;
         // Before anybody is told: who asks for a flush then must not hear that there is nothing to flush.
         self.flushes.count_applied(written);
+        applied.iter().for_each(|job| self.sessions.count(&job.sessions));
         handover.run(move || applied.into_iter().for_each(finish));
         self.seconds.observe(began.elapsed().as_secs_f64());
         Ok(())

@@ -7,25 +7,28 @@ use std::{
     collections::{BTreeMap, VecDeque},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{self as disk, ChunkRecord, MetaRecord, Operation, operation},
+    disk::v1::{self as disk, ChunkRecord, GroupRecord, MetaRecord, Operation, operation},
     kv::v1::{Blob, Compare, KeyValue, Precondition, compare, key_value, precondition},
     peer::v1::{
         BlobChunks, DeleteOutcome, DeleteRangeOutcome, Done, GetOutcome, GotKeys, Outcome, PutOutcome,
-        ReadRequest, ReadResponse, Refusal, ReplyContext, ScanPage, ScannedPage, TxnOutcome, TxnResult,
-        UploadOutcome, outcome, read_request, read_response, refusal::Kind, txn_result,
+        ReadRequest, ReadResponse, Refusal, ReplyContext, ScanPage, ScannedPage, SessionOutcome, TxnOutcome,
+        TxnResult, UploadOutcome, outcome, read_request, read_response, refusal::Kind, txn_result,
     },
 };
 use kv_topology::{
     ClusterMap, GroupId, NodeId, SLOT_COUNT, ShardId, SlotRange,
     map::{NodeEntry, NodeState, ShardEntry},
 };
-use kvnode::router::store::Store;
+use kvnode::{
+    router::store::Store,
+    state_machine::sessions::{Sessions, Stamp, Verdict},
+};
 use tokio::time::Instant;
 
 /// The node that answers everything.
@@ -83,6 +86,9 @@ struct Shard {
     keys: BTreeMap<Vec<u8>, Record>,
     uploads: BTreeMap<Bytes, Upload>,
     blobs: BTreeMap<Bytes, Vec<ChunkRecord>>,
+    /// The real ones, and the record that numbers them.
+    sessions: Option<Sessions>,
+    group: GroupRecord,
 }
 
 type Matches = Box<dyn Fn(&Asked<'_>) -> bool + Send>;
@@ -110,6 +116,8 @@ pub struct FakeStore {
     pub refuses_pins: AtomicBool,
     /// Chunks that the store has taken.
     pub chunks_taken: AtomicUsize,
+    /// What sessions expire in.
+    pub log_time_ms: AtomicU64,
     /// Reads that were asked for.
     pub reads: AtomicUsize,
     /// The deadlines of all requests.
@@ -172,6 +180,7 @@ impl FakeStore {
             pins: Mutex::default(),
             refuses_pins: AtomicBool::new(false),
             chunks_taken: AtomicUsize::new(0),
+            log_time_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
             deadlines: Mutex::default(),
         })
@@ -260,12 +269,17 @@ impl Store for FakeStore {
         let mut shards = lock(&self.shards);
         let state = shards.get_mut(&shard.get()).ok_or_else(|| refusal(Kind::WrongShard, "WRONG_SHARD"))?;
         let mut outcomes = Vec::new();
+        state.group.log_time_ms = self.log_time_ms.load(Ordering::Relaxed);
         for operation in operations {
             if matches!(operation.kind, Some(operation::Kind::UploadChunk(_))) {
                 self.chunks_taken.fetch_add(1, Ordering::Relaxed);
             }
-            let result = state.apply(operation).unwrap_or_else(outcome::Result::Refusal);
-            outcomes.push(Outcome { context: self.context(shard, state.revision), result: Some(result) });
+            let (result, replay) = state.once(shard, operation);
+            outcomes.push(Outcome {
+                context: self.context(shard, replay.unwrap_or(state.revision)),
+                result: Some(result),
+                replayed: replay.is_some(),
+            });
         }
         Ok(outcomes)
     }
@@ -320,8 +334,63 @@ impl Store for FakeStore {
 }
 
 impl Shard {
+    /// Applies an operation, unless its session knows what it came to; with the revision of then.
+    fn once(&mut self, shard: ShardId, operation: Operation) -> (outcome::Result, Option<u64>) {
+        let now_ms = self.group.log_time_ms;
+        let sessions = self.sessions.get_or_insert_with(|| Sessions::new(shard));
+        let Some(stamp) = Stamp::of(&operation) else {
+            return (self.apply(operation).unwrap_or_else(outcome::Result::Refusal), None);
+        };
+        match sessions.judge(&stamp, now_ms) {
+            Err(refused) => (outcome::Result::Refusal(refused), None),
+            Ok(Verdict::Replay(stored)) => {
+                let result = match operation.kind {
+                    Some(operation::Kind::Put(_)) => outcome::Result::Put(PutOutcome {
+                        applied: stored.branch,
+                        previous: None,
+                        mod_revision: stored.revision,
+                        version: stored.version,
+                    }),
+                    Some(operation::Kind::Delete(_)) => {
+                        outcome::Result::Delete(DeleteOutcome { applied: stored.branch, previous: None })
+                    }
+                    Some(operation::Kind::Txn(_)) => {
+                        outcome::Result::Txn(TxnOutcome { succeeded: stored.branch, results: Vec::new() })
+                    }
+                    other => panic!("in a session: {other:?}"),
+                };
+                (result, Some(stored.revision))
+            }
+            Ok(Verdict::Apply) => {
+                let result = self.apply(operation).unwrap_or_else(outcome::Result::Refusal);
+                let (branch, version) = match &result {
+                    outcome::Result::Put(put) => (put.applied, put.version),
+                    outcome::Result::Delete(delete) => (delete.applied, 0),
+                    outcome::Result::Txn(txn) => (txn.succeeded, 0),
+                    _ => return (result, None),
+                };
+                let revision = self.revision;
+                if let Some(sessions) = &mut self.sessions {
+                    sessions.keep(&stamp, now_ms, revision, branch, version);
+                }
+                (result, None)
+            }
+        }
+    }
+
+    fn open_session(&mut self, ttl_ms: u32) -> Result<outcome::Result, Refusal> {
+        let sessions = self.sessions.as_mut().expect("there before an operation");
+        let session_id = sessions.open(&mut self.group, ttl_ms)?;
+        Ok(outcome::Result::Session(SessionOutcome { session_id, ttl_ms }))
+    }
+
     fn apply(&mut self, operation: Operation) -> Result<outcome::Result, Refusal> {
         match operation.kind.ok_or_else(|| refusal(Kind::Internal, ""))? {
+            operation::Kind::OpenSession(open) => self.open_session(open.ttl_ms),
+            operation::Kind::CloseSession(close) => {
+                self.sessions.as_mut().expect("there before an operation").close(close.session_id)?;
+                Ok(outcome::Result::Done(Done {}))
+            }
             operation::Kind::Put(put) => {
                 assert_eq!(put.value_crc32c, crc32c::crc32c(&put.value), "checksum at the ingress");
                 let at = self.next_revision(self.holds(&put.key, put.precondition.as_ref()));

@@ -4,6 +4,7 @@ mod fake;
 mod hostile;
 mod raw;
 mod server;
+mod sessions;
 mod support;
 mod transfers;
 mod values;

@@ -181,6 +181,7 @@ async fn a_transaction_of_one_shard_runs_and_of_several_names_them_and_a_tag() {
         compare: vec![compare(compare::Target::Present(false))],
         then: vec![txn_put("{t}a", "1"), txn_put("{t}b", "2")],
         r#else: vec![TxnOperation { operation: Some(txn_operation::Operation::Get(get("{t}a"))) }],
+        ..TxnRequest::default()
     };
     let first = client.txn(request.clone()).await.expect("a reply").into_inner();
     assert!(first.succeeded && first.results.len() == 2);

@@ -23,7 +23,10 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use crate::world::{SHARD, World};
+use crate::{
+    counters::{LONG_TTL_MS, open},
+    world::{SHARD, World},
+};
 
 /// Keys that are put and read. Few, so that clients meet.
 pub const KEYS: [&str; 4] = ["a", "b", "c", "d"];
@@ -52,7 +55,7 @@ impl Book {
 }
 
 /// What became of a request.
-enum Answer<T> {
+pub enum Answer<T> {
     Heard(T),
     Refused(Refusal),
     /// The node died, or time was up.
@@ -69,8 +72,12 @@ impl Client {
     /// Asks for ever.
     pub async fn run(self) {
         let (mut written, mut seen) = (0, Revision::ABSENT);
+        let mut session = None;
         loop {
             sleep(self.world.dice.millis(20, 200)).await;
+            if session.is_none() && self.id.is_multiple_of(2) {
+                session = open(&self.world, LONG_TTL_MS).await;
+            }
             let node = self.world.any_node();
             let key = self.world.dice.below(KEYS.len() as u64);
             written += 1;
@@ -82,14 +89,22 @@ impl Client {
                 _ => Call::Put { value },
             };
             let key = KEYS[usize::try_from(key).unwrap()];
-            if let Some(revision) = self.ask(node, key, call).await {
+            let stamp = session.filter(|_| !matches!(call, Call::Cas { .. })).map(|id| (id, written));
+            if let Some(revision) = self.ask(node, key, call, stamp).await {
                 seen = revision;
             }
         }
     }
 
     /// Asks, writes down, and returns the revision that the contested key was seen at.
-    async fn ask(&self, node: NodeId, key: &'static str, call: Call) -> Option<Revision> {
+    /// `stamp`: session and sequence of a write. The router then sends it again itself, when its fate is unknown.
+    async fn ask(
+        &self,
+        node: NodeId,
+        key: &'static str,
+        call: Call,
+        stamp: Option<(u64, u64)>,
+    ) -> Option<Revision> {
         let id = {
             let mut book = self.book.lock().unwrap();
             let now = book.now();
@@ -101,7 +116,9 @@ impl Client {
                 Answer::Heard(found) => Some(Reply::Got(found)),
                 Answer::Refused(_) | Answer::Silence => None,
             },
-            Call::Put { .. } | Call::Delete | Call::Cas { .. } => self.write(node, key, call, id).await,
+            Call::Put { .. } | Call::Delete | Call::Cas { .. } => {
+                self.write(node, key, call, stamp, id).await
+            }
         };
         self.world.event(format_args!("heard {node} {key} {reply:?}"));
         let reply = reply?;
@@ -117,32 +134,49 @@ impl Client {
         }
     }
 
-    async fn write(&self, node: NodeId, key: &str, call: Call, id: OperationId) -> Option<Reply> {
-        let operation = operation(key, call);
+    async fn write(
+        &self,
+        node: NodeId,
+        key: &str,
+        call: Call,
+        stamp: Option<(u64, u64)>,
+        id: OperationId,
+    ) -> Option<Reply> {
+        let (session_id, sequence) = stamp.unwrap_or_default();
+        let operation = Operation {
+            session_id,
+            sequence,
+            lowest_outstanding: sequence,
+            fingerprint: sequence,
+            ..operation(key, call)
+        };
         let answer = request(&self.world, node, |router, deadline| async move {
             router.write(SHARD, vec![operation], deadline).await
         });
         match answer.await {
-            Answer::Heard(outcomes) => match reply(call, outcomes) {
-                Ok(reply) => Some(reply),
-                Err(strange) => {
+            Answer::Heard(outcomes) => match (refused_alone(&outcomes), reply(call, outcomes)) {
+                (Some(refused), _) => self.refused(&refused, id),
+                (None, Ok(reply)) => Some(reply),
+                (None, Err(strange)) => {
                     self.world.violated(format!("{call:?} was answered with {strange}"));
                     None
                 }
             },
-            Answer::Refused(refused) => {
-                if refusal::surely_not_applied(&refused) {
-                    self.book.lock().unwrap().history.failed(id);
-                }
-                None
-            }
+            Answer::Refused(refused) => self.refused(&refused, id),
             Answer::Silence => None,
         }
+    }
+
+    fn refused(&self, refused: &Refusal, id: OperationId) -> Option<Reply> {
+        if refusal::surely_not_applied(refused) {
+            self.book.lock().unwrap().history.failed(id);
+        }
+        None
     }
 }
 
 /// Runs a request in the node's life, and waits for its answer.
-async fn request<T, F>(
+pub async fn request<T, F>(
     world: &World,
     node: NodeId,
     ask: impl FnOnce(Arc<kvnode::router::Router>, Instant) -> F,
@@ -219,7 +253,15 @@ fn operation(key: &str, call: Call) -> Operation {
         Call::Delete => Kind::Delete(disk::Delete { key: key.clone(), ..disk::Delete::default() }),
         Call::Get => unreachable!("a get is no operation"),
     };
-    Operation { keyspace_id: 0, kind: Some(kind) }
+    Operation { kind: Some(kind), ..Operation::default() }
+}
+
+/// The doubt about a write in a session that the router sent again in vain.
+fn refused_alone(outcomes: &[Outcome]) -> Option<Refusal> {
+    match outcomes {
+        [Outcome { result: Some(outcome::Result::Refusal(refused)), .. }] => Some(refused.clone()),
+        _ => None,
+    }
 }
 
 fn reply(call: Call, outcomes: Vec<Outcome>) -> Result<Reply, String> {

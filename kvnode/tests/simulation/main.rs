@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "a test: a panic is its verdict")]
 
 mod clients;
+mod counters;
 mod dice;
 mod nemesis;
 mod oracles;
@@ -25,7 +26,7 @@ use std::{
 };
 
 use kvnode::log::PlantedBug;
-use run::{Plan, Report};
+use run::{Bug, Plan, Report};
 
 /// Seeds of every test run: three minutes on two cores.
 const SEEDS: u64 = 500;
@@ -38,27 +39,31 @@ const SEEDS_TO_CATCH: u64 = 100;
 /// Seeds that are run twice.
 const SEEDS_REPEATED: u64 = 3;
 
+const NONE: Bug = Bug::Log(PlantedBug::None);
+
 fn number(name: &str, default: u64) -> u64 {
     env::var(name)
         .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}: {text:?} is no number")))
 }
 
-fn plan(seed: u64, bug: PlantedBug) -> Plan {
+fn plan(seed: u64, bug: Bug) -> Plan {
     Plan { seed, seconds: number("KV_SIM_SECONDS", SECONDS), bug }
 }
 
 fn assert_holds(plan: Plan, report: &Report) {
     assert!(report.violations.is_empty(), "{}\nreplay: {}", report.violations.join("\n"), plan.command());
     assert!(report.acknowledged_writes > 0, "nothing was written\nreplay: {}", plan.command());
+    assert!(report.increments > 0, "nothing was counted\nreplay: {}", plan.command());
 }
 
 #[test]
 fn one_seed() {
     let bug = match env::var("KV_SIM_BUG").as_deref() {
-        Err(_) | Ok("None") => PlantedBug::None,
-        Ok("AcknowledgeBeforeSync") => PlantedBug::AcknowledgeBeforeSync,
-        Ok("ForgetVote") => PlantedBug::ForgetVote,
-        Ok("VoteNotSynced") => PlantedBug::VoteNotSynced,
+        Err(_) | Ok("None") => NONE,
+        Ok("AcknowledgeBeforeSync") => Bug::Log(PlantedBug::AcknowledgeBeforeSync),
+        Ok("ForgetVote") => Bug::Log(PlantedBug::ForgetVote),
+        Ok("VoteNotSynced") => Bug::Log(PlantedBug::VoteNotSynced),
+        Ok("ForgetSessions") => Bug::ForgetSessions,
         Ok(other) => panic!("KV_SIM_BUG: unknown bug {other}"),
     };
     let plan = plan(number("KV_SIM_SEED", 1), bug);
@@ -72,7 +77,7 @@ fn one_seed() {
 #[test]
 fn a_seed_gives_the_same_run_twice() {
     for seed in 0..SEEDS_REPEATED {
-        let plan = plan(seed, PlantedBug::None);
+        let plan = plan(seed, NONE);
         let other = thread::spawn(move || plan.run());
         assert_eq!(plan.run(), other.join().unwrap(), "{}", plan.command());
     }
@@ -83,7 +88,7 @@ fn replicas_keep_their_promises_under_faults() {
     let (first, seeds) = (number("KV_SIM_FIRST", 0), number("KV_SIM_SEEDS", SEEDS));
     let next = AtomicU64::new(first);
     let (operations, crashes, leaders) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-    let undecided = AtomicU64::new(0);
+    let (undecided, increments) = (AtomicU64::new(0), AtomicU64::new(0));
     let began = Instant::now();
     let work = || {
         loop {
@@ -91,12 +96,13 @@ fn replicas_keep_their_promises_under_faults() {
             if seed >= first + seeds {
                 return;
             }
-            let plan = plan(seed, PlantedBug::None);
+            let plan = plan(seed, NONE);
             let report = plan.run();
             assert_holds(plan, &report);
             operations.fetch_add(report.operations as u64, Relaxed);
             crashes.fetch_add(report.crashes, Relaxed);
             leaders.fetch_add(report.leaders as u64, Relaxed);
+            increments.fetch_add(report.increments, Relaxed);
             undecided.fetch_add(report.undecided_keys as u64, Relaxed);
         }
     };
@@ -106,15 +112,15 @@ fn replicas_keep_their_promises_under_faults() {
         }
     });
     let seconds = began.elapsed().as_secs_f64();
-    let simulated = seeds * plan(0, PlantedBug::None).seconds;
+    let simulated = seeds * plan(0, NONE).seconds;
     println!(
         "{seeds} seeds, {simulated} simulated seconds in {seconds:.1} s: {crashes:?} crashes, {leaders:?} leaders, \
-         {operations:?} operations, {undecided:?} keys undecided"
+         {operations:?} operations, {increments:?} increments, {undecided:?} keys undecided"
     );
 }
 
 /// The seeds until a planted bug shows.
-fn is_caught(bug: PlantedBug) {
+fn is_caught(bug: Bug) {
     for seed in 0..SEEDS_TO_CATCH {
         let report = plan(seed, bug).run();
         if let Some(violation) = report.violations.first() {
@@ -127,15 +133,20 @@ fn is_caught(bug: PlantedBug) {
 
 #[test]
 fn an_acknowledgement_before_the_sync_is_caught() {
-    is_caught(PlantedBug::AcknowledgeBeforeSync);
+    is_caught(Bug::Log(PlantedBug::AcknowledgeBeforeSync));
 }
 
 #[test]
 fn a_forgotten_vote_is_caught() {
-    is_caught(PlantedBug::ForgetVote);
+    is_caught(Bug::Log(PlantedBug::ForgetVote));
 }
 
 #[test]
 fn a_vote_that_was_not_synced_is_caught() {
-    is_caught(PlantedBug::VoteNotSynced);
+    is_caught(Bug::Log(PlantedBug::VoteNotSynced));
+}
+
+#[test]
+fn a_retry_that_is_applied_again_is_caught() {
+    is_caught(Bug::ForgetSessions);
 }

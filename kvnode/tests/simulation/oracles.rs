@@ -89,8 +89,10 @@ pub async fn agreement(world: &Arc<World>) -> Option<FinalState> {
     None
 }
 
-/// Revision and keys of one replica.
-fn local_state(world: &World, node: NodeId) -> Option<(u64, FinalState)> {
+/// Revision, sessions with their outcomes, and keys of one replica.
+type LocalState = ((u64, (usize, usize)), FinalState);
+
+fn local_state(world: &World, node: NodeId) -> Option<LocalState> {
     let replica = world.running(node)?.replicas.replica(SHARD)?;
     let mut found = FinalState::new();
     for key in KEYS {
@@ -99,5 +101,5 @@ fn local_state(world: &World, node: NodeId) -> Option<(u64, FinalState)> {
             Some(ReadOptions { consistency: Consistency::Stale.into(), ..ReadOptions::default() });
         found.insert(key.to_owned(), observed(replica.state.read(&question).ok()?));
     }
-    Some((replica.state.revision(), found))
+    Some(((replica.state.revision(), replica.state.sessions()), found))
 }

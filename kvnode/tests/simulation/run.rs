@@ -2,16 +2,23 @@
 
 use std::{
     env,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
 use kv_history::{Limits, check, check_final};
-use kvnode::log::PlantedBug;
-use tokio::time::sleep;
+use kvnode::{log::PlantedBug, runtime::Spawner};
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
 
 use crate::{
     clients::{Book, Client},
+    counters::Counter,
     dice::Dice,
     nemesis,
     oracles::{self, Oracles},
@@ -24,15 +31,45 @@ use crate::{
 const CLIENTS: u32 = 4;
 /// After the trouble, for requests to come to their end: longer than a client waits.
 const LAST_REQUESTS: Duration = Duration::from_secs(4);
+/// Clients that count.
+const COUNTERS: u32 = 2;
+/// After the trouble, for them to hear of everything that they have sent.
+const LAST_COUNTS: Duration = Duration::from_secs(60);
 /// A history is checked, and a run that is violated already ends, so often.
 const SLICE: Duration = Duration::from_secs(50);
+
+/// What is wrong on purpose.
+#[derive(Clone, Copy, Debug)]
+pub enum Bug {
+    /// With the log, or nothing.
+    Log(PlantedBug),
+    /// No write is known to be a retry.
+    ForgetSessions,
+}
+
+impl Bug {
+    fn in_log(self) -> PlantedBug {
+        match self {
+            Self::Log(bug) => bug,
+            Self::ForgetSessions => PlantedBug::None,
+        }
+    }
+
+    /// As `KV_SIM_BUG` has it.
+    fn name(self) -> String {
+        match self {
+            Self::Log(bug) => format!("{bug:?}"),
+            Self::ForgetSessions => format!("{self:?}"),
+        }
+    }
+}
 
 /// What a run is made of.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     pub seed: u64,
     pub seconds: u64,
-    pub bug: PlantedBug,
+    pub bug: Bug,
 }
 
 /// What a run showed.
@@ -45,6 +82,7 @@ pub struct Report {
     pub applied: usize,
     pub operations: usize,
     pub acknowledged_writes: u64,
+    pub increments: u64,
     pub undecided_keys: usize,
     pub violations: Vec<String>,
 }
@@ -58,8 +96,9 @@ impl Plan {
     /// How a person runs this seed again.
     pub fn command(&self) -> String {
         let Self { seed, seconds, bug } = self;
+        let bug = bug.name();
         format!(
-            "KV_SIM_SEED={seed} KV_SIM_SECONDS={seconds} KV_SIM_BUG={bug:?} \
+            "KV_SIM_SEED={seed} KV_SIM_SECONDS={seconds} KV_SIM_BUG={bug} \
              cargo test --release -p kvnode --test simulation one_seed -- --nocapture"
         )
     }
@@ -74,7 +113,7 @@ impl Plan {
     async fn simulate(self) -> Report {
         let trace = Trace::new(env::var_os("KV_SIM_TRACE").is_some());
         let dice = Dice::new(self.seed);
-        let (world, mut aimed) = World::new(dice.clone(), self.size(), self.bug, trace);
+        let (world, mut aimed) = World::new(dice.clone(), self.size(), self.bug.in_log(), trace);
         world.form().await;
         let (book, oracles) = (Arc::<Mutex<Book>>::default(), Arc::<Mutex<Oracles>>::default());
         let life = Life::new(Dice::new(dice.next()));
@@ -85,6 +124,9 @@ impl Plan {
             let client = Client { id, world: world.clone(), book: book.clone() };
             clients.spawner().spawn("client", client.run());
         }
+        let ending = Arc::<AtomicBool>::default();
+        let counters: Vec<_> =
+            (1..=COUNTERS).map(|id| self.count(id, &world, &outside.spawner(), &ending)).collect();
         let mut left = Duration::from_secs(self.seconds);
         while !left.is_zero() && !world.is_violated() {
             let slice = left.min(SLICE);
@@ -92,6 +134,15 @@ impl Plan {
             left -= slice;
         }
         drop(clients);
+        ending.store(true, Relaxed);
+        let mut increments = 0;
+        for counted in counters {
+            match timeout(LAST_COUNTS, counted).await {
+                Ok(Ok(count)) => increments += count,
+                _ if world.is_violated() => {}
+                _ => world.violated("a counter does not come to its end in calm".to_owned()),
+            }
+        }
         sleep(LAST_REQUESTS).await;
         let undecided_keys = judge(&world, &book).await;
         drop(outside);
@@ -106,9 +157,29 @@ impl Plan {
             applied: oracles.applied(),
             operations: book.history.len(),
             acknowledged_writes: book.acknowledged_writes,
+            increments,
             undecided_keys,
             violations: world.violations.lock().unwrap().clone(),
         }
+    }
+}
+
+impl Plan {
+    /// Starts a client that counts; how often it has incremented in the end.
+    fn count(
+        &self,
+        id: u32,
+        world: &Arc<World>,
+        spawner: &Spawner,
+        ending: &Arc<AtomicBool>,
+    ) -> oneshot::Receiver<u64> {
+        let forgets_session = matches!(self.bug, Bug::ForgetSessions);
+        let counter = Counter { id, world: world.clone(), ending: ending.clone(), forgets_session };
+        let (counted, count) = oneshot::channel();
+        spawner.spawn("counter", async move {
+            counted.send(counter.run().await).ok();
+        });
+        count
     }
 }
 

@@ -2,8 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{Operation, Tick, UploadBegin, UploadChunk, operation::Kind},
+    disk::v1::{Operation, Put, Tick, UploadBegin, UploadChunk, operation::Kind},
     kv::v1::{Consistency, ReadOptions},
     peer::v1::{ReadBlob, ReadRequest, ReadResponse, Refusal, outcome, read_request::Read, read_response},
 };
@@ -11,7 +12,7 @@ use kv_topology::NodeId;
 use kvnode::{
     group::replica::{Replica, STALENESS_DEFAULT},
     log::PlantedBug,
-    node::ticks::{self, TICK_EVERY},
+    node::ticks::TICK_EVERY,
     refusal,
     router::{Replicas as _, store::Store},
     state_machine::limits::{CHUNK_BYTES, UPLOAD_IDLE_MS},
@@ -22,7 +23,8 @@ use tokio::{
 };
 
 use crate::{
-    clients::{KEYS, question},
+    clients::{Answer, KEYS, question, request},
+    counters::open,
     dice::Dice,
     weather::Trace,
     world::{SHARD, World},
@@ -188,7 +190,7 @@ fn chunk(upload: u8, number: u32) -> Kind {
 async fn write(world: &World, node: NodeId, kind: Kind) {
     let running = world.running(node).unwrap();
     let (answer, answered) = oneshot::channel();
-    let operation = Operation { keyspace_id: 0, kind: Some(kind) };
+    let operation = Operation { kind: Some(kind), ..Operation::default() };
     let router = running.router.clone();
     running.tasks.spawner().spawn("write", async move {
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -215,10 +217,6 @@ fn is_stored(world: &World, node: NodeId, upload: u8) -> bool {
 fn an_abandoned_upload_is_gone_after_its_time_and_an_active_one_is_not() {
     play(1, 3, async |world| {
         let nodes = world.node_ids();
-        for node in &nodes {
-            let running = world.running(*node).unwrap();
-            running.tasks.spawner().spawn("ticks", ticks::run(running.replicas.clone()));
-        }
         let (abandoned, active) = (1, 2);
         for upload in [abandoned, active] {
             let begin = UploadBegin {
@@ -248,13 +246,63 @@ fn an_abandoned_upload_is_gone_after_its_time_and_an_active_one_is_not() {
     });
 }
 
+/// The increment of a key in a session, asked of a node. Whether it was a replay; `None`: the session is gone.
+async fn increment(world: &World, node: NodeId, session_id: u64) -> Option<bool> {
+    let value = Bytes::from_static(b"v");
+    let value_crc32c = crc32c::crc32c(&value);
+    let put = Put { key: KEY.into(), value, value_crc32c, ..Put::default() };
+    let (sequence, lowest_outstanding) = (1, 1);
+    let kind = Some(Kind::Put(put));
+    let operation = Operation { session_id, sequence, lowest_outstanding, kind, ..Operation::default() };
+    let outcomes = request(world, node, |router, deadline| async move {
+        router.write(SHARD, vec![operation], deadline).await
+    });
+    let Answer::Heard(outcomes) = outcomes.await else { panic!("no answer") };
+    match outcomes[0].result.as_ref().unwrap() {
+        outcome::Result::Put(_) => Some(outcomes[0].replayed),
+        outcome::Result::Refusal(refused) if refused.reason == refusal::SESSION_EXPIRED => None,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_session_that_nobody_uses_is_swept_and_an_idle_group_writes_nothing() {
+    play(1, 3, async |world| {
+        let nodes = world.node_ids();
+        let ttl = 4 * TICK_EVERY;
+        let sessions =
+            || nodes.iter().map(|node| replica(&world, *node).state.sessions()).collect::<Vec<_>>();
+        let used = open(&world, u32::try_from(ttl.as_millis()).unwrap()).await.unwrap();
+        open(&world, 1_000).await.unwrap();
+        assert_eq!(increment(&world, nodes[0], used).await, Some(false));
+        sleep(CALM).await;
+        assert_eq!(sessions(), [(2, 1); 3]);
+        sleep(2 * TICK_EVERY).await;
+        assert_eq!(sessions(), [(1, 1); 3], "the other one was not used for a second");
+        // All lose their power, and others lead.
+        nodes.iter().for_each(|node| world.crash(*node));
+        nodes.iter().for_each(|node| world.start(*node));
+        sleep(CALM).await;
+        for node in &nodes {
+            assert_eq!(increment(&world, *node, used).await, Some(true));
+        }
+        sleep(ttl + 2 * TICK_EVERY).await;
+        assert_eq!(sessions(), [(0, 0); 3]);
+        assert_eq!(increment(&world, nodes[0], used).await, None);
+        let applied = || replica(&world, nodes[0]).control.status().applied_index;
+        let before = applied();
+        sleep(10 * TICK_EVERY).await;
+        assert_eq!(applied(), before, "an idle group writes nothing");
+    });
+}
+
 #[test]
 fn a_write_to_a_replica_that_has_stopped_surely_did_not_happen() {
     play(1, 3, async |world| {
         let led_by = leader(&world, &world.node_ids()).await;
         let stopped = replica(&world, led_by);
         stopped.control.stop().await;
-        let operation = Operation { keyspace_id: 0, kind: Some(Kind::Tick(Tick {})) };
+        let operation = Operation { kind: Some(Kind::Tick(Tick {})), ..Operation::default() };
         let deadline = Instant::now() + Duration::from_secs(3);
         let refused = stopped.write(vec![operation], deadline).await.unwrap_err();
         assert!(refusal::surely_not_applied(&refused), "{refused:?}");

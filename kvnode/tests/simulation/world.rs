@@ -29,6 +29,7 @@ use kvnode::{
         peers::OverTransport,
         replicas::LocalReplicas,
         requests::{Hosting, Requests},
+        ticks,
     },
     refusal,
     router::{Maps, Replicas, Router},
@@ -212,6 +213,7 @@ impl World {
         let running = Arc::new(running);
         machine.running = Some(running.clone());
         drop(machine);
+        running.tasks.spawner().spawn("ticks", ticks::run(running.replicas.clone()));
         let (world, replicas, log) = (self.clone(), running.replicas.clone(), running.log.clone());
         running.tasks.spawner().spawn("start", async move {
             host.start_all().await;

@@ -48,7 +48,7 @@ pub fn simulated() -> Workers {
 }
 
 pub fn operation(kind: Kind) -> Operation {
-    Operation { keyspace_id: 0, kind: Some(kind) }
+    Operation { kind: Some(kind), ..Operation::default() }
 }
 
 pub fn condition(condition: Condition) -> Option<Precondition> {

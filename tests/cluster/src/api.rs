@@ -110,7 +110,8 @@ impl Api {
     ) -> Result<PutResponse, Status> {
         let precondition = condition.map(|condition| Precondition { condition: Some(condition) });
         let key = Bytes::copy_from_slice(key.as_bytes());
-        let request = PutRequest { key, value, precondition, return_previous: false };
+        let request =
+            PutRequest { key, value, precondition, return_previous: false, ..PutRequest::default() };
         Ok(self.kv.put(timed(request)).await?.into_inner())
     }
 
@@ -120,7 +121,8 @@ impl Api {
     /// See [`fate`].
     pub async fn delete(&mut self, key: &str) -> Result<DeleteResponse, Status> {
         let key = Bytes::copy_from_slice(key.as_bytes());
-        let request = DeleteRequest { key, precondition: None, return_previous: false };
+        let request =
+            DeleteRequest { key, precondition: None, return_previous: false, ..DeleteRequest::default() };
         Ok(self.kv.delete(timed(request)).await?.into_inner())
     }
 

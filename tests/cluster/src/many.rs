@@ -257,7 +257,7 @@ impl Shared {
             }
             _ => (Vec::new(), Vec::new()),
         };
-        let request = TxnRequest { compare, then, r#else: otherwise };
+        let request = TxnRequest { compare, then, r#else: otherwise, ..TxnRequest::default() };
         let response = api.kv.txn(timed(request)).await?.into_inner();
         let replies: Result<Vec<Reply>, Error> = response
             .results

@@ -8,14 +8,17 @@ use kv_cluster_tests::{
     Cluster, DEADLINE, Load, LoadPlan, Plan, api::Api, metrics::scrape, patient::repeat, seed,
     status::replica, wait_until,
 };
-use kv_proto::kv::v1::{DownloadRequest, ScanRequest, UploadRequest, upload_request};
-use tonic::Status;
+use kv_proto::kv::v1::{
+    DownloadRequest, OpenSessionRequest, PutRequest, ScanRequest, UploadRequest, open_session_request,
+    upload_request,
+};
+use tonic::{Code, Status};
 
 /// The list that operators read; generated from the code.
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
 
 /// Metrics that a healthy cluster may leave at zero, and why.
-const MAY_REST: [(&str, &str); 7] = [
+const MAY_REST: [(&str, &str); 9] = [
     ("kv_node_quarantined_replicas", "no bytes are damaged"),
     ("kv_storage_corruptions_total", "no bytes are damaged"),
     ("kv_node_disk_level", "there is room: the tests of disks move it"),
@@ -23,6 +26,8 @@ const MAY_REST: [(&str, &str); 7] = [
     ("kv_queue_length", "the queues are empty when they are looked at"),
     ("kv_queue_refused_total", "no queue is full"),
     ("kv_api_refused_total", "no client holds too much"),
+    ("kv_sessions_expired_total", "what has expired is swept once a minute"),
+    ("kv_sessions_evicted_total", "a shard takes thousands of sessions"),
 ];
 
 /// All queues, each with its bound.
@@ -90,6 +95,7 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
         seen.look(&cluster);
     }
     transfer_and_scan(&cluster).await;
+    repeat("writes in a session".to_owned(), || writes_in_a_session(cluster.api(0))).await;
     seen.look(&cluster);
 
     let shard = cluster.shard_of("load/0").await;
@@ -149,6 +155,23 @@ async fn transfer_and_scan(cluster: &Cluster) {
         repeat(format!("its download from node {node}"), || download(cluster.api(node), key.clone())).await;
         repeat(format!("a scan at node {node}"), || scan(cluster.api(node))).await;
     }
+}
+
+/// A write that is sent twice, and one that its session has acknowledged.
+async fn writes_in_a_session(mut api: Api) -> Result<(), Status> {
+    let shard = Some(open_session_request::Shard::Key("k".into()));
+    let session = api.kv.open_session(OpenSessionRequest { shard, ttl_ms: 0 }).await?.into_inner();
+    let put = |sequence| PutRequest {
+        key: "k".into(),
+        session_id: session.session_id,
+        sequence,
+        lowest_outstanding: sequence,
+        ..PutRequest::default()
+    };
+    api.kv.put(put(2)).await?;
+    assert!(api.kv.put(put(2)).await?.into_inner().replayed);
+    let refused = api.kv.put(put(1)).await.expect_err("acknowledged");
+    if refused.code() == Code::FailedPrecondition { Ok(()) } else { Err(refused) }
 }
 
 async fn upload(mut api: Api, key: Bytes, value: Bytes) -> Result<(), Status> {

@@ -5,12 +5,14 @@ use std::{collections::BTreeMap, ops::Bound, pin::Pin, sync::Mutex};
 use futures::Stream;
 use kv_cluster_tests::api;
 use kv_proto::kv::v1::{
-    BatchGetRequest, BatchGetResponse, Blob, BulkWriteRequest, BulkWriteResponse, DeleteRangeRequest,
-    DeleteRangeResponse, DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest,
-    GetResponse, KeyValue, PutRequest, PutResponse, ScanRequest, ScanResponse, TxnOperation,
-    TxnOperationResult, TxnRequest, TxnResponse, UploadRequest, UploadResponse, WriteOperation, WriteOutcome,
-    compare::Target, download_response, key_value::Value, kv_server::Kv, precondition::Condition,
-    txn_operation, txn_operation_result, upload_request, write_operation, write_outcome,
+    BatchGetRequest, BatchGetResponse, BatchRequest, BatchResponse, Blob, BulkWriteRequest,
+    BulkWriteResponse, CloseSessionRequest, CloseSessionResponse, DeleteRangeRequest, DeleteRangeResponse,
+    DeleteRequest, DeleteResponse, DownloadRequest, DownloadResponse, GetRequest, GetResponse, KeyValue,
+    OpenSessionRequest, OpenSessionResponse, PutRequest, PutResponse, ScanRequest, ScanResponse,
+    TxnOperation, TxnOperationResult, TxnRequest, TxnResponse, UploadRequest, UploadResponse, WriteOperation,
+    WriteOutcome, compare::Target, download_response, key_value::Value, kv_server::Kv,
+    precondition::Condition, txn_operation, txn_operation_result, upload_request, write_operation,
+    write_outcome,
 };
 use sha2::{Digest, Sha256};
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -229,6 +231,28 @@ impl Kv for Store {
             kvs.pop();
         }
         Ok(once(ScanResponse { kvs, ..Default::default() }))
+    }
+
+    type BatchStream = Stream_<BatchResponse>;
+    async fn batch(
+        &self,
+        _: Request<Streaming<BatchRequest>>,
+    ) -> Result<Response<Self::BatchStream>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn open_session(
+        &self,
+        _: Request<OpenSessionRequest>,
+    ) -> Result<Response<OpenSessionResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
+    }
+
+    async fn close_session(
+        &self,
+        _: Request<CloseSessionRequest>,
+    ) -> Result<Response<CloseSessionResponse>, Status> {
+        Err(Status::unimplemented("not asked for"))
     }
 
     async fn batch_get(&self, _: Request<BatchGetRequest>) -> Result<Response<BatchGetResponse>, Status> {
