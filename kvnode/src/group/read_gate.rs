@@ -20,7 +20,7 @@ use futures::{
     FutureExt,
     future::{BoxFuture, OptionFuture},
 };
-use kv_proto::peer::v1::{ReadIndexResponse, Refusal};
+use kv_proto::peer::v1::{ReadIndexResponse, ReadRequest, ReadResponse, Refusal};
 use kv_topology::{NodeId, ShardId};
 use openraft::{
     Raft, ReadPolicy,
@@ -48,6 +48,8 @@ const STUCK_TIMEOUT: Duration = Duration::from_millis(20);
 /// How often it is confirmed that the state is current, when no reads do. A third of the default bound of a STALE read, so
 /// that one lost confirmation does not matter; rare next to heartbeats.
 const RENEW_EVERY: Duration = Duration::from_secs(3);
+/// Reads that are answered before other tasks get their turn: half a millisecond.
+const READS_AT_ONCE: usize = 128;
 /// Advice to a refused caller, ms.
 const RETRY_AFTER_MS: u32 = 50;
 
@@ -73,9 +75,20 @@ pub trait AskLeader: Send + Sync + 'static {
     ) -> BoxFuture<'static, Result<ReadIndexResponse, Refusal>>;
 }
 
+/// A read that may go on.
+#[derive(Debug)]
+pub struct Passed {
+    /// What it relies on.
+    pub point: ReadPoint,
+    /// Its answer, if the state had it in memory.
+    pub answer: Option<Result<ReadResponse, Refusal>>,
+}
+
 enum Waiter {
     /// A local read: wait until the state has reached the index.
     Ready(oneshot::Sender<Result<ReadPoint, Refusal>>),
+    /// The same, answered with all others that can be.
+    Read(ReadRequest, oneshot::Sender<Result<Passed, Refusal>>),
     /// Another node's question: the index is enough, and only the leader may answer.
     Index(oneshot::Sender<Result<ReadPoint, Refusal>>),
     /// Nobody: only that the state is current is to be known.
@@ -135,6 +148,27 @@ impl ReadGate {
     pub async fn ready(&self, deadline: Instant) -> Result<ReadPoint, Refusal> {
         let asked = Instant::now();
         let point = self.wait(Waiter::Ready, deadline).await?;
+        self.reach(point, asked, deadline).await
+    }
+
+    /// Waits until this linearizable read may go on, and answers it if that takes no more than memory: all reads of a round
+    /// are answered from one moment.
+    ///
+    /// # Errors
+    /// As [`Self::ready`].
+    pub async fn read(&self, request: &ReadRequest, deadline: Instant) -> Result<Passed, Refusal> {
+        let asked = Instant::now();
+        let passed = self.wait(|answer| Waiter::Read(request.clone(), answer), deadline).await?;
+        if passed.answer.is_some() {
+            self.current.at(asked);
+            return Ok(passed);
+        }
+        let point = self.reach(passed.point, asked, deadline).await?;
+        Ok(Passed { point, answer: None })
+    }
+
+    /// Waits until the state has reached the index.
+    async fn reach(&self, point: ReadPoint, asked: Instant, deadline: Instant) -> Result<ReadPoint, Refusal> {
         // Here and not in the round: a slow apply must not keep later rounds waiting.
         let patience = if self.stuck.load(Relaxed) { STUCK_TIMEOUT } else { ROUND_TIMEOUT };
         match timeout_at(deadline.min(Instant::now() + patience), self.state.wait_applied(point.index)).await
@@ -175,11 +209,11 @@ impl ReadGate {
         self.wait(Waiter::Index, deadline).await
     }
 
-    async fn wait(
+    async fn wait<T>(
         &self,
-        waiter: fn(oneshot::Sender<Result<ReadPoint, Refusal>>) -> Waiter,
+        waiter: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Waiter,
         deadline: Instant,
-    ) -> Result<ReadPoint, Refusal> {
+    ) -> Result<T, Refusal> {
         let (answer, answered) = oneshot::channel();
         let asked = Instant::now();
         self.queue.try_send(waiter(answer)).map_err(|error| match error {
@@ -267,7 +301,7 @@ where
             Ok(confirmed) => confirmed,
             Err(_) => Err(NotHere::Refused(no_quorum(self.shard))),
         };
-        let (index, ready): (Vec<_>, Vec<_>) =
+        let (index, mut ready): (Vec<_>, Vec<_>) =
             round.drain(..).partition(|waiter| matches!(waiter, Waiter::Index(_)));
         // At once: two nodes that each take the other for the leader must not wait for one another.
         answer(index, &here.clone().map_err(|why| why.into_refusal(self.shard)));
@@ -280,9 +314,37 @@ where
             Err(NotHere::LedBy(leader)) => self.ask(leader, deadline).await,
         };
         let renewal = ready.iter().any(|waiter| matches!(waiter, Waiter::Renewal));
+        self.answer_reads(&mut ready, &point).await;
         answer(ready, &point);
         let visible = self.state.wait_applied(point.ok().filter(|_| renewal)?.index);
         Some(visible.map(move |()| asked).boxed())
+    }
+
+    /// Answers the reads among those that wait, each whole or with its point alone. One that has to wait for apply does so
+    /// in its own task.
+    async fn answer_reads(&self, ready: &mut Vec<Waiter>, point: &Result<ReadPoint, Refusal>) {
+        let Ok(point) = *point else { return };
+        let is_read = |waiter: &mut Waiter| matches!(waiter, Waiter::Read(..));
+        let (requests, replies): (Vec<_>, Vec<_>) = ready
+            .extract_if(.., is_read)
+            .filter_map(|waiter| match waiter {
+                Waiter::Read(request, reply) if !reply.is_closed() => Some((request, reply)),
+                Waiter::Read(..) | Waiter::Ready(_) | Waiter::Index(_) | Waiter::Renewal => None,
+            })
+            .unzip();
+        let visible = self.state.wait_applied(point.index).now_or_never().is_some();
+        let mut replies = replies.into_iter();
+        for slice in requests.chunks(READS_AT_ONCE) {
+            let answers = if visible { self.state.answer_from_memory(slice) } else { Vec::new() };
+            let answers = answers.into_iter().chain(std::iter::repeat_with(|| None));
+            for (reply, answer) in replies.by_ref().take(slice.len()).zip(answers) {
+                // The reader may have gone away.
+                drop(reply.send(Ok(Passed { point, answer })));
+            }
+            if requests.len() > READS_AT_ONCE {
+                tokio::task::yield_now().await;
+            }
+        }
     }
 
     /// The index up to which a read that was asked before now must see, if this node leads.
@@ -351,6 +413,9 @@ fn answer(waiters: Vec<Waiter>, point: &Result<ReadPoint, Refusal>) {
         match waiter {
             // The reader may have gone away.
             Waiter::Ready(reply) | Waiter::Index(reply) => drop(reply.send(point.clone())),
+            Waiter::Read(_, reply) => {
+                drop(reply.send(point.clone().map(|point| Passed { point, answer: None })))
+            }
             Waiter::Renewal => {}
         }
     }

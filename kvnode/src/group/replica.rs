@@ -15,7 +15,10 @@ use kv_proto::{
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
 use tokio::time::{Instant, timeout_at};
 
-use super::{proposer::Proposer, read_gate::ReadGate};
+use super::{
+    proposer::Proposer,
+    read_gate::{Passed, ReadGate},
+};
 use crate::refusal;
 
 /// How old the state may be that answers a STALE read without a stated bound.
@@ -29,6 +32,9 @@ pub trait ReadState: Send + Sync + 'static {
     /// # Errors
     /// Damaged bytes, a slot that is not owned, a replaced value, too many reads at once.
     fn answer(&self, request: ReadRequest) -> BoxFuture<'static, Result<ReadResponse, Refusal>>;
+
+    /// Answers reads from one moment of the state, at once. `None` for each that [`Self::answer`] must take.
+    fn answer_from_memory(&self, requests: &[ReadRequest]) -> Vec<Option<Result<ReadResponse, Refusal>>>;
 
     /// Answers a read that names a pinned moment: from that moment, or that it is given up now. `None`: the read names
     /// none that is kept here.
@@ -151,8 +157,12 @@ impl Replica {
         let options = request.options.unwrap_or_default();
         let (term, leader_here) = match options.consistency() {
             Consistency::Unspecified | Consistency::Linearizable => {
-                let point = self.gate.ready(deadline).await?;
-                (point.term, point.leader_here)
+                let Passed { point, answer } = self.gate.read(request, deadline).await?;
+                let origin = (point.term, point.leader_here);
+                if let Some(answer) = answer {
+                    return Ok(self.signed(answer?, origin));
+                }
+                origin
             }
             Consistency::Stale => {
                 self.be_young_enough(&options, deadline).await?;
@@ -163,20 +173,25 @@ impl Replica {
         self.answered(self.state.answer(request.clone()), (term, leader_here), deadline).await
     }
 
-    /// Waits for the state's answer and says where it was made: in which term, and whether by the leader.
+    /// Waits for the state's answer.
     async fn answered(
         &self,
         answer: BoxFuture<'static, Result<ReadResponse, Refusal>>,
-        (term, leader_here): (u64, bool),
+        origin: (u64, bool),
         deadline: Instant,
     ) -> Result<ReadResponse, Refusal> {
-        let mut response = timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(slow(self.shard)))?;
+        let response = timeout_at(deadline, answer).await.unwrap_or_else(|_| Err(slow(self.shard)))?;
+        Ok(self.signed(response, origin))
+    }
+
+    /// Says where an answer was made: in which term, and whether by the leader.
+    fn signed(&self, mut response: ReadResponse, (term, leader_here): (u64, bool)) -> ReadResponse {
         let context = response.context.get_or_insert_default();
         context.node_id = self.node.get();
         context.shard_id = self.shard.get();
         context.term = term;
         context.served_by = if leader_here { ServedBy::Leader } else { ServedBy::Follower }.into();
-        Ok(response)
+        response
     }
 
     /// A state that is known to be young enough answers at once; otherwise the leader is asked as for a linearizable

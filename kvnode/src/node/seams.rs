@@ -30,6 +30,11 @@ impl ReadState for ReplicaReader {
         async move { unless_refused(Self::answer(&this, request).await) }.boxed()
     }
 
+    fn answer_from_memory(&self, requests: &[ReadRequest]) -> Vec<Option<Result<ReadResponse, Refusal>>> {
+        let answers = Self::answer_from_memory(self, requests).into_iter();
+        answers.map(|answer| answer.map(unless_refused)).collect()
+    }
+
     fn pinned(&self, request: &ReadRequest) -> Option<BoxFuture<'static, Result<ReadResponse, Refusal>>> {
         Some(Self::pinned(self, request)?.map(unless_refused).boxed())
     }

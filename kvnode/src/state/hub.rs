@@ -536,6 +536,29 @@ impl ReplicaReader {
         ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) }
     }
 
+    /// Answers reads from one moment of the newest state, without blocking. `None` for each that is not small, wants a pin or
+    /// needs the disk: [`Self::answer`] takes those.
+    pub fn answer_from_memory(&self, requests: &[ReadRequest]) -> Vec<Option<ReadResponse>> {
+        let mut answers = Vec::new();
+        self.shared.engine.view_in_memory(&mut |view| {
+            // Whoever reads by itself meets the error too.
+            let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
+            answers = requests.iter().map(|request| self.from_memory(&reader, request)).collect();
+        });
+        answers.resize(requests.len(), None);
+        answers
+    }
+
+    fn from_memory(&self, reader: &reads::Reader<'_>, request: &ReadRequest) -> Option<ReadResponse> {
+        if !is_point_read(request) || wanted_pin(request).is_some() {
+            return None;
+        }
+        match reader.read(request) {
+            Err(StateError::Busy { .. }) => None,
+            answer => Some(self.judge(answer)),
+        }
+    }
+
     /// Answers a request from the newest state; refusals are answers. May block on the disk.
     ///
     /// Damaged bytes are told to the node, and the answer is `DATA_LOSS`.

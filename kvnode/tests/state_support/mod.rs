@@ -21,6 +21,7 @@ use kvnode::{
     state::{StateEngine, StateError, engine::with_view, workers::Workers},
     state_machine::{
         ApplyError, Payload, ReadyEntry, Replica,
+        heads::HeadBudget,
         progress::Progress,
         reads::Reader,
         worker::{Job, step},
@@ -31,6 +32,8 @@ use tokio::sync::oneshot;
 
 pub const SHARD: ShardId = ShardId(1);
 pub const REPLICA: ReplicaId = ReplicaId(7);
+/// For the revisions of about four keys: some are remembered and some are read.
+const HEAD_BYTES: usize = 400;
 
 /// Blocking work on threads of its own.
 pub fn threads() -> Workers {
@@ -140,6 +143,7 @@ pub struct Driven {
 impl Driven {
     pub fn open(engine: Arc<dyn StateEngine>, id: ReplicaId) -> Result<Self, StateError> {
         let replica = with_view(engine.as_ref(), |view| Replica::load(view, id, SHARD))?;
+        let replica = replica.with_heads(HeadBudget::new(HEAD_BYTES));
         Ok(Self { engine, replica: Arc::new(Mutex::new(replica)), id })
     }
 
