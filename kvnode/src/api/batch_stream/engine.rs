@@ -138,8 +138,8 @@ where
             self.gather();
             let now = Instant::now();
             self.keep_time(now);
-            self.read_again();
             self.send(now)?;
+            self.read_again();
             self.counters.add(&mut self.desk.tally);
             if let Phase::Ending(ended, _) = &mut self.phase
                 && self.desk.is_idle()

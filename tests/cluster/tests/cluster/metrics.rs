@@ -8,14 +8,17 @@ use kv_cluster_tests::{
     Cluster, DEADLINE, Load, LoadPlan, Plan, api::Api, metrics::scrape, patient::repeat, seed,
     status::replica, wait_until,
 };
-use kv_proto::kv::v1::{DownloadRequest, ScanRequest, UploadRequest, upload_request};
-use tonic::Status;
+use kv_proto::kv::v1::{
+    BatchOperation, BatchRequest, BatchResponse, DownloadRequest, GetRequest, PutRequest, ScanRequest,
+    UploadRequest, batch_operation, upload_request,
+};
+use tonic::{Status, Streaming};
 
 /// The list that operators read; generated from the code.
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
 
 /// Metrics that a healthy cluster may leave at zero, and why.
-const MAY_REST: [(&str, &str); 7] = [
+const MAY_REST: [(&str, &str); 8] = [
     ("kv_node_quarantined_replicas", "no bytes are damaged"),
     ("kv_storage_corruptions_total", "no bytes are damaged"),
     ("kv_node_disk_level", "there is room: the tests of disks move it"),
@@ -23,6 +26,7 @@ const MAY_REST: [(&str, &str); 7] = [
     ("kv_queue_length", "the queues are empty when they are looked at"),
     ("kv_queue_refused_total", "no queue is full"),
     ("kv_api_refused_total", "no client holds too much"),
+    ("kv_batch_window_refused_total", "no window is exceeded"),
 ];
 
 /// All queues, each with its bound.
@@ -90,7 +94,9 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
         seen.look(&cluster);
     }
     transfer_and_scan(&cluster).await;
+    let streams = streams(&cluster).await;
     seen.look(&cluster);
+    drop(streams);
 
     let shard = cluster.shard_of("load/0").await;
     let away = (cluster.wait_leader(shard, &[0, 1, 2]).await + 1) % 3;
@@ -149,6 +155,32 @@ async fn transfer_and_scan(cluster: &Cluster) {
         repeat(format!("its download from node {node}"), || download(cluster.api(node), key.clone())).await;
         repeat(format!("a scan at node {node}"), || scan(cluster.api(node))).await;
     }
+}
+
+/// An open stream to each node, on which a key was written and read.
+async fn streams(cluster: &Cluster) -> Vec<Streaming<BatchResponse>> {
+    let mut streams = Vec::new();
+    for node in 0..3 {
+        streams.push(repeat(format!("a stream to node {node}"), || stream(cluster.api(node))).await);
+    }
+    streams
+}
+
+async fn stream(mut api: Api) -> Result<Streaming<BatchResponse>, Status> {
+    let put = PutRequest { key: "streamed".into(), ..PutRequest::default() };
+    let get = GetRequest { key: "streamed".into(), ..GetRequest::default() };
+    let one = |id, operation| BatchOperation { id, operation: Some(operation), ..BatchOperation::default() };
+    let operations =
+        vec![one(1, batch_operation::Operation::Put(put)), one(2, batch_operation::Operation::Get(get))];
+    // It never ends, and with it the stream.
+    let requests = futures::stream::iter([BatchRequest { operations }]).chain(futures::stream::pending());
+    let mut replies = api.kv.batch(requests).await?.into_inner();
+    let mut answered = 0;
+    while answered < 2 {
+        let reply = replies.message().await?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
+        answered += reply.results.len();
+    }
+    Ok(replies)
 }
 
 async fn upload(mut api: Api, key: Bytes, value: Bytes) -> Result<(), Status> {
