@@ -449,7 +449,8 @@ async fn a_stopping_node_does_not_wait_for_ever() {
     let mut harness = Harness::with(options).await;
     harness.store.slow([shard_of(SLOW)]);
     let mut batch = Batch::open(&harness).await;
-    batch.send(vec![put(1, SLOW, "v"), get(2, &FAST)]).await;
+    let patient = BatchOperation { timeout_ms: 60_000, ..put(1, SLOW, "v") };
+    batch.send(vec![patient, get(2, &FAST)]).await;
     batch.told(1).await;
     harness.stop();
     let status = batch.ended().await.expect_err("the node stops");

@@ -97,7 +97,8 @@ impl Desk {
     ) -> Result<Vec<Errand>, Violation> {
         intake::enter(&operations, &mut self.ledger)?;
         self.tally.message(operations.len());
-        let held = match hold(intake::weight(&operations)) {
+        let sizes = intake::sizes(&operations);
+        let held = match hold(intake::weight(&sizes)) {
             Ok(held) => held,
             Err(refused) => {
                 self.turn_away(&operations, &refused);
@@ -105,7 +106,7 @@ impl Desk {
             }
         };
         let Judged { groups, turned } =
-            intake::judge(operations, &self.atlas, &mut self.ledger, now, self.until);
+            intake::judge(operations, &sizes, &self.atlas, &mut self.ledger, now, self.until);
         for Turned { id, kind, refused } in turned {
             if matches!(refused, Refused::Limit(WINDOW)) {
                 self.tally.beyond_window();
@@ -168,9 +169,9 @@ impl Desk {
         let map = self.map();
         match result {
             Ok(outcomes) => {
-                let mut outcomes: Vec<_> = outcomes.into_iter().map(Some).collect();
+                let mut outcomes = InOrder::new(outcomes);
                 self.settle(number, usize::MAX, |desk, result, waiting| {
-                    let outcome = outcomes.get_mut(result).and_then(Option::take);
+                    let outcome = outcomes.at(result);
                     let mut answer = answer::of_write(waiting, outcome, &map);
                     if !desk.fits(answer.weight, grant) {
                         answer.strip();
@@ -199,9 +200,9 @@ impl Desk {
             }
             Ok((context, GotKeys { results })) => {
                 let fitting = self.fitting(results.iter().map(answer::weight_of), grant);
-                let mut results: Vec<_> = results.into_iter().take(fitting).map(Some).collect();
+                let mut results = InOrder::new(results);
                 self.settle(number, fitting, |_, result, waiting| {
-                    let got = results.get_mut(result).and_then(Option::take).unwrap_or_default();
+                    let got = results.at(result).unwrap_or_default();
                     answer::of_read(waiting, context.as_ref(), got)
                 });
             }
@@ -225,7 +226,8 @@ impl Desk {
         count: usize,
         mut answer: impl FnMut(&mut Self, usize, super::ledger::Waiting) -> Answer,
     ) {
-        let mut settled = Vec::new();
+        let most = self.ledger.call(number).map_or(0, |call| call.waiting.len());
+        let mut settled = Vec::with_capacity(most);
         self.ledger.settle(number, count, |result, waiting| settled.push((result, waiting)));
         for (result, waiting) in settled {
             let answer = answer(self, result, waiting);
@@ -299,6 +301,24 @@ impl Desk {
     /// Nothing is overdue before this moment.
     pub fn earliest(&self) -> Option<Instant> {
         self.ledger.earliest()
+    }
+}
+
+/// Results that are taken in ascending order of their numbers, some left out.
+struct InOrder<T> {
+    rest: std::vec::IntoIter<T>,
+    next: usize,
+}
+
+impl<T> InOrder<T> {
+    fn new(results: Vec<T>) -> Self {
+        Self { rest: results.into_iter(), next: 0 }
+    }
+
+    fn at(&mut self, number: usize) -> Option<T> {
+        let skipped = number.checked_sub(self.next)?;
+        self.next = number + 1;
+        self.rest.nth(skipped)
     }
 }
 

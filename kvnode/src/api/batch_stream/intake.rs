@@ -110,9 +110,14 @@ pub struct Judged {
     pub turned: Vec<Turned>,
 }
 
-/// What a message counts among the bytes of the node, by its operations.
-pub fn weight(operations: &[BatchOperation]) -> usize {
-    operations.iter().map(|operation| operation.encoded_len() + BATCH_OPERATION_OVERHEAD_BYTES).sum()
+/// Encoded sizes of the operations of a message.
+pub fn sizes(operations: &[BatchOperation]) -> Vec<usize> {
+    operations.iter().map(Message::encoded_len).collect()
+}
+
+/// What operations of these sizes count among the bytes of the node.
+pub fn weight(sizes: &[usize]) -> usize {
+    sizes.iter().map(|bytes| bytes + BATCH_OPERATION_OVERHEAD_BYTES).sum()
 }
 
 /// Notes the ids of a message.
@@ -132,19 +137,19 @@ pub fn enter(operations: &[BatchOperation], ledger: &mut Ledger) -> Result<(), V
     })
 }
 
-/// Judges the operations of a message that came at `now`, all of which were [entered](enter). `until` is when the stream
-/// ends.
+/// Judges the operations of a message that came at `now`, of these sizes, all of which were [entered](enter). `until` is
+/// when the stream ends.
 pub fn judge(
     operations: Vec<BatchOperation>,
+    sizes: &[usize],
     atlas: &Atlas,
     ledger: &mut Ledger,
     now: Instant,
     until: Option<Instant>,
 ) -> Judged {
     let mut judged = Judged::default();
-    let count = operations.len();
-    for operation in operations {
-        let bytes = operation.encoded_len();
+    let room = operations.len().div_ceil(atlas.map.shards.len().max(1));
+    for (operation, bytes) in operations.into_iter().zip(sizes.iter().copied()) {
         let timeout = timeout(operation.timeout_ms);
         let deadline = until.map_or(now + timeout, |until| until.min(now + timeout));
         let (id, kind) = (operation.id, kind(operation.operation.as_ref()));
@@ -154,7 +159,7 @@ pub fn judge(
             if taken { Ok((shard, asked)) } else { Err(Refused::Limit(WINDOW)) }
         });
         match place {
-            Ok((shard, asked)) => join(&mut judged.groups, shard, patience(timeout), asked, waiting, count),
+            Ok((shard, asked)) => join(&mut judged.groups, shard, patience(timeout), asked, waiting, room),
             Err(refused) => judged.turned.push(Turned { id, kind, refused }),
         }
     }
@@ -234,19 +239,11 @@ fn checked(
     }
 }
 
-/// Puts an operation to those that it shares a call with. There are few groups: shards times kinds.
-fn join(
-    groups: &mut Vec<Group>,
-    shard: ShardId,
-    patience: u32,
-    asked: Asked,
-    waiting: Waiting,
-    count: usize,
-) {
+/// Puts an operation to those that it shares a call with. There are few groups: shards times kinds. A new one has `room`.
+fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, waiting: Waiting, room: usize) {
     let lane = asked.lane();
     let is_own = |group: &Group| group.shard == shard && group.patience == patience && group.lane == lane;
     let position = groups.iter().position(is_own).unwrap_or_else(|| {
-        let room = (count / (groups.len() + 1)).min(count);
         let ask = match &asked {
             Asked::Write(_) => Ask::Write(Vec::with_capacity(room)),
             Asked::Read { options, metadata_only, .. } => {
