@@ -40,6 +40,8 @@ pub struct Metrics {
     pub requests: RequestMetrics,
     /// What clients hold.
     pub limits: LimitMetrics,
+    /// Batch streams.
+    pub batch: BatchMetrics,
     /// The Raft groups.
     pub raft: RaftMetrics,
     /// Log and state stores.
@@ -129,6 +131,21 @@ impl LimitMetrics {
         registry.register("kv_api_addresses", "Addresses of clients with a connection", addresses);
         metrics
     }
+}
+
+/// Batch streams. Counted in one go for many operations.
+#[derive(Clone, Debug)]
+pub struct BatchMetrics {
+    /// Streams that are open.
+    pub streams: Gauge,
+    /// Operations in a message of a client.
+    pub message_operations: Histogram,
+    /// Answered operations by kind and status.
+    pub operations: Family<BatchLabels, Counter>,
+    /// From a message to the answer of one shard, counted once for all operations that it asked of the shard.
+    pub seconds: Family<BatchKindLabels, Histogram>,
+    /// Operations that did not fit into the window of their stream.
+    pub window_refused: Counter,
 }
 
 /// The Raft groups.
@@ -272,6 +289,22 @@ pub struct MethodLabels {
     pub method: &'static str,
 }
 
+/// Labels of an operation on a stream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BatchLabels {
+    /// Such as `put`.
+    pub kind: &'static str,
+    /// Such as `OK`.
+    pub status: &'static str,
+}
+
+/// Labels of what a stream asks of a shard.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct BatchKindLabels {
+    /// `read` or `write`.
+    pub kind: &'static str,
+}
+
 /// Labels of what belongs to a shard: at most 257 of them, meta included.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ShardLabels {
@@ -325,6 +358,7 @@ impl Metrics {
             node: NodeMetrics::register(&mut registry),
             requests: RequestMetrics::register(&mut registry),
             limits: LimitMetrics::register(&mut registry),
+            batch: BatchMetrics::register(&mut registry),
             raft: RaftMetrics::register(&mut registry),
             storage: StorageMetrics::register(&mut registry),
             transport: TransportMetrics::register(&mut registry),
@@ -379,6 +413,12 @@ pub struct LinkMetrics {
 }
 
 impl Default for RequestMetrics {
+    fn default() -> Self {
+        Self::register(&mut Registry::default())
+    }
+}
+
+impl Default for BatchMetrics {
     fn default() -> Self {
         Self::register(&mut Registry::default())
     }
@@ -458,6 +498,39 @@ impl RequestMetrics {
                 seconds,
             ),
             in_progress: add(registry, "kv_requests_in_progress", "Requests in progress", Gauge::default()),
+        }
+    }
+}
+
+impl BatchMetrics {
+    fn register(registry: &mut Registry) -> Self {
+        let seconds = Family::<BatchKindLabels, Histogram>::new_with_constructor(latency);
+        Self {
+            streams: add(registry, "kv_batch_streams", "Batch streams that are open", Gauge::default()),
+            message_operations: add(
+                registry,
+                "kv_batch_message_operations",
+                "Operations in a message on a Batch stream",
+                batch_size(),
+            ),
+            operations: add(
+                registry,
+                "kv_batch_operations",
+                "Answered operations on Batch streams by kind and gRPC status",
+                Family::default(),
+            ),
+            seconds: add(
+                registry,
+                "kv_batch_seconds",
+                "From a message to the answer of a shard, once for all that the message asks of the shard",
+                seconds,
+            ),
+            window_refused: add(
+                registry,
+                "kv_batch_window_refused",
+                "Operations that did not fit into the window of their Batch stream",
+                Counter::default(),
+            ),
         }
     }
 }
@@ -635,16 +708,21 @@ impl ProcessMetrics {
 mod tests {
     use crate::state_machine::sessions::Tally;
 
-    use super::{MethodLabels, Metrics, Queue, RequestLabels, ShardLabels, Stream, StreamLabels};
+    use super::{
+        BatchKindLabels, BatchLabels, MethodLabels, Metrics, Queue, RequestLabels, ShardLabels, Stream,
+        StreamLabels,
+    };
 
     /// All metrics with one value of each label: what has none yet is not shown.
     fn shown() -> String {
         let metrics = Metrics::new();
-        let Metrics { requests, limits, raft, storage, transport, queues, .. } = &metrics;
+        let Metrics { requests, limits, batch, raft, storage, transport, queues, .. } = &metrics;
         let (method, status) = ("kv.v1.Kv/Put", "OK");
         drop(requests.handled.get_or_create(&RequestLabels { method, status }));
         drop(requests.seconds.get_or_create(&MethodLabels { method }));
         limits.of("requests");
+        drop(batch.operations.get_or_create(&BatchLabels { kind: "put", status }));
+        drop(batch.seconds.get_or_create(&BatchKindLabels { kind: "write" }));
         drop(raft.term.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.leader_known.get_or_create(&ShardLabels { shard: 1 }));

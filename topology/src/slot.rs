@@ -2,12 +2,15 @@
 
 use std::fmt;
 
-use xxhash_rust::xxh3::Xxh3;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::KeyspaceId;
 
 /// Number of slots of a keyspace. A disk and wire constant.
 pub const SLOT_COUNT: u16 = 4096;
+
+/// Keyspace and routing part up to this length, bytes, are hashed in one go.
+const SHORT_BYTES: usize = 68;
 
 /// A hash slot, below [`SLOT_COUNT`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,11 +24,25 @@ impl Slot {
 
     /// The slot that `key` falls into: xxh3_64(keyspace id as 4 bytes BE, routing part) mod 4096.
     pub fn of(keyspace: KeyspaceId, key: &[u8]) -> Self {
-        let mut hasher = Xxh3::new();
-        hasher.update(&keyspace.0.to_be_bytes());
-        hasher.update(routing_part(key));
+        let (keyspace, part) = (keyspace.0.to_be_bytes(), routing_part(key));
+        let mut short = [0; SHORT_BYTES];
+        let hash = match short.get_mut(..keyspace.len() + part.len()) {
+            // In one go: the state of a hash in pieces costs several times as much as a short key.
+            Some(whole) => {
+                let (first, rest) = whole.split_at_mut(keyspace.len());
+                first.copy_from_slice(&keyspace);
+                rest.copy_from_slice(part);
+                xxh3_64(whole)
+            }
+            None => {
+                let mut hasher = Xxh3::new();
+                hasher.update(&keyspace);
+                hasher.update(part);
+                hasher.digest()
+            }
+        };
         #[allow(clippy::cast_possible_truncation, reason = "the remainder is below 4,096")]
-        Self((hasher.digest() % u64::from(SLOT_COUNT)) as u16)
+        Self((hash % u64::from(SLOT_COUNT)) as u16)
     }
 
     /// The number.
@@ -109,7 +126,6 @@ pub fn contiguous_runs(shards: u16) -> Vec<SlotRange> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use xxhash_rust::xxh3::xxh3_64;
 
     use super::*;
 

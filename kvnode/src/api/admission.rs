@@ -45,6 +45,7 @@ pub fn allow_all() -> Authorize {
 
 const HEALTH: &str = "/grpc.health.v1.Health/";
 const UPLOAD: &str = "/kv.v1.Kv/Upload";
+const BATCH: &str = "/kv.v1.Kv/Batch";
 const REFLECTION: &str = "/grpc.reflection.";
 
 /// For the next bytes of a request.
@@ -54,6 +55,8 @@ pub struct IdleLimits {
     pub request: Duration,
     /// Of a reflection stream: between two questions.
     pub reflection: Duration,
+    /// Of a Batch stream: between two messages.
+    pub batch: Duration,
 }
 
 /// What a method is held to.
@@ -71,6 +74,7 @@ impl Terms {
         let terms = |limit, counts_bytes, idle_max| Self { limit, counts_bytes, idle_max };
         match method {
             UPLOAD => terms(Limit::Requests, false, idle.request),
+            BATCH => terms(Limit::Requests, false, idle.batch),
             _ if method.starts_with(HEALTH) => terms(Limit::HealthChecks, false, idle.request),
             _ if method.starts_with(REFLECTION) => terms(Limit::Requests, false, idle.reflection),
             _ => terms(Limit::Requests, true, idle.request),
@@ -162,7 +166,11 @@ mod tests {
 
     #[test]
     fn each_method_is_held_to_its_terms() {
-        let idle = IdleLimits { request: Duration::from_secs(1), reflection: Duration::from_secs(2) };
+        let idle = IdleLimits {
+            request: Duration::from_secs(1),
+            reflection: Duration::from_secs(2),
+            batch: Duration::from_secs(3),
+        };
         let of = |method: &str| {
             let Terms { limit, counts_bytes, idle_max } = Terms::of(method, idle);
             (limit, counts_bytes, idle_max.as_secs())
@@ -170,6 +178,7 @@ mod tests {
         assert_eq!(of("/kv.v1.Kv/Put"), (Limit::Requests, true, 1));
         assert_eq!(of("/no.such/Method"), (Limit::Requests, true, 1));
         assert_eq!(of("/kv.v1.Kv/Upload"), (Limit::Requests, false, 1));
+        assert_eq!(of("/kv.v1.Kv/Batch"), (Limit::Requests, false, 3));
         assert_eq!(of("/grpc.health.v1.Health/Watch"), (Limit::HealthChecks, false, 1));
         for version in ["v1", "v1alpha"] {
             let method = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");

@@ -1,16 +1,193 @@
-//! The stream `Batch`: small operations, many in a message.
+//! The stream `Batch`: small operations, many in a message, answered out of order.
+//!
+//! A message is judged operation by operation ([`intake`]), what it asks of a shard becomes one call of the store, and
+//! what is ready goes out together ([`outbox`]). Nothing is done for an operation that can be done for a message: there is
+//! one task for a stream, one timer, and no channel but the one to the transport.
+//!
+//! All that is decided is decided in [`desk`], which is a value; [`engine`] carries it out. What is under way is bounded by
+//! the [`window`], and by what connections, addresses and the node may hold; answers that the client does not take stop the
+//! reading of its messages, and large values are let go and read again when there is room for them.
+//!
+//! A stream ends when its client has ended it and everything is answered; when it is idle, too old, or its node stops; when
+//! it breaks the protocol; and when its client takes no answers. All but the last answer first what was taken: then what has
+//! no answer surely did not happen, and the status says so by `NOT_APPLIED_` or `INVALID_ARGUMENT`.
 
-use kv_proto::kv::v1::{BatchRequest, BatchResponse};
-use tonic::{Request, Response, Status, Streaming};
+pub mod answer;
+pub mod desk;
+pub mod engine;
+pub mod intake;
+pub mod ledger;
+pub mod outbox;
+pub mod tally;
+pub mod window;
 
-use super::kv::Replies;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::{FutureExt, Stream, StreamExt, stream};
+use kv_proto::kv::v1::{BatchRequest, BatchResponse, BatchWindow};
+use tokio::sync::{mpsc, watch};
+use tonic::Status;
+use tracing::Instrument;
+
+use super::{
+    context::Context,
+    error::Refused,
+    kv::{Caller, Replies},
+    limits::{
+        BATCH_AGE_NOTICE, BATCH_DRAIN_MAX, BATCH_UNREAD_MAX, BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS,
+    },
+    quota::Share,
+};
+use crate::{metrics::BatchMetrics, refusal, router::store::Store};
+use desk::Desk;
+use engine::Engine;
+use tally::{Counters, OpenStream};
+
+/// Time limits of a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct BatchTerms {
+    /// For the client to take an answer.
+    pub unread: Duration,
+    /// For the answers to what was taken, once the node ends the stream.
+    pub drain: Duration,
+    /// Between the GOAWAY of the connection's age and the end of its streams.
+    pub age_notice: Duration,
+}
+
+impl Default for BatchTerms {
+    fn default() -> Self {
+        Self { unread: BATCH_UNREAD_MAX, drain: BATCH_DRAIN_MAX, age_notice: BATCH_AGE_NOTICE }
+    }
+}
+
+/// What all streams of a port share.
+#[derive(Debug)]
+pub struct Streams {
+    terms: BatchTerms,
+    /// Of a connection, at which its streams end; `None`: never.
+    age_max: Option<Duration>,
+    counters: Arc<Counters>,
+    draining: watch::Receiver<bool>,
+}
+
+impl Streams {
+    /// Streams end when `draining` says so, and at the age of connections.
+    pub fn new(
+        terms: BatchTerms,
+        connection_age_max: Duration,
+        metrics: BatchMetrics,
+        draining: watch::Receiver<bool>,
+    ) -> Arc<Self> {
+        let age_max = connection_age_max.checked_add(terms.age_notice);
+        Arc::new(Self { terms, age_max, counters: Arc::new(Counters::new(metrics)), draining })
+    }
+}
+
+/// Messages that wait for the transport: it comes for the next one when the client has taken most of the last.
+const MESSAGES_WAITING_MAX: usize = 1;
+
+/// A message on its way to the transport.
+#[derive(Debug)]
+pub struct Parcel {
+    /// As it is sent.
+    pub message: BatchResponse,
+    /// Held until the transport comes for the next one.
+    pub share: Option<Share>,
+}
+
+/// How a stream ended; unset while it has not.
+type Verdict = Arc<OnceLock<Result<(), Status>>>;
 
 /// Answers one stream.
 ///
 /// # Errors
-/// Always: it is not there yet.
-pub fn batch_stream(
-    _request: Request<Streaming<BatchRequest>>,
-) -> Result<Response<Replies<BatchResponse>>, Status> {
-    Err(Status::unimplemented("Batch is not there yet"))
+/// When there is no place for it, or while the map is not known.
+pub fn batch_stream<S: Store>(
+    context: &Arc<Context<S>>,
+    streams: &Arc<Streams>,
+    caller: &Caller,
+    requests: impl Stream<Item = Result<BatchRequest, Status>> + Send + Unpin + 'static,
+) -> Result<Replies<BatchResponse>, Refused> {
+    let map = context.map()?;
+    let share = caller.stream_share()?;
+    let (output, parcels) = mpsc::channel(MESSAGES_WAITING_MAX);
+    let window = BatchWindow {
+        operations: u32::try_from(BATCH_WINDOW_OPERATIONS).unwrap_or(u32::MAX),
+        bytes: BATCH_WINDOW_BYTES as u64,
+    };
+    let first = BatchResponse {
+        window: Some(window),
+        cluster_id: map.cluster_id.clone(),
+        ..BatchResponse::default()
+    };
+    let verdict = Verdict::default();
+    let connection = caller.connection().cloned();
+    let ends_at = connection.as_ref().and_then(|connection| connection.since.checked_add(streams.age_max?));
+    let desk = Desk::new(map, caller.deadline.call());
+    let engine = Engine::new(context.clone(), streams, desk, requests, output, connection, ends_at);
+    let open = OpenStream::new(streams.counters.clone());
+    let (told, asked) = (verdict.clone(), context.clone());
+    let task = async move {
+        let _held = (share, open);
+        let ended = engine.run().await;
+        told.set(ended.map_err(|end| end.status(&asked))).ok();
+    };
+    context.spawn("batch stream", task.in_current_span().boxed());
+    let replies = stream::once(std::future::ready(Ok(first))).chain(replies(parcels, verdict, context));
+    Ok(replies.boxed())
+}
+
+/// Why a stream ended other than in order.
+#[derive(Debug)]
+pub enum End {
+    /// For a reason of ours.
+    Refused(Refused),
+    /// The request was garbage, or broke off: what the transport says of it.
+    Request(Status),
+}
+
+impl End {
+    fn status<S: Store>(self, context: &Context<S>) -> Status {
+        match self {
+            Self::Refused(refused) => context.status(&refused),
+            Self::Request(status) => status,
+        }
+    }
+}
+
+/// What the transport pulls.
+struct Pulled {
+    parcels: mpsc::Receiver<Parcel>,
+    /// Of the message that was pulled last.
+    held: Option<Share>,
+}
+
+fn replies<S: Store>(
+    parcels: mpsc::Receiver<Parcel>,
+    verdict: Verdict,
+    context: &Arc<Context<S>>,
+) -> impl Stream<Item = Result<BatchResponse, Status>> + Send + use<S> {
+    let context = context.clone();
+    stream::unfold(Some(Pulled { parcels, held: None }), move |pulled| {
+        let (verdict, context) = (verdict.clone(), context.clone());
+        async move {
+            let mut pulled = pulled?;
+            pulled.held = None;
+            if let Some(Parcel { message, share }) = pulled.parcels.recv().await {
+                pulled.held = share;
+                return Some((Ok(message), Some(pulled)));
+            }
+            let ended = || {
+                let refusal = refusal::outcome_unknown("the node has ended");
+                Err(context.status(&Refused::Store(refusal)))
+            };
+            match verdict.get().cloned().unwrap_or_else(ended) {
+                Ok(()) => None,
+                Err(status) => Some((Err(status), None)),
+            }
+        }
+    })
 }

@@ -32,6 +32,11 @@ impl Deadline {
         self.call.map_or(step, |call| call.min(step))
     }
 
+    /// The caller's own deadline, if it named one.
+    pub fn call(self) -> Option<Instant> {
+        self.call
+    }
+
     /// Whether the caller's own deadline has passed.
     pub fn has_passed(self, now: Instant) -> bool {
         self.call.is_some_and(|call| call <= now)

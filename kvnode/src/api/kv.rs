@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    batch_stream::batch_stream,
+    batch_stream::{Streams, batch_stream},
     context::Context,
     deadline::Deadline,
     delete_range::delete_range,
@@ -50,6 +50,11 @@ impl Caller {
     /// When a unary call must be answered.
     pub fn until(&self) -> Instant {
         self.deadline.unary(Instant::now())
+    }
+
+    /// Its connection; `None` without a server around it.
+    pub fn connection(&self) -> Option<&Arc<ConnectionQuota>> {
+        self.connection.as_ref()
     }
 
     /// The share of a stream.
@@ -108,12 +113,12 @@ pub fn holding<T>(message: T, share: Option<Share>) -> Response<T> {
 }
 
 /// The service.
-pub struct KvService<S>(Arc<Context<S>>);
+pub struct KvService<S>(Arc<Context<S>>, Arc<Streams>);
 
 impl<S: Store> KvService<S> {
-    /// Over `context`.
-    pub fn new(context: Arc<Context<S>>) -> Self {
-        Self(context)
+    /// Over `context`, with what Batch streams share.
+    pub fn new(context: Arc<Context<S>>, streams: Arc<Streams>) -> Self {
+        Self(context, streams)
     }
 
     fn answer<T>(&self, result: Result<T, Refused>) -> Result<Response<T>, Status> {
@@ -219,7 +224,8 @@ impl<S: Store> Kv for KvService<S> {
         &self,
         request: Request<Streaming<BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
-        batch_stream(request)
+        let caller = Caller::of(&request);
+        self.answer(batch_stream(&self.0, &self.1, &caller, request.into_inner()))
     }
 
     async fn open_session(

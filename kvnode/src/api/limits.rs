@@ -76,6 +76,31 @@ pub const SMALL_REPLY_BYTES_MAX: usize = 64 * 1024;
 pub const STREAMED_REPLIES_MAX: usize = 256;
 /// The same of one connection.
 pub const STREAMED_REPLIES_PER_CONNECTION_MAX: usize = 64;
+/// Operations that may be under way on one Batch stream: sent and not answered. What a thousand tasks have under way four
+/// times over, and few enough that a stream which stands still holds some MiB.
+pub const BATCH_WINDOW_OPERATIONS: usize = 4_096;
+/// The same in bytes of encoded operations: two of the largest messages, so that one is taken while the other is answered.
+pub const BATCH_WINDOW_BYTES: usize = 8 * 1024 * 1024;
+/// Operations of one message. What is between the window and this is refused one by one, as the rest of the window is;
+/// beyond this nobody looks at the window, and the refusals alone would take more memory than the message.
+pub const BATCH_MESSAGE_OPERATIONS_MAX: usize = 2 * BATCH_WINDOW_OPERATIONS;
+/// What an operation on a stream counts besides its own bytes among [`REQUEST_BYTES_IN_FLIGHT_MAX`]: its bookkeeping, here and
+/// in the queues of its shard.
+pub const BATCH_OPERATION_OVERHEAD_BYTES: usize = 512;
+/// Answers that wait on a stream until the client takes them, bytes; also what a message of answers holds, unless a single
+/// one is larger. Beyond it a large reply's share is needed, as for unary replies.
+pub const BATCH_REPLY_BYTES: usize = 1024 * 1024;
+/// Messages of one stream that are taken in before something is answered: no message waits for the decoding of all others.
+pub const BATCH_MESSAGES_AT_ONCE: usize = 16;
+/// A Batch stream on which nothing comes for this long is ended, and gives its place back; clients open another one when they
+/// need it. Longer than any operation takes.
+pub const BATCH_IDLE_MAX: Duration = Duration::from_secs(5 * 60);
+/// A Batch stream whose client takes no answers for this long is ended.
+pub const BATCH_UNREAD_MAX: Duration = Duration::from_secs(30);
+/// How long a Batch stream that is ended by the node waits for what was taken: within [`STOP_GRACE`].
+pub const BATCH_DRAIN_MAX: Duration = Duration::from_secs(8);
+/// A Batch stream ends this long after its connection was asked to reconnect: the next stream opens on another one.
+pub const BATCH_AGE_NOTICE: Duration = Duration::from_secs(1);
 /// Health checks and watches at the same time, of all connections: apart from requests, since an overloaded node is not a
 /// dead one, and enough for one watch of each connection. A watch takes a few KiB, for as long as its client likes.
 pub const HEALTH_CHECKS_MAX: usize = 4_096;

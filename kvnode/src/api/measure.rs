@@ -25,7 +25,7 @@ use super::{
     limits::Limit,
     quota::{NodeQuota, Refusals},
 };
-use crate::metrics::{LimitMetrics, MethodLabels, RequestLabels, RequestMetrics};
+use crate::metrics::{BatchMetrics, LimitMetrics, MethodLabels, RequestLabels, RequestMetrics};
 
 /// Where gRPC puts the status of a call.
 const GRPC_STATUS: &str = "grpc-status";
@@ -33,13 +33,14 @@ const GRPC_STATUS: &str = "grpc-status";
 const OTHER: &str = "other";
 
 /// What is counted by name: all that the port serves but reflection.
-const METHODS: [&str; 22] = [
+const METHODS: [&str; 23] = [
     "admin.v1.Admin/Bootstrap",
     "admin.v1.Admin/GetClusterStatus",
     "admin.v1.Admin/GetNodeStatus",
     "admin.v1.Admin/GetShardMap",
     "admin.v1.Admin/Join",
     "admin.v1.Admin/ListNodes",
+    "kv.v1.Kv/Batch",
     "kv.v1.Kv/BatchGet",
     "kv.v1.Kv/BulkWrite",
     "kv.v1.Kv/Delete",
@@ -59,7 +60,7 @@ const METHODS: [&str; 22] = [
 ];
 
 /// Names of all codes of gRPC, by number.
-const CODES: [&str; 17] = [
+pub const CODES: [&str; 17] = [
     "OK",
     "CANCELLED",
     "UNKNOWN",
@@ -86,6 +87,8 @@ pub struct ApiMetrics {
     pub requests: RequestMetrics,
     /// What clients hold.
     pub limits: LimitMetrics,
+    /// Batch streams.
+    pub batch: BatchMetrics,
     /// Where that is counted, once the port is served.
     pub quota: Arc<OnceLock<Arc<NodeQuota>>>,
 }

@@ -100,6 +100,8 @@ pub struct ConnectionQuota {
     pub remote: SocketAddr,
     /// Of the node.
     pub node: Arc<NodeQuota>,
+    /// When it was accepted.
+    pub since: Instant,
     address: Arc<Guest<KINDS>>,
     large: Arc<Semaphore>,
     streams: Arc<Semaphore>,
@@ -120,6 +122,7 @@ impl ConnectionQuota {
         };
         Some(Arc::new(Self {
             remote,
+            since: Instant::now(),
             address,
             large: Arc::new(Semaphore::new(LARGE_REPLIES_PER_CONNECTION_MAX)),
             streams: Arc::new(Semaphore::new(STREAMED_REPLIES_PER_CONNECTION_MAX)),
@@ -145,7 +148,26 @@ impl ConnectionQuota {
         Ok(Arc::new(InFlight { connection: self.clone(), bytes, _place: place }))
     }
 
-    /// Admits a scan, upload or download.
+    /// Counts bytes of requests that a stream has taken, until they are dropped.
+    ///
+    /// # Errors
+    /// When too many are held.
+    pub fn hold(self: &Arc<Self>, bytes: usize) -> Result<HeldBytes, Refused> {
+        let place = self.address.none(Limit::RequestBytes as usize);
+        self.grow(&place, bytes)?;
+        Ok(HeldBytes { connection: self.clone(), bytes: place })
+    }
+
+    fn grow(&self, place: &Place, bytes: usize) -> Result<(), Refused> {
+        let own = self.request_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if own > REQUEST_BYTES_PER_CONNECTION_MAX || !place.grow(bytes) {
+            self.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            return Err(self.node.refused(Limit::RequestBytes));
+        }
+        Ok(())
+    }
+
+    /// Admits a scan, upload, download or Batch stream.
     ///
     /// # Errors
     /// When too many are running.
@@ -220,17 +242,24 @@ impl InFlight {
     /// # Errors
     /// When too many are held.
     pub fn received(&self, bytes: usize) -> Result<(), Refused> {
-        let of_connection = &self.connection.request_bytes;
-        let own = of_connection.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        if own > REQUEST_BYTES_PER_CONNECTION_MAX || !self.bytes.grow(bytes) {
-            of_connection.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(self.connection.node.refused(Limit::RequestBytes));
-        }
-        Ok(())
+        self.connection.grow(&self.bytes, bytes)
     }
 }
 
 impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.connection.request_bytes.fetch_sub(self.bytes.count(), Ordering::Relaxed);
+    }
+}
+
+/// Bytes of requests that a stream has taken. Dropping them gives them back.
+#[derive(Debug)]
+pub struct HeldBytes {
+    connection: Arc<ConnectionQuota>,
+    bytes: Place,
+}
+
+impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.connection.request_bytes.fetch_sub(self.bytes.count(), Ordering::Relaxed);
     }
@@ -295,9 +324,11 @@ mod tests {
         let (request, stream) = (connection.request(Limit::Requests), connection.stream());
         request.as_ref().expect("room").received(1_000).expect("room");
         assert!(request.as_ref().expect("room").received(usize::MAX / 2).is_err());
+        let held = connection.hold(500).expect("room");
+        assert!(connection.hold(REQUEST_BYTES_PER_CONNECTION_MAX - 1_499).is_err());
         drop(connection);
-        assert_eq!((node.addresses(), node.pool(Limit::RequestBytes).taken), (1, 1_000));
-        drop((request, stream));
+        assert_eq!((node.addresses(), node.pool(Limit::RequestBytes).taken), (1, 1_500));
+        drop((request, stream, held));
         assert_eq!(node.addresses(), 0);
         for limit in Limit::ALL {
             assert_eq!(node.pool(limit).taken, 0, "{limit:?}");

@@ -8,12 +8,13 @@ use kv_proto::{
     admin::v1::admin_server::AdminServer,
     kv::v1::{kv_server::KvServer, kv_text_server::KvTextServer},
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tonic::{service::Routes, transport::Server};
 
 use super::{
     admin::{AdminService, Node},
     admission::{Admission, Authorize, IdleLimits, allow_all},
+    batch_stream::{BatchTerms, Streams},
     connection::{Patience, incoming},
     context::Context,
     health::Health,
@@ -42,6 +43,8 @@ pub struct Options {
     pub patience: Patience,
     /// For the next bytes of a request.
     pub idle: IdleLimits,
+    /// Time limits of Batch streams.
+    pub batch: BatchTerms,
     /// After which a connection is asked to reconnect.
     pub connection_age_max: Duration,
     /// Between NOT_SERVING and GOAWAY.
@@ -59,7 +62,12 @@ impl Default for Options {
             requests_max: limits::REQUESTS_IN_FLIGHT_MAX,
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             patience: Patience { preface: limits::PREFACE_DEADLINE, send_stall: limits::SEND_STALL_MAX },
-            idle: IdleLimits { request: limits::REQUEST_IDLE_MAX, reflection: limits::REFLECTION_IDLE_MAX },
+            idle: IdleLimits {
+                request: limits::REQUEST_IDLE_MAX,
+                reflection: limits::REFLECTION_IDLE_MAX,
+                batch: limits::BATCH_IDLE_MAX,
+            },
+            batch: BatchTerms::default(),
             connection_age_max: limits::CONNECTION_AGE_MAX,
             stop_notice: limits::STOP_NOTICE,
             stop_grace: limits::STOP_GRACE,
@@ -94,7 +102,9 @@ pub async fn serve<S: Store, N: Node>(
     let quota = NodeQuota::new(options.connections_max, options.requests_max, metrics.refusals());
     // Served once in a node's life; in tests a second server shows the first one's.
     metrics.quota.set(quota.clone()).ok();
-    let routes = routes(context, node, &health)?;
+    let (drain, draining) = watch::channel(false);
+    let streams = Streams::new(options.batch, options.connection_age_max, metrics.batch.clone(), draining);
+    let routes = routes(context, streams, node, &health)?;
     let admission = Admission::new(routes, options.authorize.clone(), options.idle);
     let admission = Measured::new(admission, options.metrics.requests.clone());
     let connections = incoming(listener, quota.clone(), options.patience);
@@ -115,6 +125,7 @@ pub async fn serve<S: Store, N: Node>(
         return Ok(ended?);
     }
     drop(going);
+    drain.send_replace(true);
     let ended = timeout(options.stop_grace, &mut serving).await;
     quota.end();
     match ended {
@@ -137,11 +148,12 @@ fn transport(options: &Options) -> Server {
 
 fn routes<S: Store, N: Node>(
     context: Arc<Context<S>>,
+    streams: Arc<Streams>,
     node: Arc<N>,
     health: &Health,
 ) -> Result<Routes, ServeError> {
     const MAX: usize = limits::MESSAGE_BYTES_MAX;
-    let kv = KvServer::new(KvService::new(context.clone()));
+    let kv = KvServer::new(KvService::new(context.clone(), streams));
     let text = KvTextServer::new(KvTextService::new(context));
     let admin = AdminServer::new(AdminService::new(node));
     let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());

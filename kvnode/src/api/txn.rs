@@ -33,17 +33,21 @@ impl<S: Store> Context<S> {
         validate::txn(&request)?;
         let map = self.map()?;
         let shard = only_shard(&map, &request)?;
-        let TxnRequest { compare, then, r#else, session_id, sequence, lowest_outstanding } = request;
-        let stamp = Stamp { session_id, sequence, lowest_outstanding };
-        let proposals = |operations: Vec<_>| operations.into_iter().map(proposal).collect();
-        let txn = disk::Txn { compare, then: proposals(then), r#else: proposals(r#else) };
-        let written = self.propose(shard, stamp.on(operation::Kind::Txn(txn)), deadline).await?;
+        let written = self.propose(shard, stamped(request), deadline).await?;
         let header = Some(header::of(written.context.as_ref(), &map.cluster_id));
         match written.result {
             outcome::Result::Txn(outcome) => Ok(txn_response(header, outcome, written.replayed)),
             other => Err(unexpected("Txn", &other)),
         }
     }
+}
+
+/// The operation of a Txn, with its stamp.
+pub fn stamped(request: TxnRequest) -> disk::Operation {
+    let TxnRequest { compare, then, r#else, session_id, sequence, lowest_outstanding } = request;
+    let proposals = |operations: Vec<_>| operations.into_iter().map(proposal).collect();
+    let txn = disk::Txn { compare, then: proposals(then), r#else: proposals(r#else) };
+    Stamp { session_id, sequence, lowest_outstanding }.on(operation::Kind::Txn(txn))
 }
 
 /// The reply to a Txn. Values that are too much for a reply are left out.
@@ -66,7 +70,11 @@ fn keys(request: &TxnRequest) -> impl Iterator<Item = &[u8]> {
     compared.chain(touched)
 }
 
-fn only_shard(map: &ClusterMap, request: &TxnRequest) -> Result<ShardId, Refused> {
+/// The shard that owns all keys.
+///
+/// # Errors
+/// When there is more than one, or the map names none.
+pub fn only_shard(map: &ClusterMap, request: &TxnRequest) -> Result<ShardId, Refused> {
     let shards = keys(request).map(|key| shard_of(map, key)).collect::<Result<BTreeSet<_>, _>>()?;
     match shards.first() {
         Some(shard) if shards.len() == 1 => Ok(*shard),

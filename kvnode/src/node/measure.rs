@@ -42,6 +42,7 @@ impl Meters {
         let api = ApiMetrics {
             requests: metrics.requests.clone(),
             limits: metrics.limits.clone(),
+            batch: metrics.batch.clone(),
             ..ApiMetrics::default()
         };
         let groups = GroupMetrics {

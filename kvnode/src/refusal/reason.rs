@@ -10,6 +10,8 @@ pub const NOT_LEADER: &str = "NOT_APPLIED_NOT_LEADER";
 pub const NO_REPLICA: &str = "NOT_APPLIED_NO_REPLICA";
 /// The node is stopping.
 pub const STOPPING: &str = "NOT_APPLIED_STOPPING";
+/// The node ends a stream, because of its age or because nothing came on it. What it has not answered it has not taken.
+pub const STREAM_ENDED: &str = "NOT_APPLIED_STREAM_ENDED";
 /// The node does not know the shard map yet.
 pub const STARTING: &str = "NOT_APPLIED_STARTING";
 /// Its deadline passed while it waited in a queue. Nothing was appended.

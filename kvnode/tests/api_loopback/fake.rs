@@ -29,7 +29,7 @@ use kvnode::{
     router::store::Store,
     state_machine::sessions::{Sessions, Stamp, Verdict},
 };
-use tokio::time::Instant;
+use tokio::{sync::watch, time::Instant};
 
 /// The node that answers everything.
 pub const NODE: u64 = 1;
@@ -114,6 +114,8 @@ pub struct FakeStore {
     pins: Mutex<BTreeMap<Bytes, Vec<ChunkRecord>>>,
     /// There is no place for another pin.
     pub refuses_pins: AtomicBool,
+    /// Shards that answer nothing for now.
+    slow: watch::Sender<Vec<ShardId>>,
     /// Chunks that the store has taken.
     pub chunks_taken: AtomicUsize,
     /// What sessions expire in.
@@ -179,6 +181,7 @@ impl FakeStore {
             overtakes: AtomicBool::new(false),
             pins: Mutex::default(),
             refuses_pins: AtomicBool::new(false),
+            slow: watch::Sender::new(Vec::new()),
             chunks_taken: AtomicUsize::new(0),
             log_time_ms: AtomicU64::new(0),
             reads: AtomicUsize::new(0),
@@ -189,6 +192,15 @@ impl FakeStore {
     /// The next request that `matches` is refused.
     pub fn refuse(&self, matches: impl Fn(&Asked<'_>) -> bool + Send + 'static, refusal: Refusal) {
         lock(&self.script).push_back((Box::new(matches), refusal));
+    }
+
+    /// These shards answer nothing from now on, and the others again.
+    pub fn slow(&self, shards: impl IntoIterator<Item = ShardId>) {
+        self.slow.send_replace(shards.into_iter().collect());
+    }
+
+    async fn be_ready(&self, shard: ShardId) {
+        self.slow.subscribe().wait_for(|slow| !slow.contains(&shard)).await.map(drop).ok();
     }
 
     /// Another map from now on.
@@ -257,6 +269,7 @@ impl Store for FakeStore {
         deadline: Instant,
     ) -> Result<Vec<Outcome>, Refusal> {
         lock(&self.deadlines).push(deadline);
+        self.be_ready(shard).await;
         if self.overtakes.load(Ordering::Relaxed)
             && let [Operation { kind: Some(operation::Kind::UploadChunk(chunk)), .. }] = &operations[..]
             && chunk.number % 2 == 0
@@ -287,6 +300,7 @@ impl Store for FakeStore {
     async fn read(&self, request: ReadRequest, deadline: Instant) -> Result<ReadResponse, Refusal> {
         lock(&self.deadlines).push(deadline);
         self.reads.fetch_add(1, Ordering::Relaxed);
+        self.be_ready(ShardId(request.shard_id)).await;
         self.scripted(&Asked::Read(&request))?;
         let shards = lock(&self.shards);
         let shard = shards.get(&request.shard_id).ok_or_else(|| refusal(Kind::WrongShard, "WRONG_SHARD"))?;

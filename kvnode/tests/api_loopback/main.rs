@@ -1,5 +1,7 @@
 //! The API on loopback: real gRPC, a store that is a plain map.
 
+mod batch;
+mod batch_cost;
 mod fake;
 mod hostile;
 mod raw;

@@ -110,7 +110,11 @@ impl Harness {
         let health = Health::starting().await;
         health.set(true, true).await;
         let registry = Metrics::new();
-        let metrics = ApiMetrics { limits: registry.limits.clone(), ..options.metrics.clone() };
+        let metrics = ApiMetrics {
+            limits: registry.limits.clone(),
+            batch: registry.batch.clone(),
+            ..options.metrics.clone()
+        };
         let options = Options { metrics: metrics.clone(), ..options };
         let (stop, stopped) = oneshot::channel();
         let serving = server::serve(

@@ -9,16 +9,16 @@ use kv_cluster_tests::{
     status::replica, wait_until,
 };
 use kv_proto::kv::v1::{
-    DownloadRequest, OpenSessionRequest, PutRequest, ScanRequest, UploadRequest, open_session_request,
-    upload_request,
+    BatchOperation, BatchRequest, BatchResponse, DownloadRequest, GetRequest, OpenSessionRequest, PutRequest,
+    ScanRequest, UploadRequest, batch_operation, open_session_request, upload_request,
 };
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
 /// The list that operators read; generated from the code.
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
 
 /// Metrics that a healthy cluster may leave at zero, and why.
-const MAY_REST: [(&str, &str); 9] = [
+const MAY_REST: [(&str, &str); 10] = [
     ("kv_node_quarantined_replicas", "no bytes are damaged"),
     ("kv_storage_corruptions_total", "no bytes are damaged"),
     ("kv_node_disk_level", "there is room: the tests of disks move it"),
@@ -28,6 +28,7 @@ const MAY_REST: [(&str, &str); 9] = [
     ("kv_api_refused_total", "no client holds too much"),
     ("kv_sessions_expired_total", "what has expired is swept once a minute"),
     ("kv_sessions_evicted_total", "a shard takes thousands of sessions"),
+    ("kv_batch_window_refused_total", "no window is exceeded"),
 ];
 
 /// All queues, each with its bound.
@@ -96,7 +97,9 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
     }
     transfer_and_scan(&cluster).await;
     repeat("writes in a session".to_owned(), || writes_in_a_session(cluster.api(0))).await;
+    let streams = streams(&cluster).await;
     seen.look(&cluster);
+    drop(streams);
 
     let shard = cluster.shard_of("load/0").await;
     let away = (cluster.wait_leader(shard, &[0, 1, 2]).await + 1) % 3;
@@ -172,6 +175,32 @@ async fn writes_in_a_session(mut api: Api) -> Result<(), Status> {
     assert!(api.kv.put(put(2)).await?.into_inner().replayed);
     let refused = api.kv.put(put(1)).await.expect_err("acknowledged");
     if refused.code() == Code::FailedPrecondition { Ok(()) } else { Err(refused) }
+}
+
+/// An open stream to each node, on which a key was written and read.
+async fn streams(cluster: &Cluster) -> Vec<Streaming<BatchResponse>> {
+    let mut streams = Vec::new();
+    for node in 0..3 {
+        streams.push(repeat(format!("a stream to node {node}"), || stream(cluster.api(node))).await);
+    }
+    streams
+}
+
+async fn stream(mut api: Api) -> Result<Streaming<BatchResponse>, Status> {
+    let put = PutRequest { key: "streamed".into(), ..PutRequest::default() };
+    let get = GetRequest { key: "streamed".into(), ..GetRequest::default() };
+    let one = |id, operation| BatchOperation { id, operation: Some(operation), ..BatchOperation::default() };
+    let operations =
+        vec![one(1, batch_operation::Operation::Put(put)), one(2, batch_operation::Operation::Get(get))];
+    // It never ends, and with it the stream.
+    let requests = futures::stream::iter([BatchRequest { operations }]).chain(futures::stream::pending());
+    let mut replies = api.kv.batch(requests).await?.into_inner();
+    let mut answered = 0;
+    while answered < 2 {
+        let reply = replies.message().await?.ok_or_else(|| Status::unavailable("the stream has ended"))?;
+        answered += reply.results.len();
+    }
+    Ok(replies)
 }
 
 async fn upload(mut api: Api, key: Bytes, value: Bytes) -> Result<(), Status> {
