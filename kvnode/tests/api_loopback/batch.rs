@@ -501,7 +501,7 @@ async fn writes_in_sessions_carry_their_stamps_and_others_go_apart() {
     let mut batch = Batch::open(&harness).await;
     let stamped = PutRequest {
         key: "k".into(),
-        session_id: u64::from(shard_of("k").get()) << 48 | 1,
+        session_id: (u64::from(shard_of("k").get()) << 48) | 1,
         sequence: 7,
         lowest_outstanding: 3,
         ..PutRequest::default()

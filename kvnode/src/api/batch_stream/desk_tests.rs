@@ -216,7 +216,7 @@ fn large_values_are_let_go_and_read_again_and_those_of_writes_are_left_out() {
     let writes = take(&mut desk, (0..4).map(|id| put(id, "{w}")).collect(), now);
     let outcome = applied(
         &{
-            let Ask::Write(operations) = &writes[0].ask else { panic!() };
+            let Ask::Write(operations) = &writes[0].ask else { panic!("writes") };
             operations[0].clone()
         },
         &value(600 << 10),

@@ -189,6 +189,10 @@ pub fn kind(operation: Option<&batch_operation::Operation>) -> Kind {
 }
 
 /// One operation as its shard takes it.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "moved once, into its call; a box would cost an allocation for each write"
+)]
 enum Asked {
     Write(Operation),
     Read { key: bytes::Bytes, options: ReadOptions, metadata_only: bool },

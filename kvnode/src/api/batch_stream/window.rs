@@ -114,8 +114,8 @@ mod tests {
     #[test]
     fn bytes_are_halved_as_operations_are() {
         let mut window = Window::default();
-        assert_eq!(fill(&mut window, 1, 1 << 20), BATCH_WINDOW_BYTES / 2 >> 20);
-        assert_eq!(fill(&mut window, 2, 1 << 20), BATCH_WINDOW_BYTES / 2 >> 20);
+        assert_eq!(fill(&mut window, 1, 1 << 20), (BATCH_WINDOW_BYTES / 2) >> 20);
+        assert_eq!(fill(&mut window, 2, 1 << 20), (BATCH_WINDOW_BYTES / 2) >> 20);
         assert_eq!(fill(&mut window, 3, 1), 0);
     }
 
