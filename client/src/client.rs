@@ -298,7 +298,9 @@ impl Client {
         let call = self.call("Get", Kind::Read, read_route(&key, options.read));
         let request = get_request(key.clone(), options);
         match call.small(&key, Operation::Get(request)).await? {
-            Answer::Get(reply) => Ok(GetReply { header: self.header(reply.header), kv: reply.kv.map(Into::into) }),
+            Answer::Get(reply) => {
+                Ok(GetReply { header: self.header(reply.header), kv: reply.kv.map(Into::into) })
+            }
             _ => Err(mismatch("Get")),
         }
     }

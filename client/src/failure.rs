@@ -106,11 +106,7 @@ impl Failure {
     }
 
     /// Reads the error of one operation inside a message of many.
-    pub(crate) fn of_part(
-        operation: &'static str,
-        node: &Address,
-        part: kv_proto::kv::v1::Failure,
-    ) -> Self {
+    pub(crate) fn of_part(operation: &'static str, node: &Address, part: kv_proto::kv::v1::Failure) -> Self {
         let advised = part.retry_after_ms != 0;
         let cause = if part.field.ends_with(SESSION_FIELD) {
             Cause::NoSession

@@ -117,7 +117,7 @@ impl Lane {
 
     /// `None`: somebody else has it.
     fn turn(&self) -> Option<Turn<'_>> {
-        (!self.is_opening.swap(true, Ordering::Acquire)).then_some(Turn(self))
+        (!self.is_opening.swap(true, Ordering::Acquire)).then(|| Turn(self))
     }
 
     fn next(self: &Arc<Self>, shard: u32) -> Next {
@@ -225,9 +225,8 @@ impl Call {
         };
         // Opening twice harms nobody: a session that nobody uses expires.
         let call = self.another("OpenSession", Kind::Read, Route::Leader(slot));
-        let (reply, _) = call
-            .unary(request, |node, request| async move { node.kv().open_session(request).await })
-            .await?;
+        let (reply, _) =
+            call.unary(request, |node, request| async move { node.kv().open_session(request).await }).await?;
         let shard = reply.header.map_or(0, |header| header.shard_id);
         if shard == 0 || reply.session_id == 0 {
             return Err(Error::protocol("OpenSession", "the answer names no shard or no session"));
@@ -296,7 +295,10 @@ mod tests {
         assert!(ticket(&lane).is_none(), "the window is full");
         drop(first);
         assert_eq!(second.stamp().lowest_outstanding, 2);
-        assert_eq!(ticket(&lane).unwrap().stamp(), Stamp { session_id: 5, sequence: 3, lowest_outstanding: 2 });
+        assert_eq!(
+            ticket(&lane).unwrap().stamp(),
+            Stamp { session_id: 5, sequence: 3, lowest_outstanding: 2 }
+        );
     }
 
     #[test]

@@ -20,14 +20,14 @@ use crate::{
     stream::{Ended, NotTaken, Why, encoded_len},
 };
 
-/// Streams that may end under an operation that was not sent yet, before that counts as a failure.
+/// Streams that may end under an operation that was not taken yet, before that counts as a failure.
 const MOVES_MAX: u32 = 4;
 
 /// Why an attempt gave no answer.
 enum Miss {
     /// The failure has to be judged. The connection may be the reason.
     Failed(Failure, Blame),
-    /// The stream ended before the operation was sent.
+    /// The stream ended before the operation was sent, or taken. Another one may take it at once.
     Moved(Failure),
     /// The node has no streams; nothing happened.
     UnaryOnly,
@@ -42,7 +42,11 @@ enum Blame {
 
 impl Call {
     /// Runs a small operation to its end. `key` names the shard of a write in a session.
-    pub(crate) async fn small(mut self, key: &Bytes, mut operation: Operation) -> Result<batch_result::Result> {
+    pub(crate) async fn small(
+        mut self,
+        key: &Bytes,
+        mut operation: Operation,
+    ) -> Result<batch_result::Result> {
         self.check_size(encoded_len(&operation))?;
         let slot = self.plan.route.slot();
         let mut ticket: Option<Ticket> = None;
@@ -135,7 +139,8 @@ impl Call {
 
     fn judge(&self, node: &Node, ended: Ended) -> std::result::Result<batch_result::Result, Miss> {
         let of = |status: &Arc<Status>| self.failure_of(node, status);
-        let local = |cause, message| Failure::local(self.plan.operation, Some(node.address()), cause, message);
+        let local =
+            |cause, message| Failure::local(self.plan.operation, Some(node.address()), cause, message);
         match ended {
             Ended::Answered(batch_result::Result::Failure(part)) => {
                 let failure = Failure::of_part(self.plan.operation, node.address(), part);
@@ -163,7 +168,12 @@ impl Call {
             }
             Ended::Broken { sent: false, .. } => Err(Miss::Moved(self.not_sent(node))),
             Ended::Broken { why: Why::Broke(status), sent: true } => {
-                Err(blamed(of(&status).with_cause(Cause::Lost)))
+                let failure = of(&status);
+                match failure.cause() {
+                    // A node that ends a stream by itself answers first what it took, and says so.
+                    Cause::NotApplied => Err(Miss::Moved(failure)),
+                    _ => Err(blamed(failure.with_cause(Cause::Lost))),
+                }
             }
             Ended::Broken { why: Why::Over, sent: true } => {
                 let failure = local(Cause::Lost, "the stream ended before the answer came");
@@ -194,9 +204,7 @@ impl Call {
         Ok(match operation {
             Operation::Put(put) => Answer::Put(kv.put(self.request(put)).await?.into_inner()),
             Operation::Get(get) => Answer::Get(kv.get(self.request(get)).await?.into_inner()),
-            Operation::Delete(delete) => {
-                Answer::Delete(kv.delete(self.request(delete)).await?.into_inner())
-            }
+            Operation::Delete(delete) => Answer::Delete(kv.delete(self.request(delete)).await?.into_inner()),
             Operation::Txn(txn) => Answer::Txn(kv.txn(self.request(txn)).await?.into_inner()),
         })
     }
@@ -209,8 +217,7 @@ impl Call {
 
 /// A failure without a word of ours is the connection's.
 fn blamed(failure: Failure) -> Miss {
-    let is_foreign =
-        failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown);
+    let is_foreign = failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown);
     Miss::Failed(failure, if is_foreign { Blame::Connection } else { Blame::Nobody })
 }
 
@@ -218,9 +225,7 @@ fn blamed(failure: Failure) -> Miss {
 fn stamp(operation: &mut Operation, stamp: Stamp) {
     let Stamp { session_id, sequence, lowest_outstanding } = stamp;
     let fields = match operation {
-        Operation::Put(put) => {
-            (&mut put.session_id, &mut put.sequence, &mut put.lowest_outstanding)
-        }
+        Operation::Put(put) => (&mut put.session_id, &mut put.sequence, &mut put.lowest_outstanding),
         Operation::Delete(delete) => {
             (&mut delete.session_id, &mut delete.sequence, &mut delete.lowest_outstanding)
         }

@@ -76,8 +76,9 @@ fn what_nobody_waits_for_is_not_sent() {
     for number in 0..3 {
         queue.push(waiting(number, 1, 1, later())).unwrap();
     }
-    let taken: Vec<(u64, u32)> =
-        std::iter::from_fn(|| queue.take(u64::MAX, |reply| *reply != 1)).map(|taken| (taken.id, taken.operation)).collect();
+    let taken: Vec<(u64, u32)> = std::iter::from_fn(|| queue.take(u64::MAX, |reply| *reply != 1))
+        .map(|taken| (taken.id, taken.operation))
+        .collect();
     assert_eq!(numbers(&taken), [0, 2]);
 }
 

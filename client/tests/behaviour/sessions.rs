@@ -106,7 +106,11 @@ async fn a_write_that_its_caller_gave_up_is_acknowledged_and_its_late_copy_refus
     assert!(client.put("k", "new").await.unwrap().applied);
     let before = cluster.state().store.revision;
     cluster.release();
-    assert_eq!(cluster.state().store.revision, before, "the late one is below the lowest outstanding sequence");
+    assert_eq!(
+        cluster.state().store.revision,
+        before,
+        "the late one is below the lowest outstanding sequence"
+    );
     let stamps = cluster.state().sessions.stamps.clone();
     assert_eq!(stamps.last().map(|(_, sequence, _)| *sequence), Some(2), "it did come: {stamps:?}");
 }
@@ -212,9 +216,8 @@ async fn a_bulk_whose_reply_is_lost_is_applied_once() {
     let cluster = FakeCluster::start(2).await;
     let client = client(&cluster);
     cluster.script(1, [Fault::Lose(lost())]);
-    let puts = (0..50).map(|number| {
-        BulkOperation::put(format!("key-{number}"), "v", Precondition::Absent.into())
-    });
+    let puts =
+        (0..50).map(|number| BulkOperation::put(format!("key-{number}"), "v", Precondition::Absent.into()));
     for outcome in client.bulk_write(puts).await {
         let BulkOutcome::Put(reply) = outcome else { panic!("{outcome:?}") };
         assert!(reply.applied && reply.replayed);
@@ -231,7 +234,8 @@ async fn bulks_larger_than_the_window_go_in_pieces_and_survive_expiry() {
     let bulk = |number| {
         let client = client.clone();
         async move {
-            let puts = (0..40).map(|key| BulkOperation::put(format!("{number}-{key}"), "v", Default::default()));
+            let puts =
+                (0..40).map(|key| BulkOperation::put(format!("{number}-{key}"), "v", Default::default()));
             client.bulk_write(puts).await
         }
     };

@@ -110,12 +110,13 @@ async fn a_broken_stream_is_invisible_but_for_writes_without_sessions() {
         client.put("k", "v").await.unwrap();
         for round in 0..10 {
             cluster.script(1, [Fault::None, Fault::None, Fault::None, end.clone()]);
-            let puts = join_all((0..20).map(|number| {
-                let client = client.clone();
-                async move {
-                    client.put_with(format!("{round}/{number}"), "v", Precondition::Absent.into()).await
-                }
-            }));
+            let puts =
+                join_all((0..20).map(|number| {
+                    let client = client.clone();
+                    async move {
+                        client.put_with(format!("{round}/{number}"), "v", Precondition::Absent.into()).await
+                    }
+                }));
             let gets = join_all((0..20).map(|_| client.get("k")));
             let (puts, gets) = tokio::join!(puts, gets);
             assert!(puts.into_iter().all(|put| put.unwrap().applied));

@@ -20,9 +20,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use batch::Streams;
 use kv_proto::{admin::v1::admin_server::AdminServer, kv::v1::kv_server::KvServer};
 use kv_topology::{KeyspaceId, Slot};
-pub use batch::Streams;
 use script::Fault;
 pub use sessions::Sessions;
 use store::Store;

@@ -63,9 +63,8 @@ pub fn failure_of(status: &Status) -> kv_proto::kv::v1::Failure {
     kv_proto::kv::v1::Failure {
         code: status.code().into(),
         reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
-        message: field.map_or(status.message().to_owned(), |field| {
-            format!("{}: {}", field.field, field.description)
-        }),
+        message: field
+            .map_or(status.message().to_owned(), |field| format!("{}: {}", field.field, field.description)),
         retry_after_ms: advice.map_or(0, |advice| u32::try_from(advice.as_millis()).unwrap()),
         field: field.map(|field| field.field.clone()).unwrap_or_default(),
         leader_node_id: info

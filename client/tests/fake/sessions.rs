@@ -69,7 +69,12 @@ impl Sessions {
     }
 
     /// The stored outcome of a write that came before; an error: it is refused; none: it is to be run.
-    pub fn before(&mut self, stamp: Stamp, shard: u32, operation: &Operation) -> Result<Option<Answer>, Status> {
+    pub fn before(
+        &mut self,
+        stamp: Stamp,
+        shard: u32,
+        operation: &Operation,
+    ) -> Result<Option<Answer>, Status> {
         let (id, sequence, lowest) = stamp;
         if id == 0 {
             return Ok(None);
@@ -108,7 +113,10 @@ impl Sessions {
 }
 
 impl FakeNode {
-    pub async fn open(&self, request: proto::OpenSessionRequest) -> Result<proto::OpenSessionResponse, Status> {
+    pub async fn open(
+        &self,
+        request: proto::OpenSessionRequest,
+    ) -> Result<proto::OpenSessionResponse, Status> {
         // So that concurrent first writes meet here.
         tokio::task::yield_now().await;
         let key = match request.shard.unwrap() {
