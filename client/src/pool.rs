@@ -71,7 +71,7 @@ impl Node {
     }
 
     /// The node knows no streams of operations: for good, as long as the connection lasts.
-    pub(crate) fn is_unary_only(&self) {
+    pub(crate) fn has_no_streams(&self) {
         self.0.is_unary.store(true, Ordering::Relaxed);
     }
 }

@@ -65,7 +65,7 @@ impl Call {
                     }
                     return Ok(answer);
                 }
-                Err(Miss::UnaryOnly) => node.is_unary_only(),
+                Err(Miss::UnaryOnly) => node.has_no_streams(),
                 Err(Miss::Moved(_)) if moves < MOVES_MAX => moves += 1,
                 Err(Miss::Moved(failure)) => self.failed(failure).await?,
                 Err(Miss::Failed(failure, blame)) => {
