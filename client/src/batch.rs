@@ -206,7 +206,7 @@ async fn bulk_message(
         for (index, failure) in &refused {
             if failure.cause() == Cause::NoSession {
                 let slot = slot(key_of(&operations[*index]));
-                call.without_session(tickets[*index].take(), Some(slot), failure);
+                call.without_session(tickets[*index].take().as_ref(), Some(slot), failure);
             }
         }
         pending = retriable(&mut call, refused, &mut outcomes).await;

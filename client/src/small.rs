@@ -26,9 +26,9 @@ const MOVES_MAX: u32 = 4;
 /// Why an attempt gave no answer.
 enum Miss {
     /// The failure has to be judged. The connection may be the reason.
-    Failed(Failure, Blame),
+    Failed(Box<Failure>, Blame),
     /// The stream ended before the operation was sent, or taken. Another one may take it at once.
-    Moved(Failure),
+    Moved(Box<Failure>),
     /// The node has no streams; nothing happened.
     UnaryOnly,
 }
@@ -67,15 +67,15 @@ impl Call {
                 }
                 Err(Miss::UnaryOnly) => node.has_no_streams(),
                 Err(Miss::Moved(_)) if moves < MOVES_MAX => moves += 1,
-                Err(Miss::Moved(failure)) => self.failed(failure).await?,
+                Err(Miss::Moved(failure)) => self.failed(*failure).await?,
                 Err(Miss::Failed(failure, blame)) => {
                     if blame == Blame::Connection {
                         self.client.core().pool.discard(&node);
                     }
                     if failure.cause() == Cause::NoSession {
-                        self.without_session(ticket.take(), slot, &failure);
+                        self.without_session(ticket.take().as_ref(), slot, &failure);
                     }
-                    self.failed(failure).await?;
+                    self.failed(*failure).await?;
                 }
             }
         }
@@ -95,8 +95,8 @@ impl Call {
     }
 
     /// What follows from the refusal of a session.
-    pub(crate) fn without_session(&self, ticket: Option<Ticket>, slot: Option<Slot>, failure: &Failure) {
-        if let Some(ticket) = &ticket
+    pub(crate) fn without_session(&self, ticket: Option<&Ticket>, slot: Option<Slot>, failure: &Failure) {
+        if let Some(ticket) = ticket
             && failure.code != Code::InvalidArgument
         {
             ticket.expired();
@@ -120,8 +120,8 @@ impl Call {
             let shard = slot.map_or(0, |slot| self.client.core().knowledge.shard_of(slot));
             let answer = match stream.send(operation.clone(), shard, limit) {
                 Ok(answer) => answer,
-                Err(NotTaken::Over) => return Err(Miss::Moved(self.not_sent(node))),
-                Err(NotTaken::Full) => return Err(Miss::Failed(self.full(node), Blame::Nobody)),
+                Err(NotTaken::Over) => return Err(Miss::Moved(Box::new(self.not_sent(node)))),
+                Err(NotTaken::Full) => return Err(Miss::Failed(Box::new(self.full(node)), Blame::Nobody)),
             };
             drop(stream);
             let gone = Ended::Broken { sent: true, why: Why::Over };
@@ -133,7 +133,7 @@ impl Call {
                 let failure = self.failure_of(node, &status);
                 Err(blamed(failure))
             }
-            Err(_) => Err(Miss::Failed(self.silence_of(node), Blame::Nobody)),
+            Err(_) => Err(Miss::Failed(Box::new(self.silence_of(node)), Blame::Nobody)),
         }
     }
 
@@ -144,13 +144,13 @@ impl Call {
         match ended {
             Ended::Answered(batch_result::Result::Failure(part)) => {
                 let failure = Failure::of_part(self.plan.operation, node.address(), part);
-                Err(Miss::Failed(failure, Blame::Nobody))
+                Err(Miss::Failed(Box::new(failure), Blame::Nobody))
             }
             Ended::Answered(answer) => Ok(answer),
-            Ended::Late { sent: true } => Err(Miss::Failed(self.silence_of(node), Blame::Nobody)),
+            Ended::Late { sent: true } => Err(Miss::Failed(Box::new(self.silence_of(node)), Blame::Nobody)),
             Ended::Late { sent: false } => {
                 let failure = local(Cause::NotApplied, "not sent until the deadline: too much was under way");
-                Err(Miss::Failed(failure, Blame::Nobody))
+                Err(Miss::Failed(Box::new(failure), Blame::Nobody))
             }
             Ended::Broken { why: Why::NotOpened(status), .. } if status.code() == Code::Unimplemented => {
                 Err(Miss::UnaryOnly)
@@ -166,18 +166,18 @@ impl Call {
                     _ => Err(blamed(failure)),
                 }
             }
-            Ended::Broken { sent: false, .. } => Err(Miss::Moved(self.not_sent(node))),
+            Ended::Broken { sent: false, .. } => Err(Miss::Moved(Box::new(self.not_sent(node)))),
             Ended::Broken { why: Why::Broke(status), sent: true } => {
                 let failure = of(&status);
                 match failure.cause() {
                     // A node that ends a stream by itself answers first what it took, and says so.
-                    Cause::NotApplied => Err(Miss::Moved(failure)),
+                    Cause::NotApplied => Err(Miss::Moved(Box::new(failure))),
                     _ => Err(blamed(failure.with_cause(Cause::Lost))),
                 }
             }
             Ended::Broken { why: Why::Over, sent: true } => {
                 let failure = local(Cause::Lost, "the stream ended before the answer came");
-                Err(Miss::Failed(failure, Blame::Nobody))
+                Err(Miss::Failed(Box::new(failure), Blame::Nobody))
             }
         }
     }
@@ -218,7 +218,7 @@ impl Call {
 /// A failure without a word of ours is the connection's.
 fn blamed(failure: Failure) -> Miss {
     let is_foreign = failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown);
-    Miss::Failed(failure, if is_foreign { Blame::Connection } else { Blame::Nobody })
+    Miss::Failed(Box::new(failure), if is_foreign { Blame::Connection } else { Blame::Nobody })
 }
 
 /// Writes the stamp of an attempt into a write.

@@ -31,10 +31,14 @@ impl Once {
 
     pub(crate) async fn perform(&self, shared: &Shared, key: &str, call: Call) -> Result<Reply, Error> {
         match call {
-            Call::Get => observed(self.0.get(key).await.map_err(ended)?.kv).map(Reply::Got),
-            Call::Delete => Ok(Reply::Deleted(self.0.delete(key).await.map_err(ended)?.applied)),
+            Call::Get => {
+                observed(shared, self.0.get(key).await.map_err(|error| ended(&error))?.kv).map(Reply::Got)
+            }
+            Call::Delete => {
+                Ok(Reply::Deleted(self.0.delete(key).await.map_err(|error| ended(&error))?.applied))
+            }
             Call::Put { value } => {
-                let reply = self.0.put(key, shared.encode(value)).await.map_err(ended)?;
+                let reply = self.0.put(key, shared.encode(value)).await.map_err(|error| ended(&error))?;
                 if !reply.applied {
                     return Err(Error::Complaint("an unconditional put was not applied".to_owned()));
                 }
@@ -46,7 +50,7 @@ impl Once {
                     Revision(revision) => Precondition::ModRevision(revision),
                 };
                 let put = self.0.put_with(key, shared.encode(value), precondition.into());
-                let reply = put.await.map_err(ended)?;
+                let reply = put.await.map_err(|error| ended(&error))?;
                 if reply.applied {
                     return Ok(Reply::Swapped(Some(Revision(reply.mod_revision))));
                 }
@@ -57,16 +61,20 @@ impl Once {
     }
 }
 
-fn observed(kv: Option<KeyValue>) -> Result<Option<Observed>, Error> {
+fn observed(shared: &Shared, kv: Option<KeyValue>) -> Result<Option<Observed>, Error> {
     let Some(KeyValue { mod_revision, value, .. }) = kv else { return Ok(None) };
-    let Value::Inline(bytes) = value else {
-        return Err(Error::Complaint("a value that nobody put".to_owned()));
+    let value = match value {
+        Value::Inline(bytes) => decode(&bytes).map_err(Error::Complaint)?,
+        Value::Blob(blob) => {
+            let known = shared.book().uploaded.get(&blob.sha256[..]).copied();
+            known.ok_or_else(|| Error::Complaint(format!("nobody uploaded {blob:?}")))?
+        }
+        Value::Omitted => return Err(Error::Complaint("a key without a value".to_owned())),
     };
-    let value = decode(&bytes).map_err(Error::Complaint)?;
     Ok(Some(Observed { value, revision: Some(Revision(mod_revision)) }))
 }
 
-fn ended(error: ClientError) -> Error {
+fn ended(error: &ClientError) -> Error {
     let name = error.reason().map_or_else(|| format!("client: {error}"), str::to_owned);
     // The texts name ports, of which there are many.
     let name = name.split(" at ").next().unwrap_or_default().to_owned();
