@@ -43,12 +43,14 @@ impl Writers {
         let (stopped, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
-            let mut addresses: Vec<Address> =
-                proxies.iter().map(|proxy| proxy.address().to_string().parse().unwrap()).collect();
+            let mut addresses: Vec<Address> = proxies
+                .iter()
+                .map(|proxy| proxy.address().to_string().parse().expect("an address"))
+                .collect();
             addresses.rotate_left(number % proxies.len());
             // The advertised addresses would lead past the proxies.
             let builder = Client::builder(addresses).timeout(TIMEOUT).streams(number % 2 == 0);
-            let client = builder.sessions(with_sessions).build().unwrap();
+            let client = builder.sessions(with_sessions).build().expect("there are addresses");
             for _ in 0..WRITERS_PER_CLIENT {
                 let writer = Writer {
                     client: client.clone(),
@@ -75,7 +77,7 @@ impl Writers {
     async fn finish(mut self) -> u64 {
         self.stopped.store(true, Ordering::Relaxed);
         while let Some(writer) = self.tasks.join_next().await {
-            writer.unwrap();
+            writer.expect("a writer does not panic");
         }
         self.written.load(Ordering::Relaxed)
     }
@@ -157,7 +159,7 @@ impl Writer {
 async fn proxies(cluster: &Cluster) -> Vec<Proxy> {
     let mut proxies = Vec::new();
     for address in cluster.addresses() {
-        proxies.push(Proxy::start(address).await.unwrap());
+        proxies.push(Proxy::start(address).await.expect("a port"));
     }
     proxies
 }
@@ -215,10 +217,10 @@ impl Fault {
 async fn counted(cluster: &Cluster) -> u64 {
     cluster.wait_whole().await;
     let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
-    let client = Client::connect(&addresses.join(",")).unwrap().with_timeout(TIMEOUT);
+    let client = Client::connect(&addresses.join(",")).expect("there are addresses").with_timeout(TIMEOUT);
     let mut sum = 0;
     for number in 0..KEYS {
-        let reply = client.get(format!("counter/{number}")).await.unwrap();
+        let reply = client.get(format!("counter/{number}")).await.expect("all nodes serve");
         sum += reply.kv.map_or(0, |kv| kv.version);
     }
     sum
