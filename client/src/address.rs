@@ -1,6 +1,6 @@
 //! Where a node listens: a host and a port, however a person wrote them.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, sync::Arc};
 
 use thiserror::Error;
 
@@ -11,7 +11,7 @@ pub const DEFAULT_PORT: u16 = 50051;
 ///
 /// Parsed from `host`, `host:port`, `[v6]:port` and `http://host:port`; a missing port is [`DEFAULT_PORT`].
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address(String);
+pub struct Address(Arc<str>);
 
 /// Why a text is no address.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -78,7 +78,7 @@ impl FromStr for Address {
                 Ok(port) => port,
             },
         };
-        Ok(Self(format!("{host}:{port}")))
+        Ok(Self(format!("{host}:{port}").into()))
     }
 }
 

@@ -1,5 +1,7 @@
 //! Many keys in few messages: BatchGet and BulkWrite. Both take any number and split it to the limits of a message.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use kv_proto::kv::v1 as proto;
 use prost::Message;
@@ -7,12 +9,14 @@ use prost::Message;
 use crate::{
     address::Address,
     call::Call,
-    client::{Client, delete_request, put_request},
+    client::{Client, delete_request, put_request, slot},
     error::{Error, Result},
     failure::Failure,
     options::{GetOptions, WriteOptions},
-    retry::{Decision, Kind, decide},
+    retry::{Cause, Decision, Happened, Kind, decide},
     routing::Route,
+    session::Stamp,
+    sessions::Ticket,
     value::{DeleteReply, GetReply, PutReply},
 };
 
@@ -84,49 +88,181 @@ impl Client {
 
     /// Makes independent writes. One outcome for each, in order; one failure does not stop the others.
     ///
-    /// Writes that surely did not happen are repeated until the deadline of their message.
+    /// Each write is in the session of its shard, and repeated until the deadline of its message. Without sessions only what
+    /// surely did not happen is.
     pub async fn bulk_write(&self, operations: impl IntoIterator<Item = BulkOperation>) -> Vec<BulkOutcome> {
         let mut operations: Vec<proto::WriteOperation> =
             operations.into_iter().map(|operation| operation.0).collect();
         let mut outcomes = Vec::with_capacity(operations.len());
         while !operations.is_empty() {
-            let rest = operations.split_off(fitting(operations.iter().map(Message::encoded_len)));
-            outcomes.extend(self.bulk_message(operations).await);
+            let fitting = fitting(operations.iter().map(Message::encoded_len));
+            let call = self.call("BulkWrite", self.write_kind(), Route::Any);
+            let places = places(&call, &operations[..fitting]).await;
+            let rest = operations.split_off(places.len());
+            outcomes.extend(bulk_message(call, operations, places).await);
             operations = rest;
         }
         outcomes
     }
+}
 
-    /// Sends one message's worth, and again what surely did not happen.
-    async fn bulk_message(&self, operations: Vec<proto::WriteOperation>) -> Vec<BulkOutcome> {
-        let mut outcomes: Vec<Option<BulkOutcome>> = operations.iter().map(|_| None).collect();
-        let mut pending: Vec<usize> = (0..operations.len()).collect();
-        let mut call = self.call("BulkWrite", Kind::Write, Route::Any);
-        while !pending.is_empty() {
-            let request = proto::BulkWriteRequest {
-                operations: pending.iter().map(|index| operations[*index].clone()).collect(),
-            };
-            let (parts, node) = match bulk_attempt(&mut call, &request).await {
-                Ok(answer) => answer,
-                Err(error) => {
-                    for index in pending {
-                        outcomes[index] = Some(BulkOutcome::Failed(again(&error)));
-                    }
-                    break;
-                }
-            };
-            let mut refused = Vec::new();
-            for (index, part) in pending.iter().zip(parts) {
-                match part_outcome(&node, part) {
-                    Ok(outcome) => outcomes[*index] = Some(outcome),
-                    Err(failure) => refused.push((*index, *failure)),
-                }
-            }
-            pending = retriable(&mut call, refused, &mut outcomes).await;
-        }
-        let missing = || BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"));
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
+/// What an operation of a bulk has before it is sent.
+#[derive(Debug)]
+enum Place {
+    /// It is not in a session.
+    Anywhere,
+    /// It is in the session of its shard.
+    Session(Ticket),
+    /// There is no session for it.
+    Nowhere(Error),
+}
+
+/// Places for as many operations from the front as the windows of their sessions have room for; at least one.
+///
+/// Only the first one waits for a window. Several bulks that wait with what they have could wait for one another for ever.
+async fn places(call: &Call, operations: &[proto::WriteOperation]) -> Vec<Place> {
+    let mut places = Vec::with_capacity(operations.len());
+    if call.plan.kind != Kind::Once {
+        places.resize_with(operations.len(), || Place::Anywhere);
+        return places;
     }
+    // A shard without a session now must not take the time that the others need.
+    let call = call.hurried();
+    let mut nowhere: BTreeMap<u32, Error> = BTreeMap::new();
+    for operation in operations {
+        let key = key_of(operation);
+        let slot = slot(key);
+        let shard = call.client.core().knowledge.shard_of(slot);
+        if let Some(error) = nowhere.get(&shard) {
+            places.push(Place::Nowhere(again(error)));
+            continue;
+        }
+        let ticket = if places.is_empty() {
+            call.ticket(slot, key).await.map(Some)
+        } else {
+            call.ticket_unless_full(slot, key).await
+        };
+        match ticket {
+            Ok(Some(ticket)) => places.push(Place::Session(ticket)),
+            Ok(None) => break,
+            Err(error) => {
+                places.push(Place::Nowhere(again(&error)));
+                nowhere.insert(shard, error);
+            }
+        }
+    }
+    places
+}
+
+/// Sends one message's worth, and again what surely did not happen or is in a session.
+async fn bulk_message(
+    mut call: Call,
+    mut operations: Vec<proto::WriteOperation>,
+    places: Vec<Place>,
+) -> Vec<BulkOutcome> {
+    let mut outcomes: Vec<Option<BulkOutcome>> = operations.iter().map(|_| None).collect();
+    let mut tickets: Vec<Option<Ticket>> = Vec::with_capacity(places.len());
+    let mut pending = Vec::with_capacity(places.len());
+    for (index, place) in places.into_iter().enumerate() {
+        let (ticket, failed) = match place {
+            Place::Anywhere => (None, None),
+            Place::Session(ticket) => (Some(ticket), None),
+            Place::Nowhere(error) => (None, Some(BulkOutcome::Failed(error))),
+        };
+        tickets.push(ticket);
+        if failed.is_none() {
+            pending.push(index);
+        }
+        outcomes[index] = failed;
+    }
+    while !pending.is_empty() {
+        for index in &pending {
+            if let Some(ticket) = &tickets[*index] {
+                stamp(&mut operations[*index], ticket.stamp());
+            }
+        }
+        let request = proto::BulkWriteRequest {
+            operations: pending.iter().map(|index| operations[*index].clone()).collect(),
+        };
+        let (parts, node) = match bulk_attempt(&mut call, &request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                for index in pending {
+                    outcomes[index] = Some(BulkOutcome::Failed(again(&error)));
+                }
+                break;
+            }
+        };
+        let mut refused = Vec::new();
+        for (index, part) in pending.iter().zip(parts) {
+            match part_outcome(&node, part) {
+                Ok(outcome) => {
+                    outcomes[*index] = Some(outcome);
+                    tickets[*index] = None;
+                }
+                Err(failure) => refused.push((*index, *failure)),
+            }
+        }
+        for (index, failure) in &refused {
+            if failure.cause() == Cause::NoSession {
+                let slot = slot(key_of(&operations[*index]));
+                call.without_session(tickets[*index].take().as_ref(), Some(slot), failure);
+            }
+        }
+        pending = retriable(&mut call, refused, &mut outcomes).await;
+        renew(&call, &mut pending, &operations, &mut tickets, &mut outcomes).await;
+    }
+    let missing = || BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"));
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
+}
+
+/// Gives a new place to those that were refused together with their session.
+async fn renew(
+    call: &Call,
+    pending: &mut Vec<usize>,
+    operations: &[proto::WriteOperation],
+    tickets: &mut [Option<Ticket>],
+    outcomes: &mut [Option<BulkOutcome>],
+) {
+    let mut ready = Vec::with_capacity(pending.len());
+    for index in pending.drain(..) {
+        if call.plan.kind != Kind::Once || tickets[index].is_some() {
+            ready.push(index);
+            continue;
+        }
+        let key = key_of(&operations[index]);
+        match call.ticket(slot(key), key).await {
+            Ok(ticket) => {
+                tickets[index] = Some(ticket);
+                ready.push(index);
+            }
+            Err(error) => outcomes[index] = Some(BulkOutcome::Failed(error)),
+        }
+    }
+    *pending = ready;
+}
+
+fn key_of(operation: &proto::WriteOperation) -> &Bytes {
+    static NONE: Bytes = Bytes::new();
+    match &operation.operation {
+        Some(proto::write_operation::Operation::Put(put)) => &put.key,
+        Some(proto::write_operation::Operation::Delete(delete)) => &delete.key,
+        None => &NONE,
+    }
+}
+
+fn stamp(operation: &mut proto::WriteOperation, stamp: Stamp) {
+    let Stamp { session_id, sequence, lowest_outstanding } = stamp;
+    let fields = match &mut operation.operation {
+        Some(proto::write_operation::Operation::Put(put)) => {
+            (&mut put.session_id, &mut put.sequence, &mut put.lowest_outstanding)
+        }
+        Some(proto::write_operation::Operation::Delete(delete)) => {
+            (&mut delete.session_id, &mut delete.sequence, &mut delete.lowest_outstanding)
+        }
+        None => return,
+    };
+    (*fields.0, *fields.1, *fields.2) = (session_id, sequence, lowest_outstanding);
 }
 
 /// How many items from the front fit into a message; at least one.
@@ -143,7 +279,7 @@ fn fitting(sizes: impl Iterator<Item = usize>) -> usize {
     items
 }
 
-/// One message, repeated while it surely did nothing.
+/// One message, repeated while it may be.
 async fn bulk_attempt(
     call: &mut Call,
     request: &proto::BulkWriteRequest,
@@ -153,11 +289,11 @@ async fn bulk_attempt(
         let node = call.node().await?;
         let mut kv = node.kv();
         let sent = kv.bulk_write(call.request(request.clone()));
-        match tokio::time::timeout_at(call.deadline(), sent).await {
+        match tokio::time::timeout_at(call.patience(call.plan.kind != Kind::Write), sent).await {
             Ok(Ok(reply)) => {
                 let outcomes = reply.into_inner().outcomes;
                 if outcomes.len() == request.operations.len() {
-                    return Ok((outcomes, node.address));
+                    return Ok((outcomes, node.address().clone()));
                 }
                 let problem =
                     format!("{} outcomes for {} operations", outcomes.len(), request.operations.len());
@@ -178,13 +314,15 @@ fn part_outcome(node: &Address, part: proto::WriteOutcome) -> Result<BulkOutcome
         Some(proto::write_outcome::Outcome::Put(put)) => Ok(BulkOutcome::Put(put.into())),
         Some(proto::write_outcome::Outcome::Delete(delete)) => Ok(BulkOutcome::Delete(delete.into())),
         Some(proto::write_outcome::Outcome::Failure(failure)) => {
-            Err(Box::new(Failure::of_part(node, failure)))
+            Err(Box::new(Failure::of_part("BulkWrite", node, failure)))
         }
         None => Ok(BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"))),
     }
 }
 
 /// Waits once for all that may be repeated and returns them; the others get their outcome.
+///
+/// In doubt whether an earlier attempt of one of them was applied, all of them are: they were sent together.
 async fn retriable(
     call: &mut Call,
     refused: Vec<(usize, Failure)>,
@@ -192,28 +330,37 @@ async fn retriable(
 ) -> Vec<usize> {
     let mut again = Vec::new();
     for (index, failure) in refused {
-        match decide(Kind::Write, failure.cause()) {
-            Decision::Retry(_) => again.push((index, failure)),
-            Decision::Fail(_) => outcomes[index] = Some(BulkOutcome::Failed(Error::of(Kind::Write, failure))),
+        let lost = failure.cause() == Cause::NoSession && call.may_have_happened();
+        match decide(call.plan.kind, failure.cause()) {
+            Decision::Retry(_) if !lost => again.push((index, failure)),
+            Decision::Retry(_) | Decision::Fail(_) => {
+                outcomes[index] = Some(BulkOutcome::Failed(call.end(failure)));
+            }
         }
     }
     // The one that must wait longest speaks for all.
     let slowest = again.iter().map(|(_, failure)| failure).max_by_key(|failure| failure.retry_after).cloned();
     let Some(slowest) = slowest else { return Vec::new() };
+    let in_doubt = again.iter().any(|(_, failure)| failure.cause().happened() == Happened::Perhaps);
     if call.failed(slowest).await.is_ok() {
+        if in_doubt {
+            call.doubt();
+        }
         return again.into_iter().map(|(index, _)| index).collect();
     }
     for (index, failure) in again {
-        outcomes[index] = Some(BulkOutcome::Failed(Error::of(Kind::Write, failure)));
+        outcomes[index] = Some(BulkOutcome::Failed(call.end(failure)));
     }
     Vec::new()
 }
 
 /// The error once more, for each operation of the message that it ended.
 fn again(error: &Error) -> Error {
-    match error.failure() {
-        Some(failure) => Error::of(Kind::Write, failure.clone()),
-        None => Error::protocol("BulkWrite", error.to_string()),
+    match (error, error.failure()) {
+        // Whatever the last failure tells of its own attempt.
+        (Error::OutcomeUnknown(_), Some(failure)) => Error::OutcomeUnknown(Box::new(failure.clone())),
+        (_, Some(failure)) => Error::of(Kind::Write, failure.clone()),
+        (_, None) => Error::protocol("BulkWrite", error.to_string()),
     }
 }
 

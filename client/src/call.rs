@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use kv_proto::kv::v1::ResponseHeader;
 use prost::Message;
 use tokio::time::{Instant, sleep, timeout_at};
 use tonic::{Code, Request, Response, Status};
@@ -13,10 +14,9 @@ use crate::{
     error::{Error, Result},
     failure::{Failure, LeaderHint},
     pool::Node,
-    retry::{Cause, Decision, Kind, NO_REPLICA, Turn, decide, is_lasting_absence, pause},
+    retry::{Cause, Decision, Happened, Kind, NO_REPLICA, Turn, decide, is_lasting_absence, pause},
     routing::{Route, Wish},
     shard_map::ShardMap,
-    value::Header,
 };
 
 /// What is done, to what.
@@ -49,6 +49,8 @@ pub(crate) struct Call {
     damaged: Vec<Address>,
     /// Refusals by a node that has no replica of the shard.
     absences: u32,
+    /// An attempt may have had its effect. Only what may be repeated goes on after that.
+    perhaps: bool,
 }
 
 impl Call {
@@ -63,7 +65,40 @@ impl Call {
             unreachable: Vec::new(),
             damaged: Vec::new(),
             absences: 0,
+            perhaps: false,
         }
+    }
+
+    /// Another operation on behalf of this one, within what is left of its time.
+    pub(crate) fn another(&self, operation: &'static str, kind: Kind, route: Route) -> Self {
+        let mut call = Self::new(self.client.clone(), Plan { operation, kind, route });
+        call.deadline = self.deadline;
+        call
+    }
+
+    /// The same operation with no more time than one attempt of it has.
+    pub(crate) fn hurried(&self) -> Self {
+        let mut call = self.another(self.plan.operation, self.plan.kind, self.plan.route);
+        call.deadline = self.patience(true);
+        call
+    }
+
+    /// An attempt may have had its effect.
+    pub(crate) fn doubt(&mut self) {
+        self.perhaps = true;
+    }
+
+    /// Whether an earlier attempt of a write may have had its effect.
+    pub(crate) fn may_have_happened(&self) -> bool {
+        self.perhaps
+    }
+
+    /// The operation's end with this failure, in the light of earlier attempts.
+    pub(crate) fn end(&self, failure: Failure) -> Error {
+        if self.perhaps && failure.cause().happened() == Happened::No {
+            return Error::OutcomeUnknown(Box::new(failure));
+        }
+        Error::of(self.plan.kind, failure)
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -84,6 +119,9 @@ impl Call {
             self.refresh_map().await;
             self.attempts += 1;
             let address = self.choose();
+            if let Some(node) = self.client.core().pool.connected(&address) {
+                return Ok(node);
+            }
             let problem = match timeout_at(self.deadline, self.client.core().pool.node(&address)).await {
                 Ok(Ok(node)) => return Ok(node),
                 Ok(Err(error)) => full_message(&error),
@@ -110,20 +148,22 @@ impl Call {
 
     /// What the status of an attempt at `node` tells.
     pub(crate) fn failure_of(&self, node: &Node, status: &Status) -> Failure {
-        Failure::of_status(self.plan.operation, &node.address, status)
+        Failure::of_status(self.plan.operation, node.address(), status)
     }
 
     /// No answer came in time.
     pub(crate) fn silence_of(&self, node: &Node) -> Failure {
+        // Whoever comes next asks somebody else first.
+        self.client.core().knowledge.failed(node.address());
         let message = "no answer until the deadline";
-        Failure::local(self.plan.operation, Some(&node.address), Cause::Lost, message)
+        Failure::local(self.plan.operation, Some(node.address()), Cause::Lost, message)
     }
 
     /// Judges a status; returns when the next attempt may be made.
     pub(crate) async fn failed_at(&mut self, node: &Node, status: &Status) -> Result<()> {
         let failure = self.failure_of(node, status);
         if failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown) {
-            self.client.core().pool.discard(node).await;
+            self.client.core().pool.discard(node);
         }
         self.failed(failure).await
     }
@@ -136,8 +176,14 @@ impl Call {
         failure.attempts = self.attempts;
         tracing::debug!(operation = self.plan.operation, attempt = self.attempts, error = %failure, "attempt failed");
         let Decision::Retry(turn) = decide(self.plan.kind, failure.cause()) else {
-            return Err(Error::of(self.plan.kind, failure));
+            return Err(self.end(failure));
         };
+        if failure.cause() == Cause::NoSession && self.perhaps {
+            // What became of the earlier attempt was kept in the session.
+            let message = "the session is gone, and with it the outcome of an earlier attempt";
+            return Err(self.end(failure.with_message(message)));
+        }
+        self.perhaps |= self.plan.kind == Kind::Once && failure.cause().happened() == Happened::Perhaps;
         let hop = self.aim(turn, &failure);
         let hopeful = match failure.cause() {
             Cause::NotSent => self.hopeful(&failure),
@@ -145,7 +191,7 @@ impl Call {
             _ => !self.lacks_its_replica(&failure),
         };
         if !hopeful {
-            return Err(Error::of(self.plan.kind, failure));
+            return Err(self.end(failure));
         }
         let wait = match (hop, failure.retry_after) {
             (Hop::Elsewhere, None) => Duration::ZERO,
@@ -154,9 +200,11 @@ impl Call {
             }
         };
         if Instant::now() + wait >= self.deadline {
-            return Err(Error::of(self.plan.kind, failure));
+            return Err(self.end(failure));
         }
-        sleep(wait).await;
+        if !wait.is_zero() {
+            sleep(wait).await;
+        }
         Ok(())
     }
 
@@ -178,7 +226,9 @@ impl Call {
             }
             Turn::Same => {
                 self.wish = failed.map_or(Wish::None, Wish::This);
-                Hop::Again
+                // Another session is somebody else, in a way.
+                let is_new = failure.cause() == Cause::NoSession && self.attempts == 1;
+                if is_new { Hop::Elsewhere } else { Hop::Again }
             }
             Turn::Refreshed => {
                 knowledge.outdated();
@@ -243,7 +293,14 @@ impl Call {
     /// Asks for a newer map when one is due. Failing changes nothing: the old map is a hint as well.
     async fn refresh_map(&self) {
         let core = self.client.core();
-        let Some(epoch) = core.knowledge.refresh_due(Instant::now()) else { return };
+        if let Some(epoch) = core.knowledge.refresh_due(Instant::now()) {
+            self.ask_for_map(epoch).await;
+        }
+    }
+
+    /// Asks for a map that is newer than `epoch`.
+    pub(crate) async fn ask_for_map(&self, epoch: u64) {
+        let core = self.client.core();
         for address in core.knowledge.everybody() {
             let limit = self.deadline.min(Instant::now() + MAP_TIMEOUT);
             match timeout_at(limit, self.client.fetch_map(&address, epoch)).await {
@@ -255,8 +312,8 @@ impl Call {
         }
     }
 
-    /// How long this attempt may wait. Quick reads leave time to ask somebody else.
-    fn attempt_deadline(&self, quick: bool) -> Instant {
+    /// How long an attempt may wait. A quick one leaves time to ask somebody else.
+    pub(crate) fn patience(&self, quick: bool) -> Instant {
         if !quick {
             return self.deadline;
         }
@@ -275,12 +332,14 @@ impl Call {
         self.check_size(message.encoded_len())?;
         loop {
             let node = self.node().await?;
-            let limit = self.attempt_deadline(self.plan.kind == Kind::Read);
+            let limit = self.patience(self.plan.kind == Kind::Read);
             match timeout_at(limit, send(node.clone(), self.request(message.clone()))).await {
                 Ok(Ok(reply)) => {
                     let reply = reply.into_inner();
-                    self.client.core().learn(&reply.header());
-                    return Ok((reply, node.address));
+                    if let Some(header) = reply.header() {
+                        self.client.core().knowledge.learn(self.plan.route.slot(), header);
+                    }
+                    return Ok((reply, node.address().clone()));
                 }
                 Ok(Err(status)) => self.failed_at(&node, &status).await?,
                 Err(_) => {
@@ -340,34 +399,26 @@ impl Client {
 
 /// A reply that says where it was made.
 pub(crate) trait Headed {
-    fn header(&self) -> Header;
+    fn header(&self) -> Option<&ResponseHeader>;
 }
 
 macro_rules! headed {
     ($($reply:ident),*) => {$(
         impl Headed for kv_proto::kv::v1::$reply {
-            fn header(&self) -> Header {
-                self.header.clone().into()
+            fn header(&self) -> Option<&ResponseHeader> {
+                self.header.as_ref()
             }
         }
     )*};
 }
 
-headed!(
-    PutResponse,
-    GetResponse,
-    DeleteResponse,
-    TxnResponse,
-    ScanResponse,
-    DeleteRangeResponse,
-    UploadResponse
-);
+headed!(OpenSessionResponse, CloseSessionResponse);
 
 macro_rules! headless {
     ($($reply:path),*) => {$(
         impl Headed for $reply {
-            fn header(&self) -> Header {
-                Header::default()
+            fn header(&self) -> Option<&ResponseHeader> {
+                None
             }
         }
     )*};

@@ -8,7 +8,10 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_proto::{admin::v1 as admin, kv::v1 as proto};
+use kv_proto::{
+    admin::v1 as admin,
+    kv::v1::{self as proto, batch_operation::Operation, batch_result::Result as Answer},
+};
 use kv_topology::{KeyspaceId, Slot};
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 
@@ -20,9 +23,11 @@ use crate::{
     pool::Pool,
     retry::Kind,
     routing::{Knowledge, Route, Routing},
+    sessions::{Sessions, ttl_ms},
     shard_map::ShardMap,
+    small::mismatch,
     txn::{Txn, TxnReply},
-    value::{DeleteReply, GetReply, Header, PutReply},
+    value::{DeleteReply, GetReply, Header, PutReply, ServedBy},
 };
 
 /// An operation that nobody gave a time to ends after this.
@@ -40,7 +45,13 @@ pub struct Client {
 pub(crate) struct Core {
     pub(crate) pool: Pool,
     pub(crate) knowledge: Knowledge,
+    pub(crate) sessions: Sessions,
     pub(crate) fail_fast: bool,
+    /// Whether small operations travel on streams.
+    pub(crate) streams: bool,
+    has_sessions: bool,
+    /// 0: the node's default.
+    pub(crate) session_ttl_ms: u32,
     rng: Mutex<Box<dyn Rng + Send>>,
 }
 
@@ -63,7 +74,19 @@ impl Core {
     }
 
     pub(crate) fn learn(&self, header: &Header) {
-        self.knowledge.learn(header);
+        let served_by = match header.served_by {
+            ServedBy::Unspecified => proto::ServedBy::Unspecified,
+            ServedBy::Leader => proto::ServedBy::Leader,
+            ServedBy::Follower => proto::ServedBy::Follower,
+        };
+        let header = proto::ResponseHeader {
+            node_id: header.node.get(),
+            shard_id: header.shard.get(),
+            map_epoch: header.map_epoch,
+            served_by: served_by.into(),
+            ..Default::default()
+        };
+        self.knowledge.learn(None, &header);
     }
 }
 
@@ -73,6 +96,9 @@ pub struct ClientBuilder {
     timeout: Duration,
     routing: Routing,
     fail_fast: bool,
+    sessions: bool,
+    session_ttl: Option<Duration>,
+    streams: bool,
     rng: Option<Box<dyn Rng + Send>>,
 }
 
@@ -110,6 +136,29 @@ impl ClientBuilder {
         self
     }
 
+    /// Whether writes are in sessions, so that each is applied once however often it must be sent. On unless set. Off: a
+    /// write whose answer is lost ends as [`Error::OutcomeUnknown`] at once.
+    #[must_use]
+    pub fn sessions(mut self, sessions: bool) -> Self {
+        self.sessions = sessions;
+        self
+    }
+
+    /// A session that is not used for so long expires: 1 s to 1 day. The node's default, 10 minutes, unless set.
+    #[must_use]
+    pub fn session_ttl(mut self, ttl: Duration) -> Self {
+        self.session_ttl = Some(ttl);
+        self
+    }
+
+    /// Whether puts, gets, deletes and transactions travel on one stream of each connection, many in a message. On unless
+    /// set; off, each is a call of its own. Nodes that know no streams get calls anyway.
+    #[must_use]
+    pub fn streams(mut self, streams: bool) -> Self {
+        self.streams = streams;
+        self
+    }
+
     /// Where the jitter of pauses comes from. Seeded by the system unless set.
     #[must_use]
     pub fn rng(mut self, rng: impl Rng + Send + 'static) -> Self {
@@ -131,7 +180,11 @@ impl ClientBuilder {
         let core = Core {
             pool: Pool::default(),
             knowledge: Knowledge::new(self.addresses, self.routing),
+            sessions: Sessions::default(),
             fail_fast: self.fail_fast,
+            streams: self.streams,
+            has_sessions: self.sessions,
+            session_ttl_ms: ttl_ms(self.session_ttl),
             rng: Mutex::new(rng),
         };
         Ok(Client { core: Arc::new(core), timeout: self.timeout, pinned: None })
@@ -156,6 +209,9 @@ impl Client {
             timeout: DEFAULT_TIMEOUT,
             routing: Routing::default(),
             fail_fast: false,
+            sessions: true,
+            session_ttl: None,
+            streams: true,
             rng: None,
         }
     }
@@ -214,11 +270,15 @@ impl Client {
         options: WriteOptions,
     ) -> Result<PutReply> {
         let key = Bytes::copy_from_slice(key.as_ref());
-        let call = self.call("Put", Kind::Write, Route::Leader(slot(&key)));
-        let request = put_request(key, value.into(), options);
-        let (reply, _) =
-            call.unary(request, |node, request| async move { node.kv().put(request).await }).await?;
-        Ok(reply.into())
+        let call = self.call("Put", self.write_kind(), Route::Leader(slot(&key)));
+        let request = put_request(key.clone(), value.into(), options);
+        match call.small(&key, Operation::Put(request)).await? {
+            Answer::Put(mut reply) => {
+                let header = self.header(reply.header.take());
+                Ok(PutReply { header, ..reply.into() })
+            }
+            _ => Err(mismatch("Put")),
+        }
     }
 
     /// Reads a key, linearizably.
@@ -236,10 +296,13 @@ impl Client {
     pub async fn get_with(&self, key: impl AsRef<[u8]>, options: GetOptions) -> Result<GetReply> {
         let key = Bytes::copy_from_slice(key.as_ref());
         let call = self.call("Get", Kind::Read, read_route(&key, options.read));
-        let request = get_request(key, options);
-        let (reply, _) =
-            call.unary(request, |node, request| async move { node.kv().get(request).await }).await?;
-        Ok(reply.into())
+        let request = get_request(key.clone(), options);
+        match call.small(&key, Operation::Get(request)).await? {
+            Answer::Get(reply) => {
+                Ok(GetReply { header: self.header(reply.header), kv: reply.kv.map(Into::into) })
+            }
+            _ => Err(mismatch("Get")),
+        }
     }
 
     /// Deletes a key; whether it was there is in the reply.
@@ -256,11 +319,15 @@ impl Client {
     /// See [`Error`].
     pub async fn delete_with(&self, key: impl AsRef<[u8]>, options: WriteOptions) -> Result<DeleteReply> {
         let key = Bytes::copy_from_slice(key.as_ref());
-        let call = self.call("Delete", Kind::Write, Route::Leader(slot(&key)));
-        let request = delete_request(key, options);
-        let (reply, _) =
-            call.unary(request, |node, request| async move { node.kv().delete(request).await }).await?;
-        Ok(reply.into())
+        let call = self.call("Delete", self.write_kind(), Route::Leader(slot(&key)));
+        let request = delete_request(key.clone(), options);
+        match call.small(&key, Operation::Delete(request)).await? {
+            Answer::Delete(mut reply) => {
+                let header = self.header(reply.header.take());
+                Ok(DeleteReply { header, ..reply.into() })
+            }
+            _ => Err(mismatch("Delete")),
+        }
     }
 
     /// Compares, then does one thing or the other, atomically in one shard. Reads only: repeated like a read.
@@ -268,13 +335,31 @@ impl Client {
     /// # Errors
     /// See [`Error`]. Keys of several shards are [`Error::Refused`].
     pub async fn txn(&self, txn: Txn) -> Result<TxnReply> {
-        let kind = if txn.writes() { Kind::Write } else { Kind::Read };
-        let route = txn.first_key().map_or(Route::Any, |key| Route::Leader(slot(key)));
+        let kind = if txn.writes() { self.write_kind() } else { Kind::Read };
+        let key = txn.first_key().cloned();
+        let route = key.as_ref().map_or(Route::Any, |key| Route::Leader(slot(key)));
         let call = self.call("Txn", kind, route);
-        let (reply, _) = call
-            .unary(proto::TxnRequest::from(txn), |node, request| async move { node.kv().txn(request).await })
-            .await?;
-        TxnReply::try_from(reply)
+        match call.small(&key.unwrap_or_default(), Operation::Txn(txn.into())).await? {
+            Answer::Txn(mut reply) => {
+                let header = self.header(reply.header.take());
+                Ok(TxnReply { header, ..reply.try_into()? })
+            }
+            _ => Err(mismatch("Txn")),
+        }
+    }
+
+    /// How a small write may be repeated.
+    pub(crate) fn write_kind(&self) -> Kind {
+        if self.core.has_sessions { Kind::Once } else { Kind::Write }
+    }
+
+    /// A reply's header. On a stream it leaves out the cluster, which the message has told.
+    fn header(&self, header: Option<proto::ResponseHeader>) -> Header {
+        let mut header = Header::from(header);
+        if header.cluster_id.is_empty() {
+            header.cluster_id = self.core.pool.cluster_id();
+        }
+        header
     }
 
     /// The whole cluster as the asked node sees it.

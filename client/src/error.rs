@@ -98,8 +98,8 @@ impl Error {
             (_, Cause::Refused) if failure.code == tonic::Code::InvalidArgument => {
                 Self::InvalidArgument(failure)
             }
-            (_, Cause::Refused) => Self::Refused(failure),
-            (Kind::Write, Cause::OutcomeUnknown | Cause::Lost) => Self::OutcomeUnknown(failure),
+            (_, Cause::Refused | Cause::NoSession) => Self::Refused(failure),
+            (Kind::Write | Kind::Once, Cause::OutcomeUnknown | Cause::Lost) => Self::OutcomeUnknown(failure),
             (Kind::Read, Cause::OutcomeUnknown | Cause::Lost) => Self::TimedOut(failure),
             (_, Cause::DataLoss) => Self::DataLoss(failure),
             (_, Cause::Bug) => Self::Internal(failure),

@@ -11,6 +11,9 @@ use crate::{address::Address, retry::Cause};
 /// The domain of our `ErrorInfo`; reasons of other domains say nothing about us.
 pub const ERROR_DOMAIN: &str = "kvcluster.dev";
 
+/// End of the path of the field that is refused when the session is one of another shard: the key's slot has moved.
+const SESSION_FIELD: &str = "session_id";
+
 /// A field that a node refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldViolation {
@@ -70,12 +73,14 @@ impl Failure {
         let metadata: BTreeMap<String, String> =
             ours.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default();
         let reason = ours.map(|info| info.reason.clone());
+        let violations = details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default();
         let cause = if never_left(status) {
             Cause::NotSent
+        } else if violations.iter().any(|violation| violation.field.ends_with(SESSION_FIELD)) {
+            Cause::NoSession
         } else {
             Cause::of(status.code(), reason.as_deref(), retry_after.is_some())
         };
-        let violations = details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default();
         Self {
             operation,
             node: Some(node.clone()),
@@ -100,16 +105,28 @@ impl Failure {
         }
     }
 
-    /// Reads one operation's error inside a reply of BulkWrite.
-    pub(crate) fn of_part(node: &Address, part: kv_proto::kv::v1::Failure) -> Self {
-        let code = Code::from(part.code);
+    /// Reads the error of one operation inside a message of many.
+    pub(crate) fn of_part(operation: &'static str, node: &Address, part: kv_proto::kv::v1::Failure) -> Self {
         let advised = part.retry_after_ms != 0;
-        let cause = Cause::of(code, Some(&part.reason), advised);
+        let cause = if part.field.ends_with(SESSION_FIELD) {
+            Cause::NoSession
+        } else {
+            Cause::of(Code::from(part.code), Some(&part.reason), advised)
+        };
+        // The text begins with the field.
+        let description = part.message.strip_prefix(&part.field).and_then(|rest| rest.strip_prefix(": "));
+        let description = description.unwrap_or(&part.message).to_owned();
+        let violation = FieldViolation { field: part.field, description };
         Self {
-            code,
+            code: Code::from(part.code),
             reason: Some(part.reason),
             retry_after: advised.then(|| Duration::from_millis(part.retry_after_ms.into())),
-            ..Self::local("BulkWrite", Some(node), cause, part.message)
+            violations: if violation.field.is_empty() { Vec::new() } else { vec![violation] },
+            leader: LeaderHint {
+                node: (part.leader_node_id != 0).then_some(NodeId(part.leader_node_id)),
+                address: None,
+            },
+            ..Self::local(operation, Some(node), cause, part.message)
         }
     }
 
@@ -126,9 +143,9 @@ impl Failure {
             Cause::DataLoss => Code::DataLoss,
             Cause::Bug => Code::Internal,
             Cause::OutcomeUnknown => Code::Unknown,
-            Cause::NotSent | Cause::NotApplied | Cause::WrongShard | Cause::Exhausted { .. } => {
-                Code::Unavailable
-            }
+            Cause::NoSession => Code::FailedPrecondition,
+            Cause::Exhausted { .. } => Code::ResourceExhausted,
+            Cause::NotSent | Cause::NotApplied | Cause::WrongShard => Code::Unavailable,
         };
         Self {
             operation,
@@ -148,6 +165,12 @@ impl Failure {
     /// The same with the cause that the caller knows better.
     pub(crate) fn with_cause(mut self, cause: Cause) -> Self {
         self.cause = cause;
+        self
+    }
+
+    /// The same with another text.
+    pub(crate) fn with_message(mut self, message: impl Into<String>) -> Self {
+        self.message = message.into();
         self
     }
 }

@@ -23,20 +23,32 @@
 //! # The life of an operation
 //!
 //! ```text
-//! Client ─► Call ─► Knowledge (which node?) ─► Pool (connection) ─► node
-//!            ▲                                                        │
-//!            └── pause ◄── decide(kind, cause) ◄── Failure ◄──────────┘ status
+//! Client ─► Call ─► Knowledge (which node?) ─► Pool (connection) ─► stream or call ─► node
+//!            ▲                                                                         │
+//!            └── pause ◄── decide(kind, cause) ◄── Failure ◄───────────────────────────┘
 //! ```
 //!
-//! Every operation has a deadline, 10 s unless told otherwise; streams have it between two messages. Within it, a
-//! failed attempt is repeated when that is safe: reads always, writes only when the store said that they surely did
-//! not happen ([`retry::decide`] is the whole table). A write whose reply was lost ends as
-//! [`Error::OutcomeUnknown`], never as a second write.
+//! Every operation has a deadline, 10 s unless told otherwise; streams of pages and bytes have it between two messages.
+//! Within it, a failed attempt is repeated when that is safe ([`retry::decide`] is the whole table): reads always, and writes
+//! in sessions always.
+//!
+//! **Sessions.** Puts, deletes, transactions that write and bulk writes are in a session of their shard, which is opened when
+//! it is first needed. Each has a sequence that goes along with each attempt, so that the shard applies it once and answers
+//! further attempts with the outcome of the first one. Only when that outcome is lost with its session a write ends as
+//! [`Error::OutcomeUnknown`]; and when the deadline comes first. [`ClientBuilder::sessions`] switches sessions off: then a write
+//! is repeated only when it surely did not happen, and never after its reply was lost.
+//!
+//! **Streams.** Puts, gets, deletes and transactions travel on one stream of each connection. What queues up while the
+//! connection takes a message forms the next one, so a thousand tasks that share a client send few messages, and one task
+//! alone waits for nobody. The node's window bounds what is under way, and half of it what is under way for one shard. What
+//! exceeds it waits here, until its deadline; of that at most 16,384 operations or 64 MiB on a connection, beyond which an
+//! operation fails at once with [`Error::Overloaded`]. Operations that are under way together happen in any order.
+//! [`ClientBuilder::streams`] makes each a call of its own; nodes without streams get calls anyway.
 //!
 //! Requests go through one of the given nodes, which forwards them, or with [`Routing::Direct`] to the leader of the
 //! key's shard by the shard map, which is refreshed when an answer speaks of a newer epoch.
 //!
-//! Nothing here runs in the background except the connections themselves.
+//! Nothing here runs in the background except the connections themselves and one task for each stream, which ends with it.
 
 mod address;
 mod batch;
@@ -52,8 +64,12 @@ mod pool;
 pub mod retry;
 mod routing;
 mod scan;
+mod session;
+mod sessions;
 mod shard_map;
+mod small;
 mod source;
+mod stream;
 mod txn;
 mod upload;
 mod value;

@@ -1,15 +1,19 @@
-//! One connection per node, made when first needed, shared by everybody, replaced when it failed.
+//! One connection per node, made when first needed, shared by everybody, replaced when it failed; and on it one stream of
+//! operations.
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
 use kv_proto::{admin::v1::admin_client::AdminClient, kv::v1::kv_client::KvClient};
 use tonic::transport::{Channel, Endpoint};
 
-use crate::address::Address;
+use crate::{address::Address, stream::BatchStream};
 
 /// A TCP and HTTP/2 handshake takes two round trips; one that takes longer is to a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -22,72 +26,118 @@ const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 /// Messages are at most 4 MiB both ways; what is above leaves room for a later server.
 const MAX_REPLY_BYTES: usize = 8 * 1024 * 1024;
 
-/// A connected node.
+/// A connected node. Clones share the connection and its stream of operations.
 #[derive(Clone, Debug)]
-pub(crate) struct Node {
-    pub(crate) address: Address,
+pub(crate) struct Node(Arc<Connected>);
+
+#[derive(Debug)]
+struct Connected {
+    address: Address,
     channel: Channel,
-    generation: u64,
+    /// Made when first needed, and again when it has ended.
+    stream: Mutex<Option<Arc<BatchStream>>>,
+    /// The node has no streams of operations.
+    is_unary: AtomicBool,
+    cluster_id: Arc<OnceLock<String>>,
 }
 
 impl Node {
+    pub(crate) fn address(&self) -> &Address {
+        &self.0.address
+    }
+
     pub(crate) fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(self.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+        KvClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
     }
 
     pub(crate) fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+        AdminClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+    }
+
+    /// The stream of this connection; `None`: the node has none, calls are unary.
+    pub(crate) fn stream(&self) -> Option<Arc<BatchStream>> {
+        if self.0.is_unary.load(Ordering::Relaxed) {
+            return None;
+        }
+        let mut stream = self.0.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*stream {
+            Some(stream) if !stream.is_over() => Some(stream.clone()),
+            Some(_) | None => {
+                let started = Arc::new(BatchStream::start(self.kv(), self.0.cluster_id.clone()));
+                *stream = Some(started.clone());
+                Some(started)
+            }
+        }
+    }
+
+    /// The node knows no streams of operations: for good, as long as the connection lasts.
+    pub(crate) fn has_no_streams(&self) {
+        self.0.is_unary.store(true, Ordering::Relaxed);
     }
 }
 
-/// The slot of one address. Its lock is held while connecting, so that many callers share one attempt.
+/// The place of one address.
 #[derive(Debug, Default)]
-struct Slot {
-    connection: tokio::sync::Mutex<Connection>,
+struct Place {
+    node: Mutex<Option<Node>>,
+    /// Held while connecting, so that many callers share one attempt.
+    connecting: tokio::sync::Mutex<()>,
 }
 
-#[derive(Debug, Default)]
-struct Connection {
-    channel: Option<Channel>,
-    /// Counts the channels of this address, so that a late failure of an old one does not close the new one.
-    generation: u64,
+impl Place {
+    fn node(&self) -> Option<Node> {
+        self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 /// The connections of a client. Bounded by the number of nodes that it ever heard of.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    slots: Mutex<BTreeMap<Address, Arc<Slot>>>,
+    places: Mutex<BTreeMap<Address, Arc<Place>>>,
+    /// As a stream told it.
+    cluster_id: Arc<OnceLock<String>>,
 }
 
 impl Pool {
+    /// Of the cluster that is at the other end of the streams; empty before any of them has told.
+    pub(crate) fn cluster_id(&self) -> String {
+        self.cluster_id.get().cloned().unwrap_or_default()
+    }
+
+    /// The connection to `address`, when there is one.
+    pub(crate) fn connected(&self, address: &Address) -> Option<Node> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(address)?.node()
+    }
+
     /// The connection to `address`, made now if there is none.
     pub(crate) async fn node(&self, address: &Address) -> Result<Node, tonic::transport::Error> {
-        let slot = self.slot(address);
-        let mut connection = slot.connection.lock().await;
-        let channel = match &connection.channel {
-            Some(channel) => channel.clone(),
-            None => {
-                let channel = endpoint(address)?.connect().await?;
-                connection.generation += 1;
-                connection.channel = Some(channel.clone());
-                channel
-            }
-        };
-        Ok(Node { address: address.clone(), channel, generation: connection.generation })
-    }
-
-    /// Forgets the connection of a node that failed; the next caller makes a new one.
-    pub(crate) async fn discard(&self, node: &Node) {
-        let slot = self.slot(&node.address);
-        let mut connection = slot.connection.lock().await;
-        if connection.generation == node.generation {
-            connection.channel = None;
+        let place = self.place(address);
+        let _connecting = place.connecting.lock().await;
+        if let Some(node) = place.node() {
+            return Ok(node);
         }
+        let node = Node(Arc::new(Connected {
+            address: address.clone(),
+            channel: endpoint(address)?.connect().await?,
+            stream: Mutex::default(),
+            is_unary: AtomicBool::new(false),
+            cluster_id: self.cluster_id.clone(),
+        }));
+        *place.node.lock().unwrap_or_else(PoisonError::into_inner) = Some(node.clone());
+        Ok(node)
     }
 
-    fn slot(&self, address: &Address) -> Arc<Slot> {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        slots.entry(address.clone()).or_default().clone()
+    /// Forgets the connection of a node that failed; the next caller makes a new one. A late failure of an old connection
+    /// does not close the new one.
+    pub(crate) fn discard(&self, failed: &Node) {
+        let place = self.place(failed.address());
+        let mut node = place.node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.take_if(|node| Arc::ptr_eq(&node.0, &failed.0));
+    }
+
+    fn place(&self, address: &Address) -> Arc<Place> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.entry(address.clone()).or_default().clone()
     }
 }
 

@@ -1,8 +1,8 @@
 //! May a failed attempt be repeated? Pure: what failed and what was asked come in, the decision comes out.
 //!
-//! A read may always be repeated. A write only when the store says that it surely did not happen. Everything that
-//! has no word of ours in it came from a transport or a proxy, after the request may have reached a node: for a
-//! write, the outcome is unknown, and repeating it could apply it twice.
+//! A read may always be repeated, and so may a write in a session, with the same stamp. Any other write only when the store
+//! says that it surely did not happen. Everything that has no word of ours in it came from a transport or a proxy, after
+//! the request may have reached a node: for such a write, the outcome is unknown, and repeating it could apply it twice.
 
 use std::time::Duration;
 
@@ -13,8 +13,10 @@ use tonic::Code;
 pub enum Kind {
     /// Has no effect.
     Read,
-    /// Has an effect, once.
+    /// Has an effect, and repeating it could have it twice.
     Write,
+    /// Has an effect, in a session: once, however often it is sent.
+    Once,
 }
 
 /// What a failed attempt tells.
@@ -41,6 +43,9 @@ pub enum Cause {
     DataLoss,
     /// A bug of the node.
     Bug,
+    /// The shard does not have the session of the write: it has expired, or is one of another shard. This attempt did not
+    /// happen; earlier ones may have.
+    NoSession,
 }
 
 /// Whether a failed operation may have had its effect.
@@ -78,6 +83,8 @@ pub enum Decision {
 const NOT_APPLIED_PREFIX: &str = "NOT_APPLIED_";
 const WRONG_SHARD: &str = "WRONG_SHARD";
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+const SESSION_EXPIRED: &str = "SESSION_EXPIRED";
+const SESSION_WINDOW_FULL: &str = "SESSION_WINDOW_FULL";
 
 impl Cause {
     /// Reads a status. `reason` is that of our `ErrorInfo`; `None` when the status carries none of ours.
@@ -86,6 +93,9 @@ impl Cause {
             Some(reason) if reason.starts_with(NOT_APPLIED_PREFIX) => Self::NotApplied,
             Some(WRONG_SHARD) => Self::WrongShard,
             Some(OUTCOME_UNKNOWN) => Self::OutcomeUnknown,
+            Some(SESSION_EXPIRED) => Self::NoSession,
+            // The next attempt acknowledges what was answered meanwhile.
+            Some(SESSION_WINDOW_FULL) => Self::Exhausted { advised: true },
             Some(_) => Self::of_ours(code, advised),
             None => Self::of_foreign(code),
         }
@@ -140,9 +150,12 @@ impl Cause {
     /// Whether the attempt may have had its effect, had it been a write.
     pub fn happened(self) -> Happened {
         match self {
-            Self::NotSent | Self::NotApplied | Self::WrongShard | Self::Exhausted { .. } | Self::Refused => {
-                Happened::No
-            }
+            Self::NotSent
+            | Self::NotApplied
+            | Self::WrongShard
+            | Self::Exhausted { .. }
+            | Self::Refused
+            | Self::NoSession => Happened::No,
             Self::OutcomeUnknown | Self::Lost | Self::DataLoss | Self::Bug => Happened::Perhaps,
         }
     }
@@ -156,8 +169,13 @@ pub fn decide(kind: Kind, cause: Cause) -> Decision {
         (_, Cause::WrongShard) => Decision::Retry(Turn::Refreshed),
         (_, Cause::Exhausted { advised: true }) => Decision::Retry(Turn::Same),
         (_, Cause::Exhausted { advised: false } | Cause::Refused) => Decision::Fail(Happened::No),
-        (Kind::Read, Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss) => Decision::Retry(Turn::Other),
+        (Kind::Once, Cause::NoSession) => Decision::Retry(Turn::Same),
+        (Kind::Read | Kind::Write, Cause::NoSession) => Decision::Fail(Happened::No),
+        (Kind::Read | Kind::Once, Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss) => {
+            Decision::Retry(Turn::Other)
+        }
         (Kind::Read, Cause::Bug) => Decision::Fail(Happened::No),
+        (Kind::Once, Cause::Bug) => Decision::Fail(Happened::Perhaps),
         (Kind::Write, Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss | Cause::Bug) => {
             Decision::Fail(Happened::Perhaps)
         }
@@ -252,19 +270,21 @@ mod tests {
     fn the_table() {
         use Decision::{Fail, Retry};
         use Happened::{No, Perhaps};
-        for (cause, read, write) in [
-            (Cause::NotSent, Retry(Turn::Other), Retry(Turn::Other)),
-            (Cause::NotApplied, Retry(Turn::Leader), Retry(Turn::Leader)),
-            (Cause::WrongShard, Retry(Turn::Refreshed), Retry(Turn::Refreshed)),
-            (Cause::Exhausted { advised: true }, Retry(Turn::Same), Retry(Turn::Same)),
-            (Cause::Exhausted { advised: false }, Fail(No), Fail(No)),
-            (Cause::OutcomeUnknown, Retry(Turn::Other), Fail(Perhaps)),
-            (Cause::Lost, Retry(Turn::Other), Fail(Perhaps)),
-            (Cause::Refused, Fail(No), Fail(No)),
-            (Cause::DataLoss, Retry(Turn::Other), Fail(Perhaps)),
-            (Cause::Bug, Fail(No), Fail(Perhaps)),
+        for (cause, read, write, once) in [
+            (Cause::NotSent, Retry(Turn::Other), Retry(Turn::Other), Retry(Turn::Other)),
+            (Cause::NotApplied, Retry(Turn::Leader), Retry(Turn::Leader), Retry(Turn::Leader)),
+            (Cause::WrongShard, Retry(Turn::Refreshed), Retry(Turn::Refreshed), Retry(Turn::Refreshed)),
+            (Cause::Exhausted { advised: true }, Retry(Turn::Same), Retry(Turn::Same), Retry(Turn::Same)),
+            (Cause::Exhausted { advised: false }, Fail(No), Fail(No), Fail(No)),
+            (Cause::OutcomeUnknown, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
+            (Cause::Lost, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
+            (Cause::Refused, Fail(No), Fail(No), Fail(No)),
+            (Cause::DataLoss, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
+            (Cause::Bug, Fail(No), Fail(Perhaps), Fail(Perhaps)),
+            (Cause::NoSession, Fail(No), Fail(No), Retry(Turn::Same)),
         ] {
-            assert_eq!((decide(Kind::Read, cause), decide(Kind::Write, cause)), (read, write), "{cause:?}");
+            let decisions = [Kind::Read, Kind::Write, Kind::Once].map(|kind| decide(kind, cause));
+            assert_eq!(decisions, [read, write, once], "{cause:?}");
         }
     }
 

@@ -4,14 +4,19 @@
 //! followed only where the client routes directly; behind a port-forward they do not resolve.
 
 use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::HashMap,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
-use kv_topology::{NodeId, Slot};
+use kv_proto::kv::v1::{ResponseHeader, ServedBy};
+use kv_topology::{NodeId, SLOT_COUNT, ShardId, Slot, map::SlotTable};
 use tokio::time::Instant;
 
-use crate::{address::Address, shard_map::ShardMap, value::Header};
+use crate::{address::Address, shard_map::ShardMap};
 
 /// How requests find their node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +40,16 @@ pub(crate) enum Route {
     Replica(Slot),
 }
 
+impl Route {
+    /// Of the key.
+    pub(crate) fn slot(self) -> Option<Slot> {
+        match self {
+            Self::Any => None,
+            Self::Leader(slot) | Self::Replica(slot) => Some(slot),
+        }
+    }
+}
+
 /// A wish for the next attempt that a failure left behind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Wish {
@@ -56,23 +71,66 @@ pub(crate) struct Knowledge {
     given: Vec<Address>,
     routing: Routing,
     state: Mutex<State>,
+    /// False: it may be time to ask for a newer map. Saves a look at the state for each call.
+    is_current: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
     /// Index of the given address in use.
     current: usize,
     /// Spreads reads of any replica.
     turn: usize,
     map: ShardMap,
+    /// Addresses of the map's nodes, parsed.
+    addresses: HashMap<NodeId, Address>,
+    /// The owner of each slot, from the map and from replies; 0: not known.
+    owners: Box<[u32]>,
     /// A newer epoch was seen, or a shard refused.
     outdated: bool,
     refreshed_at: Option<Instant>,
 }
 
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            current: 0,
+            turn: 0,
+            map: ShardMap::default(),
+            addresses: HashMap::new(),
+            owners: vec![0; usize::from(SLOT_COUNT)].into_boxed_slice(),
+            outdated: false,
+            refreshed_at: None,
+        }
+    }
+}
+
+impl State {
+    /// The leader of a slot's shard, when both are known.
+    fn leader(&self, slot: Slot) -> Option<&Address> {
+        let shard = ShardId(self.owners[usize::from(slot.get())]);
+        self.addresses.get(self.map.leaders.get(&shard)?)
+    }
+}
+
 impl Knowledge {
     pub(crate) fn new(given: Vec<Address>, routing: Routing) -> Self {
-        Self { given, routing, state: Mutex::default() }
+        Self { given, routing, state: Mutex::default(), is_current: AtomicBool::new(false) }
+    }
+
+    /// The shard that owns a slot; 0: not known.
+    pub(crate) fn shard_of(&self, slot: Slot) -> u32 {
+        self.state().owners[usize::from(slot.get())]
+    }
+
+    /// A reply, or a refusal, told who owns a slot; 0: nobody that is known.
+    pub(crate) fn owns(&self, slot: Slot, shard: u32) {
+        self.state().owners[usize::from(slot.get())] = shard;
+    }
+
+    /// The epoch of the known map; 0: there is none.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.state().map.cluster.epoch
     }
 
     pub(crate) fn given(&self) -> &[Address] {
@@ -86,6 +144,18 @@ impl Knowledge {
     /// The node for the next attempt.
     pub(crate) fn choose(&self, route: Route, wish: &Wish) -> Address {
         let mut state = self.state();
+        if *wish == Wish::None {
+            let first = match (self.routing, route) {
+                (Routing::ThroughOneNode, _) | (Routing::Direct, Route::Any) => {
+                    Some(&self.given[state.current])
+                }
+                (Routing::Direct, Route::Leader(slot)) => state.leader(slot),
+                (Routing::Direct, Route::Replica(_)) => None,
+            };
+            if let Some(first) = first {
+                return first.clone();
+            }
+        }
         let candidates = match (self.routing, route) {
             (Routing::ThroughOneNode, _) | (Routing::Direct, Route::Any) => self.given_from(state.current),
             (Routing::Direct, Route::Leader(slot)) => {
@@ -135,26 +205,39 @@ impl Knowledge {
 
     /// Where a node listens, says the map.
     pub(crate) fn address_of(&self, node: NodeId) -> Option<Address> {
-        self.state().map.address_of(node)
+        self.state().addresses.get(&node).cloned()
     }
 
-    /// Takes in what a reply says of leaders and of the map's age.
-    pub(crate) fn learn(&self, header: &Header) {
+    /// Takes in what a reply says of leaders and of the map's age; and of the owner of `slot`, where nobody is known.
+    pub(crate) fn learn(&self, slot: Option<Slot>, header: &ResponseHeader) {
         let mut state = self.state();
-        state.map.learn(header);
+        if header.served_by() == ServedBy::Leader && header.shard_id != 0 && header.node_id != 0 {
+            let (shard, node) = (ShardId(header.shard_id), NodeId(header.node_id));
+            if state.map.leaders.get(&shard) != Some(&node) {
+                state.map.leaders.insert(shard, node);
+            }
+        }
+        if let Some(slot) = slot {
+            let owner = &mut state.owners[usize::from(slot.get())];
+            if *owner == 0 {
+                *owner = header.shard_id;
+            }
+        }
         if header.map_epoch > state.map.cluster.epoch {
             state.outdated = true;
+            self.is_current.store(false, Ordering::Relaxed);
         }
     }
 
     /// A shard refused a key that the map gave it.
     pub(crate) fn outdated(&self) {
         self.state().outdated = true;
+        self.is_current.store(false, Ordering::Relaxed);
     }
 
     /// The epoch to ask a newer map for, when it is time to ask. Takes the turn: others do not ask meanwhile.
     pub(crate) fn refresh_due(&self, now: Instant) -> Option<u64> {
-        if self.routing != Routing::Direct {
+        if self.routing != Routing::Direct || self.is_current.load(Ordering::Relaxed) {
             return None;
         }
         let mut state = self.state();
@@ -170,8 +253,17 @@ impl Knowledge {
     pub(crate) fn refreshed(&self, map: ShardMap) {
         let mut state = self.state();
         if map.cluster.epoch > state.map.cluster.epoch {
+            let table = SlotTable::of(&map.cluster);
+            for slot in (0..SLOT_COUNT).filter_map(Slot::new) {
+                if let Some(shard) = table.shard_of(slot) {
+                    state.owners[usize::from(slot.get())] = shard.get();
+                }
+            }
+            let nodes = map.cluster.nodes.keys();
+            state.addresses = nodes.filter_map(|node| Some((*node, map.address_of(*node)?))).collect();
             state.map = map;
             state.outdated = false;
+            self.is_current.store(true, Ordering::Relaxed);
         }
     }
 
@@ -179,6 +271,9 @@ impl Knowledge {
     pub(crate) fn everybody(&self) -> Vec<Address> {
         let state = self.state();
         let mut all = self.given_from(state.current);
+        if self.routing == Routing::ThroughOneNode {
+            return all;
+        }
         for node in state.map.cluster.nodes.keys() {
             if let Some(address) = state.map.address_of(*node)
                 && !all.contains(&address)
@@ -268,6 +363,29 @@ mod tests {
         assert_eq!(replicas, [address(6), address(5), address(7)]);
     }
 
+    #[test]
+    fn answers_of_leaders_teach_who_leads() {
+        let knowledge = knowledge(Routing::Direct);
+        knowledge.refreshed(map(3, 6));
+        let mut header = ResponseHeader { node_id: 7, shard_id: 1, ..Default::default() };
+        knowledge.learn(Some(slot()), &header);
+        assert_eq!(knowledge.choose(Route::Leader(slot()), &Wish::None), address(6));
+        header.set_served_by(ServedBy::Leader);
+        knowledge.learn(Some(slot()), &header);
+        assert_eq!(knowledge.choose(Route::Leader(slot()), &Wish::None), address(7));
+    }
+
+    #[test]
+    fn the_owner_of_a_slot_is_learned_and_the_map_corrects_it() {
+        let knowledge = knowledge(Routing::ThroughOneNode);
+        assert_eq!(knowledge.shard_of(slot()), 0);
+        knowledge.learn(Some(slot()), &ResponseHeader { shard_id: 9, ..Default::default() });
+        knowledge.learn(Some(slot()), &ResponseHeader { shard_id: 8, ..Default::default() });
+        assert_eq!(knowledge.shard_of(slot()), 9, "a forwarded reply is no reason to change");
+        knowledge.refreshed(map(3, 6));
+        assert_eq!(knowledge.shard_of(slot()), 1);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_newer_epoch_asks_for_a_map_and_not_too_often() {
         let knowledge = knowledge(Routing::Direct);
@@ -277,7 +395,7 @@ mod tests {
         knowledge.refreshed(map(3, 6));
         let later = start + REFRESH_PAUSE;
         assert_eq!(knowledge.refresh_due(later), None);
-        knowledge.learn(&Header { map_epoch: 4, ..Header::default() });
+        knowledge.learn(None, &ResponseHeader { map_epoch: 4, ..Default::default() });
         assert_eq!(knowledge.refresh_due(later), Some(3));
         knowledge.refreshed(map(2, 7));
         assert_eq!(

@@ -11,10 +11,7 @@ use kv_topology::{
 };
 use thiserror::Error;
 
-use crate::{
-    address::Address,
-    value::{Header, ServedBy},
-};
+use crate::address::Address;
 
 /// Nodes, shards and leaders.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -80,13 +77,6 @@ impl ShardMap {
     /// Where a node listens.
     pub fn address_of(&self, node: NodeId) -> Option<Address> {
         self.cluster.nodes.get(&node)?.client_address.parse().ok()
-    }
-
-    /// Remembers who leads.
-    pub(crate) fn learn(&mut self, header: &Header) {
-        if header.served_by == ServedBy::Leader && !header.shard.is_meta() && header.node.get() != 0 {
-            self.leaders.insert(header.shard, header.node);
-        }
     }
 }
 
@@ -170,17 +160,6 @@ mod tests {
     fn the_leader_is_asked_first_and_then_the_other_replicas() {
         assert_eq!(addresses(&map(), 2047), ["10.0.0.2:50051", "10.0.0.1:50051", "10.0.0.3:50051"]);
         assert_eq!(addresses(&map(), 2048), ["10.0.0.1:50051", "10.0.0.2:50051", "10.0.0.3:50051"]);
-    }
-
-    #[test]
-    fn answers_of_leaders_teach_who_leads() {
-        let mut map = map();
-        let mut header = Header { node: NodeId(3), shard: ShardId(2), ..Header::default() };
-        map.learn(&header);
-        assert_eq!(addresses(&map, 4095)[0], "10.0.0.1:50051");
-        header.served_by = ServedBy::Leader;
-        map.learn(&header);
-        assert_eq!(addresses(&map, 4095)[0], "10.0.0.3:50051");
     }
 
     #[test]

@@ -218,8 +218,10 @@ pub struct TxnReply {
     pub header: Header,
     /// True: every comparison held; false: the other branch ran.
     pub succeeded: bool,
-    /// One for each operation of the branch that ran, in order.
+    /// One for each operation of the branch that ran, in order. Left out when replayed.
     pub results: Vec<TxnResult>,
+    /// As in [`PutReply::replayed`].
+    pub replayed: bool,
 }
 
 /// What one operation of a transaction did.
@@ -248,6 +250,7 @@ impl TryFrom<proto::TxnResponse> for TxnReply {
             header: reply.header.into(),
             succeeded: reply.succeeded,
             results: results.collect::<Result<_>>()?,
+            replayed: reply.replayed,
         })
     }
 }

@@ -136,6 +136,9 @@ pub struct PutReply {
     pub mod_revision: u64,
     /// The key's new version; 0 when not applied.
     pub version: u64,
+    /// An earlier attempt was applied, and this is its outcome: `previous` is left out, and the header's revision is the
+    /// one of then.
+    pub replayed: bool,
 }
 
 impl From<proto::PutResponse> for PutReply {
@@ -146,6 +149,7 @@ impl From<proto::PutResponse> for PutReply {
             previous: reply.previous.map(Into::into),
             mod_revision: reply.mod_revision,
             version: reply.version,
+            replayed: reply.replayed,
         }
     }
 }
@@ -174,10 +178,17 @@ pub struct DeleteReply {
     pub applied: bool,
     /// The previous key when asked for; on a failed precondition the current one without its value.
     pub previous: Option<KeyValue>,
+    /// As in [`PutReply::replayed`].
+    pub replayed: bool,
 }
 
 impl From<proto::DeleteResponse> for DeleteReply {
     fn from(reply: proto::DeleteResponse) -> Self {
-        Self { header: reply.header.into(), applied: reply.applied, previous: reply.previous.map(Into::into) }
+        Self {
+            header: reply.header.into(),
+            applied: reply.applied,
+            previous: reply.previous.map(Into::into),
+            replayed: reply.replayed,
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use kv_client::{Client, Routing};
+use kv_client::{Client, ClientBuilder, Routing};
 
 use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
 
@@ -29,8 +29,13 @@ impl Context {
     pub fn new(global: &Global) -> Result<Self> {
         let addresses = global.addresses()?;
         let routing = if global.direct { Routing::Direct } else { Routing::ThroughOneNode };
-        let client =
-            Client::builder(addresses).timeout(global.timeout).routing(routing).fail_fast(true).build()?;
+        // A command makes few calls, and a refused call tells more than an operation on a stream.
+        let client = Client::builder(addresses)
+            .timeout(global.timeout)
+            .routing(routing)
+            .fail_fast(true)
+            .streams(false)
+            .build()?;
         let keys = match (global.hex, global.base64) {
             (true, _) => KeyFormat::Hex,
             (_, true) => KeyFormat::Base64,
@@ -45,14 +50,12 @@ impl Context {
         Self { is_shell: true, format: format.unwrap_or(self.format), ..self.clone() }
     }
 
-    /// A client with connections of its own, which tries until the deadline.
-    pub fn another_client(&self, number: usize) -> Result<Client, kv_client::Error> {
-        let routing = if self.direct { Routing::Direct } else { Routing::ThroughOneNode };
+    /// Settings of a client with connections of its own, which tries until the deadline.
+    pub fn another_client(&self, number: usize) -> ClientBuilder {
         let mut addresses = self.client.addresses().to_vec();
         let first = number % addresses.len().max(1);
         addresses.rotate_left(first);
-        let builder = Client::builder(addresses);
-        builder.timeout(self.timeout).routing(routing).build()
+        Client::builder(addresses).timeout(self.timeout)
     }
 
     /// A key from the command line.

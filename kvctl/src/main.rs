@@ -32,10 +32,13 @@ fn main() -> ExitCode {
             Ok(context) => context,
             Err(error) => return exit::report(&error),
         };
-        match Box::pin(cli.command.run(&context)).await {
+        let exit = match Box::pin(cli.command.run(&context)).await {
             Ok(exit) => exit,
             Err(error) => exit::report(&error),
-        }
+        };
+        // Nobody will ask for the outcomes that the sessions of its writes keep.
+        context.client.close().await;
+        exit
     });
     // A terminal's read on standard input cannot be interrupted; it must not keep the process.
     runtime.shutdown_background();

@@ -3,7 +3,7 @@
 use kv_client::{BulkOperation, BulkOutcome, Error, GetOptions, Precondition, WriteOptions};
 
 use crate::{
-    client,
+    builder, client,
     fake::{
         FakeCluster,
         script::{Fault, lost},
@@ -53,10 +53,10 @@ async fn only_what_was_surely_not_applied_is_sent_again() {
 }
 
 #[tokio::test]
-async fn a_bulk_whose_reply_is_lost_is_unknown_as_a_whole() {
+async fn a_bulk_without_sessions_whose_reply_is_lost_is_unknown_as_a_whole() {
     let cluster = FakeCluster::start(2).await;
     cluster.script(1, [Fault::Lose(lost())]);
-    let outcomes = client(&cluster).bulk_write(["a", "b"].map(put)).await;
+    let outcomes = builder(&cluster).sessions(false).build().unwrap().bulk_write(["a", "b"].map(put)).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, BulkOutcome::Failed(Error::OutcomeUnknown(_)))));
     assert_eq!(cluster.count("BulkWrite"), 1);
 }

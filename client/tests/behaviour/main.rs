@@ -14,6 +14,8 @@ mod fake;
 mod bulks;
 mod retries;
 mod scans;
+mod sessions;
+mod streams;
 mod transfers;
 
 use std::time::Duration;
@@ -35,4 +37,13 @@ fn client(cluster: &FakeCluster) -> Client {
 
 fn direct(cluster: &FakeCluster) -> Client {
     builder(cluster).routing(Routing::Direct).build().unwrap()
+}
+
+/// Waits until something is so.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(std::time::Instant::now() < deadline, "waited until {what}");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }

@@ -4,20 +4,22 @@ use std::pin::Pin;
 
 use bytes::{Bytes, BytesMut};
 use futures::{Stream, StreamExt, stream};
-use kv_proto::kv::v1::{self as proto, kv_server::Kv};
+use kv_proto::kv::v1::{
+    self as proto, batch_operation::Operation, batch_result::Result as Answer, kv_server::Kv,
+};
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::{
     FakeNode, index,
-    script::{Fault, refusal},
+    script::{Fault, failure_of, refusal},
     shard_of,
 };
 
-type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
+pub(super) type Messages<M> = Pin<Box<dyn Stream<Item = Result<M, Status>> + Send>>;
 
 impl FakeNode {
     /// Runs `done` as the scripted fault allows.
-    async fn unary<R>(
+    pub(super) async fn unary<R>(
         &self,
         method: &'static str,
         key: &[u8],
@@ -38,7 +40,7 @@ impl FakeNode {
         }
     }
 
-    fn check_leader(&self, key: &[u8]) -> Result<(), Status> {
+    pub(super) fn check_leader(&self, key: &[u8]) -> Result<(), Status> {
         let state = self.shared.state();
         let leader = state.leaders[index(shard_of(key).into())];
         if !state.strict || leader == self.id {
@@ -49,7 +51,7 @@ impl FakeNode {
         Err(refusal(Code::Unavailable, "NOT_APPLIED_NOT_LEADER", &hint, None))
     }
 
-    fn header(&self, key: &[u8]) -> Option<proto::ResponseHeader> {
+    pub(super) fn header(&self, key: &[u8]) -> Option<proto::ResponseHeader> {
         let state = self.shared.state();
         let shard_id = shard_of(key);
         let leads = state.leaders[index(shard_id.into())] == self.id;
@@ -84,17 +86,6 @@ impl FakeNode {
         let messages = messages().into_iter().take(count).map(Ok).chain(end);
         Ok(Response::new(stream::iter(messages.collect::<Vec<_>>()).boxed()))
     }
-
-    fn operation(&self, operation: proto::TxnOperation) -> proto::TxnOperationResult {
-        use proto::{txn_operation::Operation, txn_operation_result::Result as Part};
-        let mut state = self.shared.state();
-        let result = match operation.operation.unwrap() {
-            Operation::Get(get) => Part::Get(state.store.get(&get)),
-            Operation::Put(put) => Part::Put(state.store.put(put, false)),
-            Operation::Delete(delete) => Part::Delete(state.store.delete(delete)),
-        };
-        proto::TxnOperationResult { result: Some(result) }
-    }
 }
 
 #[tonic::async_trait]
@@ -106,50 +97,50 @@ impl Kv for FakeNode {
 
     async fn batch(
         &self,
-        _request: Request<Streaming<proto::BatchRequest>>,
+        request: Request<Streaming<proto::BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
-        Err(Status::unimplemented("not in a cluster of pretence"))
+        self.stream(request.into_inner())
     }
 
     async fn open_session(
         &self,
-        _request: Request<proto::OpenSessionRequest>,
+        request: Request<proto::OpenSessionRequest>,
     ) -> Result<Response<proto::OpenSessionResponse>, Status> {
-        Err(Status::unimplemented("not in a cluster of pretence"))
+        self.open(request.into_inner()).await.map(Response::new)
     }
 
     async fn close_session(
         &self,
-        _request: Request<proto::CloseSessionRequest>,
+        request: Request<proto::CloseSessionRequest>,
     ) -> Result<Response<proto::CloseSessionResponse>, Status> {
-        Err(Status::unimplemented("not in a cluster of pretence"))
+        let mut state = self.shared.state();
+        state.calls.push((self.id, "CloseSession"));
+        state.sessions.close(request.into_inner().session_id);
+        Ok(Response::new(proto::CloseSessionResponse::default()))
     }
 
     async fn put(&self, request: Request<proto::PutRequest>) -> Result<Response<proto::PutResponse>, Status> {
-        let request = request.into_inner();
-        let key = request.key.clone();
-        let done = || self.shared.state().store.put(request, false);
-        let mut reply = self.unary("Put", &key, done).await?;
-        reply.header = self.header(&key);
-        Ok(Response::new(reply))
+        match self.small(Operation::Put(request.into_inner())).await? {
+            Answer::Put(reply) => Ok(Response::new(reply)),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn get(&self, request: Request<proto::GetRequest>) -> Result<Response<proto::GetResponse>, Status> {
-        let request = request.into_inner();
-        let mut reply = self.unary("Get", &request.key, || self.shared.state().store.get(&request)).await?;
-        reply.header = self.header(&request.key);
-        Ok(Response::new(reply))
+        match self.small(Operation::Get(request.into_inner())).await? {
+            Answer::Get(reply) => Ok(Response::new(reply)),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn delete(
         &self,
         request: Request<proto::DeleteRequest>,
     ) -> Result<Response<proto::DeleteResponse>, Status> {
-        let request = request.into_inner();
-        let key = request.key.clone();
-        let mut reply = self.unary("Delete", &key, || self.shared.state().store.delete(request)).await?;
-        reply.header = self.header(&key);
-        Ok(Response::new(reply))
+        match self.small(Operation::Delete(request.into_inner())).await? {
+            Answer::Delete(reply) => Ok(Response::new(reply)),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn delete_range(
@@ -235,51 +226,45 @@ impl Kv for FakeNode {
         &self,
         request: Request<proto::BulkWriteRequest>,
     ) -> Result<Response<proto::BulkWriteResponse>, Status> {
-        use proto::{write_operation::Operation, write_outcome::Outcome};
+        use proto::{write_operation::Operation as Write, write_outcome::Outcome};
         let operations = request.into_inner().operations;
         // One operation of a bulk is refused once when its node is told so by an EndAfter.
         let fault = self.called("BulkWrite");
-        let refused = match fault {
-            None | Some(Fault::None) => usize::MAX,
-            Some(Fault::EndAfter(refused)) => refused,
-            Some(Fault::Refuse(status) | Fault::Lose(status)) => return Err(status),
+        let refused = match &fault {
+            None | Some(Fault::None | Fault::Lose(_)) => usize::MAX,
+            Some(Fault::EndAfter(refused)) => *refused,
+            Some(Fault::Refuse(status)) => return Err(status.clone()),
             Some(Fault::Hang | Fault::BreakAfter(..) | Fault::FlipBit) => panic!("not for BulkWrite"),
         };
-        let mut state = self.shared.state();
         let outcome = |(number, operation): (usize, proto::WriteOperation)| {
             if number == refused {
-                return proto::WriteOutcome {
-                    outcome: Some(Outcome::Failure(proto::Failure {
-                        code: Code::Unavailable.into(),
-                        reason: "NOT_APPLIED_NO_LEADER".to_owned(),
-                        message: "no leader".to_owned(),
-                        retry_after_ms: 1,
-                        ..proto::Failure::default()
-                    })),
-                };
+                let failure = failure_of(&super::script::no_leader());
+                return proto::WriteOutcome { outcome: Some(Outcome::Failure(failure)) };
             }
-            let outcome = match operation.operation.unwrap() {
-                Operation::Put(put) => Outcome::Put(state.store.put(put, false)),
-                Operation::Delete(delete) => Outcome::Delete(state.store.delete(delete)),
+            let done = match operation.operation.unwrap() {
+                Write::Put(put) => self.execute(Operation::Put(put)),
+                Write::Delete(delete) => self.execute(Operation::Delete(delete)),
+            };
+            let outcome = match done {
+                Ok(Answer::Put(put)) => Outcome::Put(put),
+                Ok(Answer::Delete(delete)) => Outcome::Delete(delete),
+                Ok(other) => panic!("{other:?}"),
+                Err(status) => Outcome::Failure(failure_of(&status)),
             };
             proto::WriteOutcome { outcome: Some(outcome) }
         };
         let outcomes = operations.into_iter().enumerate().map(outcome).collect();
+        if let Some(Fault::Lose(status)) = fault {
+            return Err(status);
+        }
         Ok(Response::new(proto::BulkWriteResponse { outcomes }))
     }
 
     async fn txn(&self, request: Request<proto::TxnRequest>) -> Result<Response<proto::TxnResponse>, Status> {
-        let request = request.into_inner();
-        let key = request.compare.first().map(|compare| compare.key.clone()).unwrap_or_default();
-        let done = || {
-            let succeeded = request.compare.iter().all(|compare| self.shared.state().store.compare(compare));
-            let branch = if succeeded { request.then } else { request.r#else };
-            let results = branch.into_iter().map(|operation| self.operation(operation)).collect();
-            proto::TxnResponse { succeeded, results, ..Default::default() }
-        };
-        let mut reply = self.unary("Txn", &key, done).await?;
-        reply.header = self.header(&key);
-        Ok(Response::new(reply))
+        match self.small(Operation::Txn(request.into_inner())).await? {
+            Answer::Txn(reply) => Ok(Response::new(reply)),
+            other => panic!("{other:?}"),
+        }
     }
 
     async fn upload(

@@ -6,8 +6,11 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 mod admin;
+mod batch;
 mod kv;
 pub mod script;
+pub mod sessions;
+mod small;
 mod store;
 
 use std::{
@@ -17,9 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+pub use batch::Streams;
 use kv_proto::{admin::v1::admin_server::AdminServer, kv::v1::kv_server::KvServer};
 use kv_topology::{KeyspaceId, Slot};
 use script::Fault;
+pub use sessions::Sessions;
 use store::Store;
 use tokio::runtime::{Builder, Runtime};
 use tokio_stream::wrappers::TcpListenerStream;
@@ -52,14 +57,21 @@ pub struct State {
     pub pages_per_call: usize,
     /// Faults of each node, by node id from 1.
     scripts: Vec<VecDeque<Fault>>,
-    /// (node id, method) of every call of `kv.v1` and of GetShardMap.
+    /// (node id, method) of every call of `kv.v1` and of GetShardMap. Operations on streams count like calls.
     pub calls: Vec<(u64, &'static str)>,
+    pub sessions: Sessions,
+    pub streams: Streams,
 }
 
 impl FakeCluster {
     /// Starts `nodes` nodes. Node 1 leads everything.
-    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
     pub async fn start(nodes: usize) -> Self {
+        Self::with_connections_of_age(nodes, None).await
+    }
+
+    /// The same; connections get a GOAWAY when they are so old.
+    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
+    pub async fn with_connections_of_age(nodes: usize, age: Option<Duration>) -> Self {
         let listeners: Vec<TcpListener> =
             (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
@@ -72,11 +84,13 @@ impl FakeCluster {
             pages_per_call: usize::MAX,
             scripts: vec![VecDeque::new(); nodes],
             calls: Vec::new(),
+            sessions: Sessions::default(),
+            streams: Streams::default(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
         let nodes = listeners.into_iter().zip(1..).map(|(listener, id)| {
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }));
+            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, age));
             Some(runtime)
         });
         let runtimes = nodes.collect();
@@ -124,6 +138,11 @@ impl FakeCluster {
         }
     }
 
+    /// The shard that a key belongs to.
+    pub fn shard_of(&self, key: &str) -> u32 {
+        shard_of(key.as_bytes())
+    }
+
     /// A key whose slot belongs to this shard.
     pub fn key_of_shard(shard: u32) -> String {
         let keys = (0..).map(|number| format!("key-{number}"));
@@ -153,10 +172,14 @@ impl Shared {
     }
 }
 
-async fn serve(listener: TcpListener, node: FakeNode) {
+async fn serve(listener: TcpListener, node: FakeNode, age: Option<Duration>) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let server = Server::builder()
+    let mut builder = Server::builder();
+    if let Some(age) = age {
+        builder = builder.max_connection_age(age);
+    }
+    let server = builder
         .add_service(KvServer::new(node.clone()))
         .add_service(AdminServer::new(node))
         .serve_with_incoming(TcpListenerStream::new(listener));

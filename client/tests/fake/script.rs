@@ -53,3 +53,32 @@ pub fn bad_field(field: &str, description: &str) -> Status {
     details.add_bad_request_violation(field, description);
     Status::with_error_details(Code::InvalidArgument, "the request is malformed", details)
 }
+
+/// The same inside a message of many.
+pub fn failure_of(status: &Status) -> kv_proto::kv::v1::Failure {
+    let details = status.get_error_details();
+    let info = details.error_info();
+    let advice = details.retry_info().and_then(|info| info.retry_delay);
+    let field = details.bad_request().and_then(|bad| bad.field_violations.first());
+    kv_proto::kv::v1::Failure {
+        code: status.code().into(),
+        reason: info.map(|info| info.reason.clone()).unwrap_or_default(),
+        message: field
+            .map_or(status.message().to_owned(), |field| format!("{}: {}", field.field, field.description)),
+        retry_after_ms: advice.map_or(0, |advice| u32::try_from(advice.as_millis()).unwrap()),
+        field: field.map(|field| field.field.clone()).unwrap_or_default(),
+        leader_node_id: info
+            .and_then(|info| info.metadata.get("leader_node_id"))
+            .map_or(0, |id| id.parse().unwrap()),
+    }
+}
+
+/// Whether it has a word of ours, so that it can be told of one operation.
+pub fn is_ours(status: &Status) -> bool {
+    status.get_error_details().error_info().is_some()
+}
+
+/// The node does not know what became of it.
+pub fn unknown() -> Status {
+    refusal(Code::Unknown, "OUTCOME_UNKNOWN", &[], None)
+}

@@ -32,13 +32,16 @@ impl Delete {
         if context.format == Format::Json {
             output::json(&json!({
                 "applied": reply.applied,
+                "replayed": reply.replayed,
                 "previous": reply.previous.as_ref().map_or(Json::Null, output::key_value),
                 "header": output::header(&reply.header),
             }))?;
         }
         if !reply.applied {
-            if self.conditions.precondition().is_some() && reply.previous.is_some() {
-                explain(&key, reply.previous.as_ref());
+            // The outcome of an earlier attempt leaves out what was there.
+            let is_known = reply.previous.is_some() || reply.replayed;
+            if self.conditions.precondition().is_some() && is_known {
+                explain(&key, reply.previous.as_ref(), reply.replayed);
                 return Ok(Exit::Precondition);
             }
             eprintln!("{} is absent", text::show(&key));

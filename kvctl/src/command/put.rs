@@ -49,12 +49,13 @@ impl Put {
                 "applied": reply.applied,
                 "mod_revision": reply.mod_revision,
                 "version": reply.version,
+                "replayed": reply.replayed,
                 "previous": reply.previous.as_ref().map_or(Json::Null, output::key_value),
                 "header": output::header(&reply.header),
             }))?;
         }
         if !reply.applied {
-            explain(&key, reply.previous.as_ref());
+            explain(&key, reply.previous.as_ref(), reply.replayed);
             return Ok(Exit::Precondition);
         }
         if context.format == Format::Table {

@@ -216,6 +216,7 @@ fn json_of(reply: &TxnReply) -> Json {
     });
     json!({
         "succeeded": reply.succeeded,
+        "replayed": reply.replayed,
         "results": results.collect::<Vec<_>>(),
         "header": output::header(&reply.header),
     })

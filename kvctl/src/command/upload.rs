@@ -68,7 +68,7 @@ impl Upload {
             }))?;
         }
         if !reply.applied {
-            explain(&key, reply.kv.as_ref());
+            explain(&key, reply.kv.as_ref(), false);
             return Ok(Exit::Precondition);
         }
         if context.format == Format::Table {

@@ -41,10 +41,11 @@ impl Conditions {
     }
 }
 
-/// Says on standard error what a key is instead of what was demanded.
-pub fn explain(key: &[u8], current: Option<&KeyValue>) {
+/// Says on standard error what a key is instead of what was demanded. Of an outcome that was replayed, that is not known.
+pub fn explain(key: &[u8], current: Option<&KeyValue>, is_replayed: bool) {
     let key = text::show(key);
     match current {
+        None if is_replayed => eprintln!("precondition failed for {key}; nothing was written"),
         Some(kv) => eprintln!(
             "precondition failed: {key} is at revision {}, version {}; nothing was written",
             kv.mod_revision, kv.version

@@ -32,13 +32,25 @@ async fn nobody_there_says_how_to_start_a_cluster() {
 }
 
 #[tokio::test]
-async fn an_unknown_outcome_has_an_exit_code() {
+async fn a_write_whose_reply_is_lost_is_sent_again_and_its_session_closed() {
     let cluster = FakeCluster::start(2).await;
     cluster.script(1, [Fault::Lose(lost())]);
-    let run = against(&cluster, &["put", "k", "v"]);
+    let run = against(&cluster, &["put", "counter", "1", "--if-absent"]);
+    assert!(run.out.contains("ok, revision 2, version 1"), "{run:?}");
+    run.expect(0);
+    assert_eq!(cluster.asked("Put"), [1, 2]);
+    assert_eq!(cluster.state().store.revision, 2, "it was applied once");
+    assert_eq!((cluster.count("OpenSession"), cluster.count("CloseSession")), (1, 1));
+}
+
+#[tokio::test]
+async fn an_unknown_outcome_has_an_exit_code() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.script(1, [Fault::Lose(lost())]);
+    cluster.script(1, std::iter::repeat_n(Fault::Refuse(no_leader()), 100));
+    let run = against(&cluster, &["--timeout", "500ms", "put", "k", "v"]);
     assert!(run.err.contains("may have been applied"), "{run:?}");
     run.expect(5);
-    assert_eq!(cluster.count("Put"), 1);
 }
 
 #[tokio::test]

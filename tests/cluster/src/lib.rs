@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod namespaces;
 pub mod network;
 pub mod node;
+mod once;
 pub mod patient;
 pub mod plan;
 pub mod ports;

@@ -27,6 +27,7 @@ use tonic::Status;
 use crate::{
     api::{Api, Fate, Read, fate, name_of},
     many::Kind,
+    once::Once,
     plan::LoadPlan,
     value::{decode, encode},
     verdict::{Verdict, judge},
@@ -185,6 +186,10 @@ impl Shared {
                 *book.errors.entry(name_of(&status)).or_default() += 1;
                 vec![Err(fate(&status)); ids.len()]
             }
+            Err(Error::Ended { name, fate }) => {
+                *book.errors.entry(name).or_default() += 1;
+                vec![Err(fate); ids.len()]
+            }
             Err(Error::Complaint(complaint)) => {
                 book.complaints.push(format!("operation #{}: {complaint}", ids[0].0));
                 return;
@@ -255,6 +260,9 @@ impl Shared {
 pub(crate) enum Error {
     #[error("{0}")]
     Status(#[from] Status),
+    /// The client library gave up.
+    #[error("{name}")]
+    Ended { name: String, fate: Fate },
     /// The reply is nothing that any store may say.
     #[error("{0}")]
     Complaint(String),
@@ -265,6 +273,7 @@ pub(crate) struct Client {
     pub(crate) shared: Arc<Shared>,
     pub(crate) random: SmallRng,
     nodes: Vec<Api>,
+    once: Option<Once>,
     /// The mod revision of each key when this client last saw it.
     pub(crate) seen: BTreeMap<String, Revision>,
 }
@@ -278,7 +287,8 @@ enum Next {
 impl Client {
     fn new(id: ClientId, shared: Arc<Shared>, random: SmallRng) -> Self {
         let nodes = shared.nodes.iter().map(|address| Api::new(*address)).collect();
-        Self { id, shared, random, nodes, seen: BTreeMap::new() }
+        let once = shared.plan.exactly_once.then(|| Once::new(&shared.nodes, id.0 as usize));
+        Self { id, shared, random, nodes, once, seen: BTreeMap::new() }
     }
 
     async fn run(mut self) {
@@ -308,7 +318,10 @@ impl Client {
     /// False: there was no good reply.
     async fn one(&mut self, node: usize, key: &str, call: Call, read: Read) -> bool {
         let id = self.shared.invoke(self.id, key, call);
-        let result = self.shared.perform(&mut self.nodes[node], key, call, read).await;
+        let result = match &self.once {
+            Some(once) if read != Read::AtThisNode => once.perform(&self.shared, key, call).await,
+            Some(_) | None => self.shared.perform(&mut self.nodes[node], key, call, read).await,
+        };
         if let Ok(reply) = &result {
             self.remember(key, reply);
         }

@@ -27,6 +27,9 @@ pub struct LoadPlan {
     pub pairs: u32,
     /// Size of each uploaded value: more than a chunk.
     pub upload_bytes: usize,
+    /// Requests for one key go through the client library: on streams, in sessions, sent again until their deadline. Else
+    /// each recorded operation is one request to one node.
+    pub exactly_once: bool,
 }
 
 impl LoadPlan {
@@ -52,6 +55,7 @@ impl Default for LoadPlan {
             many: 0,
             pairs: 8,
             upload_bytes: 300_000,
+            exactly_once: false,
         }
     }
 }

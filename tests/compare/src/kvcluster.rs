@@ -50,7 +50,7 @@ fn run(
     clients: u32,
 ) -> Result<Figure> {
     let output = Command::new(kvctl)
-        .args(["--addr", addresses, "-o", "json", "bench", workload.name()])
+        .args(["--addr", addresses, "-o", "json", "bench", workload.name(), "--unary"])
         .args([
             "--clients",
             &clients.to_string(),

@@ -22,7 +22,10 @@ async fn histories_under_kills_pauses_and_partitions_are_linearizable() {
     let rounds = seed::rounds(30);
     let Some(mut cluster) = Cluster::start(Plan::nodes(3).with_network()).await else { return };
     for load_number in 0..rounds.div_ceil(FAULTS_PER_LOAD) {
-        let plan = LoadPlan { prefix: format!("load{load_number}/"), keys: KEYS, ..LoadPlan::of_all_kinds() };
+        // In turns: single requests, and the client library with its sessions, streams and repetitions.
+        let exactly_once = load_number % 2 == 1;
+        let prefix = format!("load{load_number}/");
+        let plan = LoadPlan { prefix, keys: KEYS, exactly_once, ..LoadPlan::of_all_kinds() };
         let load = Load::start(plan, cluster.addresses(), &mut random);
         for _ in 0..FAULTS_PER_LOAD {
             let fault = Fault::choose(&mut random);

@@ -3,6 +3,7 @@
 //! Needs the `kvnode` binary (and `kvctl` for the demonstration); see `kv_cluster_tests::binary`. `KV_SEED` repeats
 //! a plan of faults, `KV_ROUNDS` sets the number of rounds of the tests that run in rounds.
 
+mod counters;
 mod crash;
 mod damage;
 mod demonstration;
