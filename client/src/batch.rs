@@ -1,7 +1,5 @@
 //! Many keys in few messages: BatchGet and BulkWrite. Both take any number and split it to the limits of a message.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use kv_proto::kv::v1 as proto;
 use prost::Message;
@@ -13,9 +11,9 @@ use crate::{
     error::{Error, Result},
     failure::Failure,
     options::{GetOptions, WriteOptions},
+    places::{Place, key_of, places, renew, stamp},
     retry::{Cause, Decision, Happened, Kind, decide},
     routing::Route,
-    session::Stamp,
     sessions::Ticket,
     value::{DeleteReply, GetReply, PutReply},
 };
@@ -106,54 +104,6 @@ impl Client {
     }
 }
 
-/// What an operation of a bulk has before it is sent.
-#[derive(Debug)]
-enum Place {
-    /// It is not in a session.
-    Anywhere,
-    /// It is in the session of its shard.
-    Session(Ticket),
-    /// There is no session for it.
-    Nowhere(Error),
-}
-
-/// Places for as many operations from the front as the windows of their sessions have room for; at least one.
-///
-/// Only the first one waits for a window. Several bulks that wait with what they have could wait for one another for ever.
-async fn places(call: &Call, operations: &[proto::WriteOperation]) -> Vec<Place> {
-    let mut places = Vec::with_capacity(operations.len());
-    if call.plan.kind != Kind::Once {
-        places.resize_with(operations.len(), || Place::Anywhere);
-        return places;
-    }
-    // A shard without a session now must not take the time that the others need.
-    let call = call.hurried();
-    let mut nowhere: BTreeMap<u32, Error> = BTreeMap::new();
-    for operation in operations {
-        let key = key_of(operation);
-        let slot = slot(key);
-        let shard = call.client.core().knowledge.shard_of(slot);
-        if let Some(error) = nowhere.get(&shard) {
-            places.push(Place::Nowhere(again(error)));
-            continue;
-        }
-        let ticket = if places.is_empty() {
-            call.ticket(slot, key).await.map(Some)
-        } else {
-            call.ticket_unless_full(slot, key).await
-        };
-        match ticket {
-            Ok(Some(ticket)) => places.push(Place::Session(ticket)),
-            Ok(None) => break,
-            Err(error) => {
-                places.push(Place::Nowhere(again(&error)));
-                nowhere.insert(shard, error);
-            }
-        }
-    }
-    places
-}
-
 /// Sends one message's worth, and again what surely did not happen or is in a session.
 async fn bulk_message(
     mut call: Call,
@@ -214,55 +164,6 @@ async fn bulk_message(
     }
     let missing = || BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"));
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()
-}
-
-/// Gives a new place to those that were refused together with their session.
-async fn renew(
-    call: &Call,
-    pending: &mut Vec<usize>,
-    operations: &[proto::WriteOperation],
-    tickets: &mut [Option<Ticket>],
-    outcomes: &mut [Option<BulkOutcome>],
-) {
-    let mut ready = Vec::with_capacity(pending.len());
-    for index in pending.drain(..) {
-        if call.plan.kind != Kind::Once || tickets[index].is_some() {
-            ready.push(index);
-            continue;
-        }
-        let key = key_of(&operations[index]);
-        match call.ticket(slot(key), key).await {
-            Ok(ticket) => {
-                tickets[index] = Some(ticket);
-                ready.push(index);
-            }
-            Err(error) => outcomes[index] = Some(BulkOutcome::Failed(error)),
-        }
-    }
-    *pending = ready;
-}
-
-fn key_of(operation: &proto::WriteOperation) -> &Bytes {
-    static NONE: Bytes = Bytes::new();
-    match &operation.operation {
-        Some(proto::write_operation::Operation::Put(put)) => &put.key,
-        Some(proto::write_operation::Operation::Delete(delete)) => &delete.key,
-        None => &NONE,
-    }
-}
-
-fn stamp(operation: &mut proto::WriteOperation, stamp: Stamp) {
-    let Stamp { session_id, sequence, lowest_outstanding } = stamp;
-    let fields = match &mut operation.operation {
-        Some(proto::write_operation::Operation::Put(put)) => {
-            (&mut put.session_id, &mut put.sequence, &mut put.lowest_outstanding)
-        }
-        Some(proto::write_operation::Operation::Delete(delete)) => {
-            (&mut delete.session_id, &mut delete.sequence, &mut delete.lowest_outstanding)
-        }
-        None => return,
-    };
-    (*fields.0, *fields.1, *fields.2) = (session_id, sequence, lowest_outstanding);
 }
 
 /// How many items from the front fit into a message; at least one.
@@ -355,7 +256,7 @@ async fn retriable(
 }
 
 /// The error once more, for each operation of the message that it ended.
-fn again(error: &Error) -> Error {
+pub(crate) fn again(error: &Error) -> Error {
     match (error, error.failure()) {
         // Whatever the last failure tells of its own attempt.
         (Error::OutcomeUnknown(_), Some(failure)) => Error::OutcomeUnknown(Box::new(failure.clone())),

@@ -60,6 +60,7 @@ mod error;
 mod failure;
 mod options;
 mod pages;
+mod places;
 mod pool;
 pub mod retry;
 mod routing;
