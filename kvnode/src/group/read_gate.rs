@@ -414,7 +414,7 @@ fn answer(waiters: Vec<Waiter>, point: &Result<ReadPoint, Refusal>) {
             // The reader may have gone away.
             Waiter::Ready(reply) | Waiter::Index(reply) => drop(reply.send(point.clone())),
             Waiter::Read(_, reply) => {
-                drop(reply.send(point.clone().map(|point| Passed { point, answer: None })))
+                drop(reply.send(point.clone().map(|point| Passed { point, answer: None })));
             }
             Waiter::Renewal => {}
         }

@@ -543,13 +543,13 @@ impl ReplicaReader {
         self.shared.engine.view_in_memory(&mut |view| {
             // Whoever reads by itself meets the error too.
             let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
-            answers = requests.iter().map(|request| self.from_memory(&reader, request)).collect();
+            answers = requests.iter().map(|request| self.point_in_memory(&reader, request)).collect();
         });
         answers.resize(requests.len(), None);
         answers
     }
 
-    fn from_memory(&self, reader: &reads::Reader<'_>, request: &ReadRequest) -> Option<ReadResponse> {
+    fn point_in_memory(&self, reader: &reads::Reader<'_>, request: &ReadRequest) -> Option<ReadResponse> {
         if !is_point_read(request) || wanted_pin(request).is_some() {
             return None;
         }
