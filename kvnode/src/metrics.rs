@@ -180,6 +180,8 @@ pub struct StorageMetrics {
     pub log_written_bytes: Counter,
     /// Decoded entries kept in memory.
     pub log_tail_bytes: BytesGauge,
+    /// Revisions of the newest writes.
+    pub heads_bytes: BytesGauge,
     /// One batch of the apply thread.
     pub apply_seconds: Histogram,
     /// One flush of the state.
@@ -611,6 +613,12 @@ impl StorageMetrics {
                 registry,
                 "kv_storage_log_tail_bytes",
                 "Decoded entries kept in memory",
+                BytesGauge::default(),
+            ),
+            heads_bytes: add(
+                registry,
+                "kv_storage_heads_bytes",
+                "Revisions of the newest writes kept in memory",
                 BytesGauge::default(),
             ),
             apply_seconds: add(

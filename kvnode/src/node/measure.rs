@@ -88,6 +88,7 @@ pub fn gauges(core: &Core) {
         }
     }
     metrics.storage.log_tail_bytes.set(core.stores.log.tail_bytes() as u64);
+    metrics.storage.heads_bytes.set(core.stores.state.heads_bytes() as u64);
     set(&meters.log_commits, core.stores.log.queued_bytes());
     set(&meters.applies, core.stores.state.queued_applies());
     let pins = core.stores.state.pins();

@@ -266,6 +266,11 @@ impl StateHub {
         self.shared.reads.waiting()
     }
 
+    /// What the revisions of the newest writes take in memory.
+    pub fn heads_bytes(&self) -> usize {
+        self.shared.heads.used()
+    }
+
     /// The moments that are kept for downloads.
     pub fn pins(&self) -> &Arc<Pins> {
         &self.shared.pins
