@@ -1,9 +1,9 @@
 # Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run build test soak verify fix bench setup install
+.PHONY: help run build test soak verify fix bench bench-quick setup install
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 run: ## set up, build, and start a local cluster of three nodes; Ctrl-C stops it, the data stay in .data
 	@scripts/run
@@ -23,8 +23,11 @@ verify: ## what CI checks beside the tests: format, lints, compatibility, docs; 
 fix: ## format, apply lints, write down generated files
 	@scripts/fix
 
-bench: ## measure KvCluster and etcd in one run on this machine; needs Go
+bench: ## measure KvCluster and etcd in one run on this machine, half an hour; needs Go
 	@scripts/bench
+
+bench-quick: ## whether that works, in a minute once etcd is built
+	@scripts/bench-quick
 
 setup: ## install what the build needs; asks before it uses sudo
 	@scripts/setup

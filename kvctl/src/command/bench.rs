@@ -5,6 +5,7 @@
 //! counted. Latencies go into a histogram of each client, which are added up at the end; failures are counted by reason and
 //! not timed. The document of the result is described in [`report`].
 
+mod compare;
 mod cpu;
 mod reach;
 mod report;
@@ -29,6 +30,7 @@ use crate::{
     context::Context,
     exit::{Exit, usage},
 };
+use compare::Peer;
 use reach::{Way, way};
 use report::Report;
 use worker::{Tally, Worker};
@@ -51,8 +53,15 @@ pub enum Workload {
 #[derive(Clone, Debug, Args)]
 pub struct Bench {
     /// What the clients do
-    #[arg(value_enum)]
+    #[arg(value_enum, default_value = "put")]
     workload: Workload,
+    /// Measure new clusters of KvCluster and of this system in one run instead, and print one table; the words after `--` go to
+    /// kv-compare (`-- --help`)
+    #[arg(long, value_enum)]
+    compare: Option<Peer>,
+    /// For kv-compare
+    #[arg(last = true, requires = "compare")]
+    words: Vec<std::ffi::OsString>,
     /// Clients at the same time, each with one call under way
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     clients: u32,
@@ -77,6 +86,9 @@ pub struct Bench {
     /// Connections that the clients share
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=256))]
     connections: u32,
+    /// The keys are there already: reads begin without writing them
+    #[arg(long)]
+    no_fill: bool,
     /// Any replica may answer reads with what it has
     #[arg(long)]
     stale: bool,
@@ -97,12 +109,15 @@ pub struct Bench {
 impl Bench {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
+        if let Some(peer) = self.compare {
+            return compare::compare(peer, &self.words);
+        }
         if self.stale && self.workload == Workload::Put {
             return Err(usage("--stale is for reads"));
         }
         let way = self.way(context).await;
         let clients = self.connect(context, way)?;
-        if self.workload != Workload::Put {
+        if self.workload != Workload::Put && !self.no_fill {
             self.fill(&clients[0]).await?;
         }
         let counts_from = Instant::now() + Duration::from_secs(self.warm_up_seconds);
@@ -203,5 +218,6 @@ impl Workload {
 }
 
 fn key(number: u64) -> String {
-    format!("bench/{number:08}")
+    // 16 B, with all numbers that there may be.
+    format!("bench/{number:010}")
 }

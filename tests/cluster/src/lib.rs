@@ -31,5 +31,6 @@ pub mod wait;
 
 pub use cluster::{Cluster, Plan};
 pub use load::Load;
+pub use node::Node;
 pub use plan::LoadPlan;
 pub use wait::{DEADLINE, wait_until};

@@ -208,6 +208,11 @@ impl Node {
         Ok(())
     }
 
+    /// The id of its process.
+    pub fn process_id(&self) -> Option<u32> {
+        self.process.as_ref().map(Process::id)
+    }
+
     /// Whether its process exists, paused or not.
     pub fn is_running(&mut self) -> bool {
         match self.process.as_mut().map(Process::exited) {

@@ -1,60 +1,70 @@
-//! Three etcd with their defaults, loaded by etcd's own benchmark.
+//! etcd with its defaults, loaded by etcd's own benchmark.
 //!
-//! That one counts calls and not time, so a short run finds the rate, and the counted one is as long as that rate
-//! says. Its `range` reads one and the same key, which is therefore written first. It has no mix of reads and writes of
-//! single keys (`txn-mixed` reads ranges of all keys), so that row stays empty for etcd.
+//! That one counts calls and not time, so a short run finds the rate, and the counted one is as long as that rate says. Its
+//! `range` reads one and the same key. It has no mix of single reads and writes (`txn-mixed` reads ranges of all keys):
+//! two of them run at the same time for that, each with half of the clients, and there are no latencies of both together.
 
 use std::{
     net::{Ipv4Addr, TcpListener},
     path::Path,
-    process::Command,
+    process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use kv_cluster_tests::process::Process;
 use tempfile::TempDir;
 
 use crate::{
-    Options, connections, plan,
+    Memory, Options, Step, connections, microseconds,
     summary::{Figure, System, Workload},
+    usage,
 };
 
 /// A cluster that does not answer by then will not.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const START_POLL: Duration = Duration::from_millis(100);
 /// Calls of the run that finds the rate, for each client.
-const PROBE_CALLS_PER_CLIENT: u32 = 40;
-const PROBE_CALLS_MIN: u32 = 2_000;
+const PROBE_CALLS_PER_CLIENT: u64 = 40;
+const PROBE_CALLS_MIN: u64 = 2_000;
+/// Clients that write all keys before anything is measured.
+const FILL_CLIENTS: u32 = 256;
 /// The key that is read.
-const READ_KEY: &str = "bench/00000001";
+const READ_KEY: &str = "bench/0000000001";
 /// Bytes of a key, as `kvctl bench` has them.
 const KEY_SIZE: usize = READ_KEY.len();
 
-/// Three etcd. Dropping it ends them and removes their data.
+/// Running etcd. Dropping it ends them and removes their data.
 struct Etcd<'a> {
+    options: &'a Options,
     programs: &'a Path,
     endpoints: String,
     // In this order: the folder goes after the processes.
-    _nodes: Vec<Process>,
+    nodes: Vec<Process>,
     _folder: TempDir,
 }
 
+/// What the benchmark prints.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Said {
+    per_second: f64,
+    p50_ms: f64,
+    p99_ms: f64,
+    errors: u64,
+}
+
 /// Starts a cluster, loads it, and ends it.
-pub fn measure(options: &Options) -> Result<Vec<Figure>> {
-    let etcd = Etcd::start(&options.etcd)?;
-    etcd.put_read_key(options.value_size)?;
-    plan(options)
-        .into_iter()
-        .filter(|(workload, _)| *workload != Workload::Mixed)
-        .map(|(workload, clients)| {
-            let probe =
-                etcd.run(options, workload, clients, PROBE_CALLS_MIN.max(clients * PROBE_CALLS_PER_CLIENT))?;
-            let calls = calls_in(probe.per_second, options.seconds);
-            etcd.run(options, workload, clients, calls)
-        })
-        .collect()
+pub fn measure(options: &Options, steps: &[Step]) -> Result<(Vec<Figure>, Memory)> {
+    let etcd = Etcd::start(options)?;
+    let fill = Step { workload: Workload::Put, clients: FILL_CLIENTS };
+    etcd.wait(etcd.begin(fill, options.keys, true)?)?;
+    etcd.put_read_key()?;
+    // One client cannot do two things at a time.
+    let steps = steps.iter().filter(|step| step.workload != Workload::Mixed || step.clients > 1);
+    let figures = steps.map(|step| etcd.figure(*step)).collect::<Result<_>>()?;
+    let memory = Memory { system: "etcd", node_bytes: usage::memory(&etcd.processes()) };
+    Ok((figures, memory))
 }
 
 #[allow(
@@ -63,14 +73,15 @@ pub fn measure(options: &Options) -> Result<Vec<Figure>> {
     clippy::cast_precision_loss,
     reason = "an estimate"
 )]
-fn calls_in(per_second: f64, seconds: u64) -> u32 {
-    (per_second * seconds as f64).max(1.0) as u32
+fn calls_in(per_second: f64, seconds: u64) -> u64 {
+    (per_second * seconds as f64).max(1.0) as u64
 }
 
 impl<'a> Etcd<'a> {
-    fn start(programs: &'a Path) -> Result<Self> {
+    fn start(options: &'a Options) -> Result<Self> {
+        let programs: &Path = &options.etcd;
         let folder = tempfile::Builder::new().prefix("etcd-compare-").tempdir()?;
-        let names = ["e1", "e2", "e3"];
+        let names: Vec<String> = (1..=options.nodes).map(|number| format!("e{number}")).collect();
         let ports = free_ports(names.len() * 2)?;
         let url = |port: &u16| format!("http://127.0.0.1:{port}");
         let (clients, peers) = ports.split_at(names.len());
@@ -90,9 +101,13 @@ impl<'a> Etcd<'a> {
             nodes.push(Process::start(command, &folder.path().join(format!("{name}.log")))?);
         }
         let endpoints = clients.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
-        let etcd = Self { programs, endpoints, _nodes: nodes, _folder: folder };
+        let etcd = Self { options, programs, endpoints, nodes, _folder: folder };
         etcd.wait_healthy()?;
         Ok(etcd)
+    }
+
+    fn processes(&self) -> Vec<u32> {
+        self.nodes.iter().map(Process::id).collect()
     }
 
     fn program(&self, name: &str) -> Command {
@@ -114,56 +129,103 @@ impl<'a> Etcd<'a> {
         }
     }
 
-    fn put_read_key(&self, value_size: u32) -> Result<()> {
-        let value = "v".repeat(usize::try_from(value_size)?);
+    fn put_read_key(&self) -> Result<()> {
+        let value = "v".repeat(usize::try_from(self.options.value_size)?);
         let output = self.program("etcdctl").args(["put", READ_KEY, &value]).output().context("etcdctl")?;
         ensure!(output.status.success(), "etcdctl put: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
 
-    fn run(&self, options: &Options, workload: Workload, clients: u32, calls: u32) -> Result<Figure> {
-        let mut command = self.program("etcd-benchmark");
-        let connections = connections(options, clients);
-        command.args(["--clients", &clients.to_string(), "--conns", &connections.to_string()]);
-        command.arg("--precise");
-        let (keys, value) = (options.keys.to_string(), options.value_size.to_string());
-        let key = KEY_SIZE.to_string();
-        let writes = ["--key-space-size", &keys, "--key-size", &key, "--val-size", &value];
-        match workload {
-            Workload::Put => command.arg("put").args(writes),
-            Workload::Get => command.args(["range", READ_KEY, "--consistency", "l"]),
-            Workload::Mixed => bail!("etcd's benchmark has no such load"),
+    fn figure(&self, step: Step) -> Result<Figure> {
+        let parts = parts(step);
+        let probe = PROBE_CALLS_MIN.max(u64::from(step.clients) * PROBE_CALLS_PER_CLIENT);
+        let rates = self.run(&parts, &vec![probe; parts.len()])?;
+        let calls: Vec<u64> =
+            rates.iter().map(|said| calls_in(said.per_second, self.options.seconds)).collect();
+        let before = usage::cpu(&self.processes()) + usage::cpu_of_children();
+        let said = self.run(&parts, &calls)?;
+        let cpu = (usage::cpu(&self.processes()) + usage::cpu_of_children()).saturating_sub(before);
+        let lone = match said.as_slice() {
+            [lone] => Some(*lone),
+            _ => None,
         };
-        let output = command.args(["--total", &calls.to_string()]).output().context("etcd-benchmark")?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        if !output.status.success() {
-            bail!("etcd-benchmark: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        Ok(Figure {
+            system: System::Etcd,
+            workload: step.workload,
+            clients: step.clients,
+            per_second: said.iter().map(|said| said.per_second).sum(),
+            p50_ms: lone.map(|said| said.p50_ms),
+            p99_ms: lone.map(|said| said.p99_ms),
+            cpu_us: microseconds(cpu, calls.iter().sum()),
+            errors: said.iter().map(|said| said.errors).sum(),
+        })
+    }
+
+    /// All parts at the same time.
+    fn run(&self, parts: &[Step], calls: &[u64]) -> Result<Vec<Said>> {
+        let begun: Result<Vec<Child>> =
+            parts.iter().zip(calls).map(|(part, calls)| self.begin(*part, *calls, false)).collect();
+        begun?.into_iter().map(|child| self.wait(child)).collect()
+    }
+
+    fn begin(&self, part: Step, calls: u64, in_sequence: bool) -> Result<Child> {
+        let mut command = self.program("etcd-benchmark");
+        let connections = connections(self.options, part.clients);
+        command.args(["--clients", &part.clients.to_string(), "--conns", &connections.to_string()]);
+        command.arg("--precise");
+        let (keys, value) = (self.options.keys.to_string(), self.options.value_size.to_string());
+        let key = KEY_SIZE.to_string();
+        match part.workload {
+            Workload::Get => command.args(["range", READ_KEY, "--consistency", "l"]),
+            Workload::Put | Workload::Mixed => {
+                command.arg("put").args(["--key-space-size", &keys, "--key-size", &key, "--val-size", &value])
+            }
+        };
+        if in_sequence {
+            command.arg("--sequential-keys");
         }
-        figure(&said, workload, clients).with_context(|| format!("what etcd-benchmark printed: {said}"))
+        command.args(["--total", &calls.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.spawn().context("etcd-benchmark")
+    }
+
+    fn wait(&self, child: Child) -> Result<Said> {
+        let output = child.wait_with_output().context("etcd-benchmark")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "etcd-benchmark: {}: {complaint}", output.status);
+        Said::read(&said).with_context(|| format!("what etcd-benchmark printed: {said}"))
     }
 }
 
-/// Reads what the benchmark prints.
-fn figure(said: &str, workload: Workload, clients: u32) -> Result<Figure> {
-    let number = |before: &str, after: &str| {
-        let mut lines = said.lines().map(str::trim);
-        let value = lines.find_map(|line| {
-            line.strip_prefix(before)?.trim().strip_suffix(after)?.trim().parse::<f64>().ok()
-        });
-        value.with_context(|| format!("no {before}"))
-    };
-    let errors =
-        said.lines().filter_map(|line| line.trim().strip_prefix('[')?.split_once(']')?.0.parse::<u64>().ok());
-    let counted = if said.contains("Error distribution:") { errors.sum() } else { 0 };
-    Ok(Figure {
-        system: System::Etcd,
-        workload,
-        clients,
-        per_second: number("Requests/sec:", "")?,
-        p50_ms: number("50% in", "secs.")? * 1000.0,
-        p99_ms: number("99% in", "secs.")? * 1000.0,
-        errors: counted,
-    })
+/// What one program does each.
+fn parts(step: Step) -> Vec<Step> {
+    let half = |workload| Step { workload, clients: step.clients / 2 };
+    match step.workload {
+        Workload::Put | Workload::Get => vec![step],
+        Workload::Mixed => vec![half(Workload::Put), half(Workload::Get)],
+    }
+}
+
+impl Said {
+    fn read(said: &str) -> Result<Self> {
+        let number = |before: &str, after: &str| {
+            let mut lines = said.lines().map(str::trim);
+            let value = lines.find_map(|line| {
+                line.strip_prefix(before)?.trim().strip_suffix(after)?.trim().parse::<f64>().ok()
+            });
+            value.with_context(|| format!("no {before}"))
+        };
+        let errors = said
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix('[')?.split_once(']')?.0.parse::<u64>().ok());
+        let counted = if said.contains("Error distribution:") { errors.sum() } else { 0 };
+        Ok(Self {
+            per_second: number("Requests/sec:", "")?,
+            p50_ms: number("50% in", "secs.")? * 1000.0,
+            p99_ms: number("99% in", "secs.")? * 1000.0,
+            errors: counted,
+        })
+    }
 }
 
 fn free_ports(count: usize) -> Result<Vec<u16>> {
@@ -194,14 +256,14 @@ Latency distribution:
 
     #[test]
     fn what_the_benchmark_prints_is_read() {
-        let figure = figure(SAID, Workload::Put, 64).expect("a report");
-        assert_eq!((figure.per_second, figure.p50_ms, figure.p99_ms, figure.errors), (12345.5, 4.0, 21.0, 0));
+        let said = Said::read(SAID).expect("a report");
+        assert_eq!(said, Said { per_second: 12345.5, p50_ms: 4.0, p99_ms: 21.0, errors: 0 });
     }
 
     #[test]
     fn errors_are_counted_and_silence_is_no_figure() {
         let failed = format!("{SAID}\nError distribution:\n  [7]\tdeadline exceeded.\n");
-        assert_eq!(figure(&failed, Workload::Put, 64).expect("a report").errors, 7);
-        assert!(figure("nothing", Workload::Put, 64).is_err());
+        assert_eq!(Said::read(&failed).expect("a report").errors, 7);
+        assert!(Said::read("nothing").is_err());
     }
 }
