@@ -146,7 +146,13 @@ impl Sessions {
     /// Takes every session out; later writes open new ones.
     fn take(&self) -> Vec<u64> {
         let lanes: Vec<Arc<Lane>> = self.shards().values().cloned().collect();
-        lanes.iter().filter_map(|lane| lane.session().take()).map(|session| session.id()).collect()
+        let taken = lanes.iter().filter_map(|lane| {
+            let session = lane.session().take();
+            // Who waits for its window goes on in another one.
+            lane.moved.notify_waiters();
+            session
+        });
+        taken.map(|session| session.id()).collect()
     }
 }
 
@@ -249,7 +255,8 @@ impl Client {
     /// Closes the sessions that this client and its clones have opened, so that their shards need not keep them until they
     /// expire. Takes 2 s at most; what could not be closed expires by itself.
     ///
-    /// Not needed for anything else: dropping a client is fine. Writes that are under way lose their session, and end with
+    /// A client that is dropped without this leaves a session in each shard that it wrote to until it expires; a shard has 4,096
+    /// of them at most. Writes that are under way lose their session, and end with
     /// an unknown outcome when they must be sent again. Later writes open new sessions.
     pub async fn close(&self) {
         let closing = self.core().sessions.take().into_iter().map(|session_id| {

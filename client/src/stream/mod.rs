@@ -176,7 +176,15 @@ impl Shared {
 
     /// Answers those whose time is over.
     fn expire(&self, now: Instant) {
-        let left = self.state().queue.expire(now);
+        let (left, waker) = {
+            let mut state = self.state();
+            let left = state.queue.expire(now);
+            // One that did not fit may have kept others waiting.
+            (left, if state.queue.is_ready() { state.waker.take() } else { None })
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
         for Left { reply, sent } in left {
             let _ = reply.send(Ended::Late { sent });
         }

@@ -127,6 +127,8 @@ pub fn batch_stream<S: Store>(
     let connection = caller.connection().cloned();
     let ends_at = connection.as_ref().and_then(|connection| connection.since.checked_add(streams.age_max?));
     let desk = Desk::new(map, caller.deadline.call());
+    // Open until the verdict is there: the transport asks for it when the last sender is gone.
+    let open_until_told = output.clone();
     let engine = Engine::new(context.clone(), streams, desk, requests, output, connection, ends_at);
     let open = OpenStream::new(streams.counters.clone());
     let (told, asked) = (verdict.clone(), context.clone());
@@ -134,6 +136,7 @@ pub fn batch_stream<S: Store>(
         let _held = (share, open);
         let ended = engine.run().await;
         told.set(ended.map_err(|end| end.status(&asked))).ok();
+        drop(open_until_told);
     };
     context.spawn("batch stream", task.in_current_span().boxed());
     let replies = stream::once(std::future::ready(Ok(first))).chain(replies(parcels, verdict, context));

@@ -33,7 +33,7 @@ const GRPC_STATUS: &str = "grpc-status";
 const OTHER: &str = "other";
 
 /// What is counted by name: all that the port serves but reflection.
-const METHODS: [&str; 23] = [
+const METHODS: [&str; 25] = [
     "admin.v1.Admin/Bootstrap",
     "admin.v1.Admin/GetClusterStatus",
     "admin.v1.Admin/GetNodeStatus",
@@ -43,10 +43,12 @@ const METHODS: [&str; 23] = [
     "kv.v1.Kv/Batch",
     "kv.v1.Kv/BatchGet",
     "kv.v1.Kv/BulkWrite",
+    "kv.v1.Kv/CloseSession",
     "kv.v1.Kv/Delete",
     "kv.v1.Kv/DeleteRange",
     "kv.v1.Kv/Download",
     "kv.v1.Kv/Get",
+    "kv.v1.Kv/OpenSession",
     "kv.v1.Kv/Put",
     "kv.v1.Kv/Scan",
     "kv.v1.Kv/Txn",

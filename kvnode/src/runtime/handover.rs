@@ -11,6 +11,18 @@ use tokio::sync::mpsc;
 /// What is left to do; it must not block.
 type Work = Box<dyn FnOnce() + Send>;
 
+/// What was handed over. When the task is ended, what is left is done on the way out.
+struct Waiting(mpsc::UnboundedReceiver<Work>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.close();
+        while let Ok(work) = self.0.try_recv() {
+            work();
+        }
+    }
+}
+
 /// Takes work from one thread, in order.
 #[derive(Clone, Debug)]
 pub struct Handover(Option<mpsc::UnboundedSender<Work>>);
@@ -19,9 +31,10 @@ impl Handover {
     /// To the returned task, which ends with the last handle. Unbounded: what waits is bounded by those who handed the
     /// answered work in.
     pub fn to_task() -> (Self, impl Future<Output = ()> + Send + 'static) {
-        let (sender, mut waiting) = mpsc::unbounded_channel::<Work>();
+        let (sender, waiting) = mpsc::unbounded_channel();
+        let mut waiting = Waiting(waiting);
         let task = async move {
-            while let Some(work) = waiting.recv().await {
+            while let Some(work) = waiting.0.recv().await {
                 work();
             }
         };
@@ -72,10 +85,13 @@ mod tests {
         tells.await.unwrap();
         assert_eq!(*done.lock().unwrap(), [1, 2]);
         task.abort();
-        task.await.unwrap_err();
+        // It is ended before it can do this.
         last.run(note(3));
+        task.await.unwrap_err();
         assert_eq!(*done.lock().unwrap(), [1, 2, 3]);
-        Handover::in_place().run(note(4));
+        last.run(note(4));
         assert_eq!(*done.lock().unwrap(), [1, 2, 3, 4]);
+        Handover::in_place().run(note(5));
+        assert_eq!(*done.lock().unwrap(), [1, 2, 3, 4, 5]);
     }
 }

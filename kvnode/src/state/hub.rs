@@ -49,6 +49,8 @@ use crate::state_machine::{
 };
 use crate::{metrics::StorageMetrics, runtime::Handover};
 
+/// Bytes of answers that are made without a pause, of a node's only thread perhaps.
+const READ_BYTES_AT_ONCE: usize = 256 << 10;
 /// Memory for revisions over a store in memory: so little that some are forgotten, which tests are to meet too.
 const HEAD_BYTES_SIMULATED: usize = 4 << 10;
 /// Advice to a refused reader, ms.
@@ -541,14 +543,20 @@ impl ReplicaReader {
         ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) }
     }
 
-    /// Answers reads from one moment of the newest state, without blocking. `None` for each that is not small, wants a pin or
-    /// needs the disk: [`Self::answer`] takes those.
+    /// Answers reads from one moment of the newest state, without blocking. `None` for each that is not small, wants a pin,
+    /// needs the disk, or comes after enough bytes: [`Self::answer`] takes those.
     pub fn answer_from_memory(&self, requests: &[ReadRequest]) -> Vec<Option<ReadResponse>> {
         let mut answers = Vec::new();
         self.shared.engine.view_in_memory(&mut |view| {
             // Whoever reads by itself meets the error too.
             let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
-            answers = requests.iter().map(|request| self.point_in_memory(&reader, request)).collect();
+            let mut left = READ_BYTES_AT_ONCE;
+            answers.extend(requests.iter().map_while(|request| {
+                let answer = self.point_in_memory(&reader, request);
+                let next = left.checked_sub(answer.as_ref().map_or(0, prost::Message::encoded_len));
+                left = next.unwrap_or(0);
+                (left > 0).then_some(answer)
+            }));
         });
         answers.resize(requests.len(), None);
         answers

@@ -3,7 +3,7 @@
 //! A group hands in a [`Job`]: entries that are committed and durable in its log. The thread takes the jobs that
 //! have queued up, applies each over an overlay of its own, writes all overlays in **one** batch of the store, and
 //! only then answers. While it writes, the next jobs queue up: no timer. [`step`] is that round as a plain
-//! function; the thread and, in simulation, a task do nothing but call it.
+//! function; the thread hands the answering over to a task of the node, in simulation a task does both.
 //!
 //! A job that fails stops its replica and leaves the others alone. A failed write, or a panic, ends the node: what
 //! is in memory would be ahead of the store.

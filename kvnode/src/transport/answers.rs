@@ -54,8 +54,7 @@ impl Answers {
         }
         let mut bytes = frame.encoded_len();
         if bytes > self.limits.largest_frame() {
-            let message = format!("an answer of {bytes} B");
-            frame.body = Some(refusal(refusal::Kind::ResourceExhausted, "ANSWER_TOO_LARGE", message));
+            frame.body = Some(too_large(frame.body.as_ref(), bytes));
             bytes = frame.encoded_len();
         }
         let mut state = self.state();
@@ -144,5 +143,30 @@ impl Drop for Reply {
             "OUTCOME_UNKNOWN",
             "given up before it was answered",
         ));
+    }
+}
+/// Instead of an answer that fits into no frame. Writes were applied: who hears that they were refused sends them again.
+fn too_large(body: Option<&Body>, bytes: usize) -> Body {
+    let kind = match body {
+        Some(Body::WriteResponse(_)) => refusal::Kind::OutcomeUnknown,
+        _ => refusal::Kind::ResourceExhausted,
+    };
+    refusal(kind, "ANSWER_TOO_LARGE", format!("an answer of {bytes} B"))
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::peer::v1::{ReadResponse, WriteResponse};
+
+    use super::*;
+
+    #[test]
+    fn a_write_whose_answer_is_too_large_is_not_told_as_refused() {
+        let kind = |body: Body| match too_large(Some(&body), 9_000_000) {
+            Body::Refusal(refusal) => refusal.kind(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(kind(Body::WriteResponse(WriteResponse::default())), refusal::Kind::OutcomeUnknown);
+        assert_eq!(kind(Body::ReadResponse(ReadResponse::default())), refusal::Kind::ResourceExhausted);
     }
 }

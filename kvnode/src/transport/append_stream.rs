@@ -95,7 +95,7 @@ impl<S> AppendStream<S> {
     }
 
     fn window_is_open(&self) -> bool {
-        let frames = self.waiting.len() + self.held.len() < self.limits.append_window_frames;
+        let frames = self.waiting.len() < self.limits.append_window_frames;
         let bytes = self.waiting_bytes < self.limits.append_window_bytes;
         self.failure.is_none() && frames && bytes
     }
@@ -192,6 +192,26 @@ impl<S> AppendStream<S> {
         }
     }
 
+    /// The answer to the oldest request, if it is here.
+    fn poll_oldest(&mut self, context: &mut Context<'_>) -> Poll<Result<Body, CallError>> {
+        match self.waiting.front_mut() {
+            Some(oldest) => {
+                let answer = oldest.answer.poll_unpin(context);
+                answer.map(|answer| answer.unwrap_or(Err(CallError::OutcomeUnknown)))
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    /// When nothing waits for an answer.
+    fn poll_end<RT: AsyncRuntime>(&mut self) -> Poll<Option<Item<RT>>> {
+        if let Some(error) = self.failure.take() {
+            self.over = true;
+            return Poll::Ready(Some(Err(rpc_error(&error))));
+        }
+        if self.input.is_none() && self.parts.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+    }
+
     /// The next answer; after an error or a rejection the stream is over.
     pub(super) fn poll_answer<RT: AsyncRuntime>(
         &mut self,
@@ -206,20 +226,18 @@ impl<S> AppendStream<S> {
         if self.over {
             return Poll::Ready(None);
         }
-        self.fill(context);
-        let Some(oldest) = self.waiting.front_mut() else {
-            if let Some(error) = self.failure.take() {
-                self.over = true;
-                return Poll::Ready(Some(Err(rpc_error(&error))));
+        // What is here comes first: openraft notes when it hands a request over, and takes the answer to an earlier one with the
+        // same last entry for a sign of life since then.
+        let mut answer = self.poll_oldest(context);
+        if answer.is_pending() {
+            self.fill(context);
+            if self.waiting.is_empty() {
+                return self.poll_end();
             }
-            return if self.input.is_none() && self.parts.is_empty() {
-                Poll::Ready(None)
-            } else {
-                Poll::Pending
-            };
-        };
-        let answer = match oldest.answer.poll_unpin(context) {
-            Poll::Ready(answer) => answer.unwrap_or(Err(CallError::OutcomeUnknown)),
+            answer = self.poll_oldest(context);
+        }
+        let answer = match answer {
+            Poll::Ready(answer) => answer,
             Poll::Pending => {
                 ready!(self.poll_alarm(context));
                 Err(CallError::Deadline)

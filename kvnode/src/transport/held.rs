@@ -4,7 +4,8 @@
 //! load the next entry follows at once and tells it as well, so these are half of all frames, and cost both sides as much as
 //! the others. They are held until a request with entries carries what they say, until the follower wants to read, which
 //! it cannot before it has applied that far, or for [`HELD_MAX`]. A held request is answered with the one that carries
-//! it, never before: openraft counts an answer as a sign of life of the follower.
+//! it, never before. (What openraft itself makes of the answer to an earlier request with the same last entry is not ours: it
+//! takes it for an answer to both. So answers that are here are given to it before more requests are taken.)
 
 use std::{
     pin::Pin,
@@ -68,10 +69,6 @@ impl Held {
     pub(super) fn new(wishes: &Wishes, now: Instant) -> Self {
         let alarm = Box::pin(sleep_until(now));
         Self { requests: Vec::new(), newest: None, wish: wishes.enter(), alarm }
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.requests.len()
     }
 
     /// Holds a request that follows `last` and brings no entries.

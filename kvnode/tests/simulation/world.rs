@@ -56,6 +56,8 @@ use crate::{
 
 /// The one data shard, and its group.
 pub const SHARD: ShardId = ShardId(1);
+/// What installing a snapshot may take.
+const INSTALL_WITHIN: Duration = Duration::from_secs(10);
 const GROUP: GroupId = GroupId(1);
 /// So little that logs are cut all the time and replicas that were away need snapshots.
 const LOG_RETENTION_BYTES: u64 = 4 << 10;
@@ -239,7 +241,8 @@ impl World {
             handler: answers.clone(),
             spawner: tasks.spawner(),
             randomness: Randomness::new(self.dice.fork()),
-            limits: Limits::default(),
+            // Nothing is slow to install here; whoever lost the answer tries again within a time of calm.
+            limits: Limits { snapshot_install: INSTALL_WITHIN, ..Limits::default() },
             metrics: Default::default(),
         });
         let (log, state) = (self.open_log(node, machine, &tasks), self.open_state(node, machine, &tasks));

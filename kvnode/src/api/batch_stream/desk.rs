@@ -33,6 +33,8 @@ pub struct Errand {
     pub shard: ShardId,
     /// What.
     pub ask: Ask,
+    /// It needs the share of a large reply first.
+    pub returns_values: bool,
     /// Until when.
     pub deadline: Instant,
 }
@@ -119,13 +121,14 @@ impl Desk {
     }
 
     fn begin(&mut self, group: Group, came: Instant, held: Option<Arc<HeldBytes>>) -> Errand {
+        let returns_values = group.returns_values();
         let Group { shard, waiting, ask, deadline, .. } = group;
         let reading = match &ask {
             Ask::Read(reading) => Some(reading.clone()),
             Ask::Write(_) => None,
         };
         let number = self.ledger.open(Call { shard, waiting, reading, came, held });
-        Errand { number, shard, ask, deadline }
+        Errand { number, shard, ask, returns_values, deadline }
     }
 
     /// Refuses a message as a whole, operation by operation.

@@ -35,7 +35,15 @@ fn desk() -> Desk {
 }
 
 fn put(id: u64, key: &str) -> BatchOperation {
-    let put = PutRequest { key: key.to_owned().into(), return_previous: true, ..PutRequest::default() };
+    put_operation(id, PutRequest { key: key.to_owned().into(), ..PutRequest::default() })
+}
+
+fn exchange(id: u64, key: &str) -> BatchOperation {
+    let key = key.to_owned().into();
+    put_operation(id, PutRequest { key, return_previous: true, ..PutRequest::default() })
+}
+
+fn put_operation(id: u64, put: PutRequest) -> BatchOperation {
     BatchOperation { id, operation: Some(batch_operation::Operation::Put(put)), ..BatchOperation::default() }
 }
 
@@ -50,7 +58,8 @@ fn operation(id: u64, kind: u8, key: u8, timeout_ms: u32) -> BatchOperation {
     let bytes = || bytes::Bytes::from(key.clone());
     let one = match kind {
         0 | 1 => get(id, &key).operation,
-        2 | 3 => put(id, &key).operation,
+        2 => put(id, &key).operation,
+        3 => exchange(id, &key).operation,
         4 => Some(batch_operation::Operation::Delete(DeleteRequest { key: bytes(), ..Default::default() })),
         5 => {
             let get = GetRequest { key: bytes(), ..GetRequest::default() };
@@ -213,7 +222,12 @@ fn large_values_are_let_go_and_read_again_and_those_of_writes_are_left_out() {
     desk.read(number, Ok(got(8, 400 << 10)), now, &mut || panic!("it is granted"));
     assert_eq!(ids(&sent(&mut desk)), [2, 3, 4, 5, 6, 7, 8, 9]);
 
-    let writes = take(&mut desk, (0..4).map(|id| put(id, "{w}")).collect(), now);
+    let writes = take(&mut desk, (0..4).map(|id| exchange(id, "{w}")).collect(), now);
+    assert_eq!(
+        writes.iter().map(|errand| errand.returns_values).collect::<Vec<_>>(),
+        [true, true],
+        "two of each"
+    );
     let outcome = applied(
         &{
             let Ask::Write(operations) = &writes[0].ask else { panic!("writes") };
@@ -221,7 +235,8 @@ fn large_values_are_let_go_and_read_again_and_those_of_writes_are_left_out() {
         },
         &value(600 << 10),
     );
-    desk.written(writes[0].number, Ok(vec![outcome; 4]), now, &mut || false);
+    desk.written(writes[0].number, Ok(vec![outcome.clone(); 2]), now, &mut || false);
+    desk.written(writes[1].number, Ok(vec![outcome; 2]), now, &mut || false);
     let with_value = |result: &BatchResult| match &result.result {
         Some(batch_result::Result::Put(put)) => put.previous.as_ref().is_some_and(|kv| kv.value.is_some()),
         other => panic!("{other:?}"),
@@ -343,5 +358,5 @@ proptest! {
 
 fn again(desk: &mut Desk) -> Option<Errand> {
     let (number, shard, reading, deadline) = desk.again()?;
-    Some(Errand { number, shard, ask: Ask::Read(reading), deadline })
+    Some(Errand { number, shard, ask: Ask::Read(reading), returns_values: false, deadline })
 }

@@ -31,12 +31,15 @@ use crate::{
     api::{
         context::Context,
         error::Refused,
-        limits::BATCH_MESSAGES_AT_ONCE,
+        limits::{BATCH_MESSAGES_AT_ONCE, Limit},
         quota::{ConnectionQuota, HeldBytes, Share},
     },
     refusal,
     router::store::Store,
 };
+
+/// Advice to who found no place, ms.
+const RETRY_AFTER_MS: u32 = 50;
 
 /// What a call of the store brought.
 enum Done {
@@ -254,12 +257,22 @@ where
     }
 
     fn start(&mut self, errand: Errand) {
-        let Errand { number, shard, ask, deadline } = errand;
+        let Errand { number, shard, ask, returns_values, deadline } = errand;
         let context = self.context.clone();
+        let connection = self.connection.clone().filter(|_| returns_values);
         let call: BoxFuture<'static, Done> = match ask {
             Ask::Write(operations) => {
                 let write = async move {
-                    Done::Written(number, context.store.write(shard, operations, deadline).await)
+                    let share = match &connection {
+                        Some(connection) => connection.large_reply(deadline).await.map(Some),
+                        None => Ok(None),
+                    };
+                    let written = match share {
+                        // Held until the answer is here.
+                        Ok(_share) => context.store.write(shard, operations, deadline).await,
+                        Err(_) => Err(no_place()),
+                    };
+                    Done::Written(number, written)
                 };
                 write.boxed()
             }
@@ -378,6 +391,11 @@ async fn read<S: Store>(
 ) -> Result<Got, Refused> {
     let Reading { options, metadata_only, keys } = reading;
     context.read_keys(shard, Some(options), keys, metadata_only, deadline).await
+}
+
+fn no_place() -> Refusal {
+    let message = "too many large replies are under way";
+    refusal::exhausted(Limit::LargeReplies.reason(), message, RETRY_AFTER_MS)
 }
 
 fn idle() -> Refusal {

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kv_proto::{
-    disk::v1::{Operation, operation},
+    disk::v1::{Operation, TxnOperation, operation, txn_operation},
     kv::v1::{BatchOperation, ReadOptions, batch_operation},
 };
 use kv_topology::{ClusterMap, ShardId, Slot, map::SlotTable};
@@ -67,11 +67,24 @@ pub enum Ask {
     Read(Reading),
 }
 
+/// Writes of one call that return values. A transaction may return 3 MiB of them, and the answer of another node is a message
+/// of 8 MiB.
+const RETURNING_WRITES_MAX: usize = 2;
+
 /// Operations that share it go into one call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Lane {
-    Write { in_session: bool, stores_values: bool },
+    Write { in_session: bool, stores_values: bool, returns_values: bool },
     Read { options: ReadOptions, metadata_only: bool },
+}
+
+impl Lane {
+    fn operations_max(self) -> usize {
+        match self {
+            Self::Write { returns_values: true, .. } => RETURNING_WRITES_MAX,
+            Self::Write { .. } | Self::Read { .. } => usize::MAX,
+        }
+    }
 }
 
 /// What becomes one call.
@@ -88,6 +101,29 @@ pub struct Group {
     pub ask: Ask,
     /// The last of the operations'.
     pub deadline: Instant,
+}
+
+impl Group {
+    /// Whether its answer may be large although nothing is read: a call of it needs the share of a large reply before it
+    /// begins, since what it returns cannot be let go and read again.
+    pub fn returns_values(&self) -> bool {
+        matches!(self.lane, Lane::Write { returns_values: true, .. })
+    }
+}
+
+fn returns_values(operation: &Operation) -> bool {
+    let txn = |operation: &TxnOperation| match &operation.operation {
+        Some(txn_operation::Operation::Get(get)) => !get.metadata_only,
+        Some(txn_operation::Operation::Put(put)) => put.return_previous,
+        Some(txn_operation::Operation::Delete(delete)) => delete.return_previous,
+        None => false,
+    };
+    match &operation.kind {
+        Some(operation::Kind::Put(put)) => put.return_previous,
+        Some(operation::Kind::Delete(delete)) => delete.return_previous,
+        Some(operation::Kind::Txn(all)) => all.then.iter().chain(&all.r#else).any(txn),
+        _ => false,
+    }
 }
 
 /// An operation that is answered at once.
@@ -201,9 +237,11 @@ enum Asked {
 impl Asked {
     fn lane(&self) -> Lane {
         match self {
-            Self::Write(operation) => {
-                Lane::Write { in_session: operation.session_id != 0, stores_values: stores_values(operation) }
-            }
+            Self::Write(operation) => Lane::Write {
+                in_session: operation.session_id != 0,
+                stores_values: stores_values(operation),
+                returns_values: returns_values(operation),
+            },
             Self::Read { options, metadata_only, .. } => {
                 Lane::Read { options: *options, metadata_only: *metadata_only }
             }
@@ -246,7 +284,10 @@ fn checked(
 /// Puts an operation to those that it shares a call with. There are few groups: shards times kinds. A new one has `room`.
 fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, waiting: Waiting, room: usize) {
     let lane = asked.lane();
-    let is_own = |group: &Group| group.shard == shard && group.patience == patience && group.lane == lane;
+    let is_own = |group: &Group| {
+        let like = group.shard == shard && group.patience == patience && group.lane == lane;
+        like && group.waiting.len() < lane.operations_max()
+    };
     let position = groups.iter().position(is_own).unwrap_or_else(|| {
         let ask = match &asked {
             Asked::Write(_) => Ask::Write(Vec::with_capacity(room)),
