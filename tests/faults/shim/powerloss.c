@@ -256,7 +256,8 @@ static void link_directory(const char *entry, const struct statx *status) {
 
 static bool is_dots(const char *name) { return strcmp(name, ".") == 0 || strcmp(name, "..") == 0; }
 
-static void add_entries(int live, const char *into) {
+/* Names that the shadow has already are left alone unless they may be replaced. */
+static void add_entries(int live, const char *into, bool replaces) {
     DIR *entries = fdopendir(live);
     if (!entries) die("a synced directory cannot be listed");
     struct dirent *entry;
@@ -268,6 +269,8 @@ static void add_entries(int live, const char *into) {
         /* Removed in the meantime: as good as never there. */
         if (statx(dirfd(entries), entry->d_name, AT_SYMLINK_NOFOLLOW, wanted, &status) != 0) continue;
         if (snprintf(path, sizeof path, "%s/%s", into, entry->d_name) >= (int)sizeof path) die("a path is too long");
+        struct stat known;
+        if (!replaces && lstat(path, &known) == 0) continue;
         if (S_ISREG(status.stx_mode)) link_file(path, &status);
         else if (S_ISDIR(status.stx_mode)) link_directory(path, &status);
         else die("something else than files and directories lies below the root");
@@ -287,19 +290,22 @@ static void remove_entries(int live, const char *from) {
     closedir(entries);
 }
 
-/* With the inode's lock held. Adds before it removes: a process killed in between has an old and a new name. */
+/* With the inode's lock held. A process that is killed in between leaves what a journal could have left: new names come first,
+ * then those that took the place of others, which may speak of new ones, and at last what is gone goes. */
 static void sync_directory(struct inode *inode, int fd) {
     char path[PATH_MAX - 260];
     snprintf(path, sizeof path, "%s/dirs/%llu-%llu", shadow, (unsigned long long)inode->number,
              (unsigned long long)inode->birth);
     if (mkdir(path, 0700) != 0 && errno != EEXIST) die("the shadow of a directory cannot be made");
-    int live = REAL(openat)(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (live < 0) {
-        if (errno == ENOENT) return;
-        die("a synced directory cannot be opened");
+    for (int replaces = 0; replaces <= 1; replaces++) {
+        int live = REAL(openat)(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+        if (live < 0) {
+            if (errno == ENOENT) return;
+            die("a synced directory cannot be opened");
+        }
+        add_entries(live, path, replaces);
     }
-    add_entries(live, path);
-    live = REAL(openat)(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int live = REAL(openat)(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (live < 0) return;
     remove_entries(live, path);
     close(live);
