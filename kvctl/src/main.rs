@@ -12,15 +12,32 @@ mod exit;
 mod output;
 mod text;
 
-use std::process::ExitCode;
+use std::{num::NonZeroUsize, process::ExitCode, thread};
 
 use clap::Parser;
+use tokio::runtime::Builder;
 
-use crate::{cli::Cli, context::Context};
+use crate::{
+    cli::{Cli, Command},
+    context::Context,
+};
+
+/// Below this number of cores one thread loads a cluster, as one thread serves in kvnode: more only switch contexts, and a
+/// connection writes what many tasks have asked for at once.
+const CORES_FOR_WORKERS: usize = 4;
+
+fn runtime(command: &Command) -> Builder {
+    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    if cores < CORES_FOR_WORKERS && matches!(command, Command::Bench(_)) {
+        Builder::new_current_thread()
+    } else {
+        Builder::new_multi_thread()
+    }
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(&cli.command).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: cannot start: {error}");
