@@ -551,12 +551,14 @@ impl ReplicaReader {
             // Whoever reads by itself meets the error too.
             let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
             let mut left = READ_BYTES_AT_ONCE;
-            answers.extend(requests.iter().map_while(|request| {
+            for request in requests {
                 let answer = self.point_in_memory(&reader, request);
-                let next = left.checked_sub(answer.as_ref().map_or(0, prost::Message::encoded_len));
-                left = next.unwrap_or(0);
-                (left > 0).then_some(answer)
-            }));
+                left = left.saturating_sub(answer.as_ref().map_or(0, prost::Message::encoded_len));
+                answers.push(answer);
+                if left == 0 {
+                    break;
+                }
+            }
         });
         answers.resize(requests.len(), None);
         answers

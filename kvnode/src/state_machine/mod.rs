@@ -28,7 +28,7 @@ pub mod session;
 pub mod session_store;
 pub mod sessions;
 mod slots;
-mod txn;
+pub(crate) mod txn;
 mod upload;
 pub mod validate;
 mod value;

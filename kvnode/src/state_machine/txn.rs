@@ -89,18 +89,22 @@ fn read(step: &Step<'_, '_>, get: &Get, current: Option<&KeyRecord>) -> Result<G
     Ok(GetOutcome { kv, upload_id: value::upload_id(current) })
 }
 
+/// Whether the answer holds the value that the key has.
+pub(crate) fn returns_value(operation: &TxnOperation) -> bool {
+    match &operation.operation {
+        Some(Operation::Get(get)) => !get.metadata_only,
+        Some(Operation::Put(put)) => put.return_previous,
+        Some(Operation::Delete(delete)) => delete.return_previous,
+        None => false,
+    }
+}
+
 /// Refuses, before anything is written, what could not be answered. Values that the transaction itself writes are
 /// bounded by its request.
 fn check_reply(step: &Step<'_, '_>, keyspace: KeyspaceId, branch: &[TxnOperation]) -> Result<(), Rejection> {
     let mut bytes = 0;
     for operation in branch {
-        let answered = match &operation.operation {
-            Some(Operation::Get(get)) => !get.metadata_only,
-            Some(Operation::Put(put)) => put.return_previous,
-            Some(Operation::Delete(delete)) => delete.return_previous,
-            None => false,
-        };
-        if answered {
+        if returns_value(operation) {
             let current = step.key(keyspace, key_of(operation))?;
             bytes += current.as_ref().map_or(0, value::inline_bytes);
         }

@@ -9,7 +9,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kv_proto::{
-    disk::v1::{Operation, TxnOperation, operation, txn_operation},
+    disk::v1::{Operation, operation},
     kv::v1::{BatchOperation, ReadOptions, batch_operation},
 };
 use kv_topology::{ClusterMap, ShardId, Slot, map::SlotTable};
@@ -28,6 +28,7 @@ use crate::{
         validate::{self, Violation},
     },
     group::room::stores_values,
+    state_machine::txn::returns_value,
 };
 
 /// The reason of what does not fit into the window.
@@ -112,16 +113,10 @@ impl Group {
 }
 
 fn returns_values(operation: &Operation) -> bool {
-    let txn = |operation: &TxnOperation| match &operation.operation {
-        Some(txn_operation::Operation::Get(get)) => !get.metadata_only,
-        Some(txn_operation::Operation::Put(put)) => put.return_previous,
-        Some(txn_operation::Operation::Delete(delete)) => delete.return_previous,
-        None => false,
-    };
     match &operation.kind {
         Some(operation::Kind::Put(put)) => put.return_previous,
         Some(operation::Kind::Delete(delete)) => delete.return_previous,
-        Some(operation::Kind::Txn(all)) => all.then.iter().chain(&all.r#else).any(txn),
+        Some(operation::Kind::Txn(txn)) => txn.then.iter().chain(&txn.r#else).any(returns_value),
         _ => false,
     }
 }
