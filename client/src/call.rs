@@ -32,6 +32,8 @@ pub(crate) struct Plan {
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 /// A quick read waits for one node at least this long before it asks another one.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
+/// Connections that are replaced before that counts as a failure.
+const ENDED_MAX: u32 = 4;
 /// One node's answer to the question for a newer map.
 const MAP_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -49,6 +51,8 @@ pub(crate) struct Call {
     damaged: Vec<Address>,
     /// Refusals by a node that has no replica of the shard.
     absences: u32,
+    /// Connections that had ended before the request was sent.
+    ended: u32,
     /// An attempt may have had its effect. Only what may be repeated goes on after that.
     perhaps: bool,
 }
@@ -65,6 +69,7 @@ impl Call {
             unreachable: Vec::new(),
             damaged: Vec::new(),
             absences: 0,
+            ended: 0,
             perhaps: false,
         }
     }
@@ -142,7 +147,7 @@ impl Call {
     /// A request that forwards the deadline.
     pub(crate) fn request<Q>(&self, message: Q) -> Request<Q> {
         let mut request = Request::new(message);
-        request.set_timeout(self.deadline.saturating_duration_since(Instant::now()));
+        request.set_timeout(whole_ms(self.deadline.saturating_duration_since(Instant::now())));
         request
     }
 
@@ -164,6 +169,11 @@ impl Call {
         let failure = self.failure_of(node, status);
         if failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown) {
             self.client.core().pool.discard(node);
+        }
+        if failure.cause() == Cause::NotSent && self.ended < ENDED_MAX {
+            // The next attempt makes a new one: a node asks for that now and then.
+            self.ended += 1;
+            return Ok(());
         }
         self.failed(failure).await
     }
@@ -360,6 +370,11 @@ impl Call {
         let failure = Failure::local(self.plan.operation, None, Cause::Refused, message);
         Err(Error::InvalidArgument(Box::new(failure)))
     }
+}
+
+/// In whole milliseconds, up: the same header for most calls, which HTTP/2 then tells in one byte.
+fn whole_ms(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_micros().div_ceil(1_000)).unwrap_or(u64::MAX))
 }
 
 /// Whether the next attempt goes to somebody who was not asked yet.

@@ -1,8 +1,9 @@
 //! Deletion of a range, step by step. Not atomic: each step is one revision of one shard.
 
 use bytes::Bytes;
+use kv_http2::client::Connection;
 use kv_proto::kv::v1::{self as proto, kv_client::KvClient};
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
 use crate::{
     client::Client,
@@ -37,7 +38,7 @@ impl Paged for proto::DeleteRangeRequest {
     type Page = proto::DeleteRangeResponse;
 
     async fn send(
-        mut kv: KvClient<Channel>,
+        mut kv: KvClient<Connection>,
         request: tonic::Request<Self>,
     ) -> std::result::Result<Response<Streaming<Self::Page>>, Status> {
         kv.delete_range(request).await

@@ -2,8 +2,9 @@
 
 use std::{collections::BTreeMap, error::Error as _, fmt, time::Duration};
 
+use kv_http2::was_not_sent;
 use kv_topology::NodeId;
-use tonic::{Code, ConnectError, Status};
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::{address::Address, retry::Cause};
@@ -74,7 +75,7 @@ impl Failure {
             ours.map(|info| info.metadata.clone().into_iter().collect()).unwrap_or_default();
         let reason = ours.map(|info| info.reason.clone());
         let violations = details.bad_request().map(|bad| &bad.field_violations[..]).unwrap_or_default();
-        let cause = if never_left(status) {
+        let cause = if was_not_sent(status) {
             Cause::NotSent
         } else if violations.iter().any(|violation| violation.field.ends_with(SESSION_FIELD)) {
             Cause::NoSession
@@ -173,18 +174,6 @@ impl Failure {
         self.message = message.into();
         self
     }
-}
-
-/// Whether the connection failed, so that no node has seen the request.
-fn never_left(status: &Status) -> bool {
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 /// The status's message; a transport's is often empty words around a cause that says it.

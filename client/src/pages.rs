@@ -2,9 +2,10 @@
 
 use std::{fmt, future::Future};
 
+use kv_http2::client::Connection;
 use kv_proto::kv::v1::kv_client::KvClient;
 use tokio::time::timeout_at;
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
 use crate::{call::Call, error::Result, pool::Node};
 
@@ -15,7 +16,7 @@ pub(crate) trait Paged: Clone + fmt::Debug + Send + 'static {
 
     /// Sends it.
     fn send(
-        kv: KvClient<Channel>,
+        kv: KvClient<Connection>,
         request: tonic::Request<Self>,
     ) -> impl Future<Output = std::result::Result<Response<Streaming<Self::Page>>, Status>> + Send;
 }

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     sync::{
         Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,19 +11,24 @@ use std::{
     time::Duration,
 };
 
+use http::Uri;
+use kv_http2::{
+    KeepAlive, Windows,
+    client::{Connection, Options},
+    gathered::Gathered,
+};
 use kv_proto::{admin::v1::admin_client::AdminClient, kv::v1::kv_client::KvClient};
-use tonic::transport::{Channel, Endpoint};
+use thiserror::Error;
+use tokio::{net::TcpStream, time::timeout};
 
 use crate::{address::Address, stream::BatchStream};
 
 /// A TCP and HTTP/2 handshake takes two round trips; one that takes longer is to a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// An idle connection through a silent network partition is noticed after this and [`KEEP_ALIVE_TIMEOUT`].
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Windows of a connection, so that an upload or download is not paced by round trips.
-const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// An idle connection through a silent network partition is noticed after this.
+const KEEP_ALIVE: KeepAlive = KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+/// So that an upload or download is not paced by round trips.
+const WINDOWS: Windows = Windows { stream: 2 * 1024 * 1024, connection: 8 * 1024 * 1024 };
 /// Messages are at most 4 MiB both ways; what is above leaves room for a later server.
 const MAX_REPLY_BYTES: usize = 8 * 1024 * 1024;
 
@@ -33,7 +39,8 @@ pub(crate) struct Node(Arc<Connected>);
 #[derive(Debug)]
 struct Connected {
     address: Address,
-    channel: Channel,
+    connection: Connection,
+    origin: Uri,
     /// Made when first needed, and again when it has ended.
     stream: Mutex<Option<Arc<BatchStream>>>,
     /// The node has no streams of operations.
@@ -46,12 +53,14 @@ impl Node {
         &self.0.address
     }
 
-    pub(crate) fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+    pub(crate) fn kv(&self) -> KvClient<Connection> {
+        let Connected { connection, origin, .. } = &*self.0;
+        KvClient::with_origin(connection.clone(), origin.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
     }
 
-    pub(crate) fn admin(&self) -> AdminClient<Channel> {
-        AdminClient::new(self.0.channel.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+    pub(crate) fn admin(&self) -> AdminClient<Connection> {
+        let Connected { connection, origin, .. } = &*self.0;
+        AdminClient::with_origin(connection.clone(), origin.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
     }
 
     /// The stream of this connection; `None`: the node has none, calls are unary.
@@ -110,7 +119,7 @@ impl Pool {
     }
 
     /// The connection to `address`, made now if there is none.
-    pub(crate) async fn node(&self, address: &Address) -> Result<Node, tonic::transport::Error> {
+    pub(crate) async fn node(&self, address: &Address) -> Result<Node, NoConnection> {
         let place = self.place(address);
         let _connecting = place.connecting.lock().await;
         if let Some(node) = place.node() {
@@ -118,7 +127,8 @@ impl Pool {
         }
         let node = Node(Arc::new(Connected {
             address: address.clone(),
-            channel: endpoint(address)?.connect().await?,
+            connection: connect(address).await?,
+            origin: address.uri().parse()?,
             stream: Mutex::default(),
             is_unary: AtomicBool::new(false),
             cluster_id: self.cluster_id.clone(),
@@ -141,13 +151,25 @@ impl Pool {
     }
 }
 
-fn endpoint(address: &Address) -> Result<Endpoint, tonic::transport::Error> {
-    Ok(Endpoint::from_shared(address.uri())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
-        .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+/// Why there is no connection.
+#[derive(Debug, Error)]
+pub(crate) enum NoConnection {
+    #[error("no URI")]
+    Address(#[from] http::uri::InvalidUri),
+    #[error("connect")]
+    Tcp(#[from] io::Error),
+    #[error("no HTTP/2")]
+    Http(#[from] h2::Error),
+    #[error("connect: no answer for {} s", CONNECT_TIMEOUT.as_secs())]
+    Silent(#[from] tokio::time::error::Elapsed),
+}
+
+async fn connect(address: &Address) -> Result<Connection, NoConnection> {
+    let opening = async {
+        let socket = TcpStream::connect(address.as_str()).await?;
+        socket.set_nodelay(true)?;
+        let options = Options { windows: WINDOWS, keep_alive: KEEP_ALIVE };
+        Ok(Connection::open(Gathered(socket), options).await?)
+    };
+    timeout(CONNECT_TIMEOUT, opening).await?
 }

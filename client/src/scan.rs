@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
+use kv_http2::client::Connection;
 use kv_proto::kv::v1::{self as proto, kv_client::KvClient};
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
 use crate::{
     client::Client,
@@ -64,7 +65,7 @@ impl Paged for proto::ScanRequest {
     type Page = proto::ScanResponse;
 
     async fn send(
-        mut kv: KvClient<Channel>,
+        mut kv: KvClient<Connection>,
         request: tonic::Request<Self>,
     ) -> std::result::Result<Response<Streaming<Self::Page>>, Status> {
         kv.scan(request).await

@@ -27,8 +27,8 @@ const MOVES_MAX: u32 = 4;
 enum Miss {
     /// The failure has to be judged. The connection may be the reason.
     Failed(Box<Failure>, Blame),
-    /// The stream ended before the operation was sent, or taken. Another one may take it at once.
-    Moved(Box<Failure>),
+    /// The stream, or the connection, ended before the operation was sent, or taken. Another one may take it at once.
+    Moved(Box<Failure>, Blame),
     /// The node has no streams; nothing happened.
     UnaryOnly,
 }
@@ -66,18 +66,27 @@ impl Call {
                     return Ok(answer);
                 }
                 Err(Miss::UnaryOnly) => node.has_no_streams(),
-                Err(Miss::Moved(_)) if moves < MOVES_MAX => moves += 1,
-                Err(Miss::Moved(failure)) => self.failed(*failure).await?,
-                Err(Miss::Failed(failure, blame)) => {
-                    if blame == Blame::Connection {
-                        self.client.core().pool.discard(&node);
+                Err(Miss::Moved(failure, blame)) => {
+                    self.blame(blame, &node);
+                    moves += 1;
+                    if moves > MOVES_MAX {
+                        self.failed(*failure).await?;
                     }
+                }
+                Err(Miss::Failed(failure, blame)) => {
+                    self.blame(blame, &node);
                     if failure.cause() == Cause::NoSession {
                         self.without_session(ticket.take().as_ref(), slot, &failure);
                     }
                     self.failed(*failure).await?;
                 }
             }
+        }
+    }
+
+    fn blame(&self, blame: Blame, node: &Node) {
+        if blame == Blame::Connection {
+            self.client.core().pool.discard(node);
         }
     }
 
@@ -120,7 +129,7 @@ impl Call {
             let shard = slot.map_or(0, |slot| self.client.core().knowledge.shard_of(slot));
             let answer = match stream.send(operation.clone(), shard, limit) {
                 Ok(answer) => answer,
-                Err(NotTaken::Over) => return Err(Miss::Moved(Box::new(self.not_sent(node)))),
+                Err(NotTaken::Over) => return Err(Miss::Moved(Box::new(self.not_sent(node)), Blame::Nobody)),
                 Err(NotTaken::Full) => return Err(Miss::Failed(Box::new(self.full(node)), Blame::Nobody)),
             };
             drop(stream);
@@ -166,12 +175,12 @@ impl Call {
                     _ => Err(blamed(failure)),
                 }
             }
-            Ended::Broken { sent: false, .. } => Err(Miss::Moved(Box::new(self.not_sent(node)))),
+            Ended::Broken { sent: false, .. } => Err(Miss::Moved(Box::new(self.not_sent(node)), Blame::Nobody)),
             Ended::Broken { why: Why::Broke(status), sent: true } => {
                 let failure = of(&status);
                 match failure.cause() {
                     // A node that ends a stream by itself answers first what it took, and says so.
-                    Cause::NotApplied => Err(Miss::Moved(Box::new(failure))),
+                    Cause::NotApplied => Err(Miss::Moved(Box::new(failure), Blame::Nobody)),
                     _ => Err(blamed(failure.with_cause(Cause::Lost))),
                 }
             }
@@ -217,6 +226,9 @@ impl Call {
 
 /// A failure without a word of ours is the connection's.
 fn blamed(failure: Failure) -> Miss {
+    if failure.cause() == Cause::NotSent {
+        return Miss::Moved(Box::new(failure), Blame::Connection);
+    }
     let is_foreign = failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown);
     Miss::Failed(Box::new(failure), if is_foreign { Blame::Connection } else { Blame::Nobody })
 }

@@ -2,9 +2,10 @@
 
 use std::{pin::pin, sync::Arc};
 
+use kv_http2::client::Connection;
 use kv_proto::kv::v1::kv_client::KvClient;
 use tokio::time::{Instant, sleep_until};
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use super::{Shared, Why, outgoing::Outgoing};
 
@@ -21,7 +22,7 @@ impl Drop for Farewell {
 }
 
 /// Runs until the stream ends.
-pub(super) async fn drive(mut kv: KvClient<Channel>, shared: Arc<Shared>) {
+pub(super) async fn drive(mut kv: KvClient<Connection>, shared: Arc<Shared>) {
     let gone = Why::Broke(Arc::new(Status::cancelled("the client is being stopped")));
     let mut farewell = Farewell { shared: shared.clone(), why: gone };
     let opening = kv.batch(Outgoing::new(shared.clone()));

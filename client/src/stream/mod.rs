@@ -22,13 +22,14 @@ use std::{
     task::Waker,
 };
 
+use kv_http2::client::Connection;
 use kv_proto::kv::v1::{self as proto, batch_operation::Operation, batch_result, kv_client::KvClient};
 use prost::Message as _;
 use tokio::{
     sync::{Notify, oneshot},
     time::Instant,
 };
-use tonic::{Status, transport::Channel};
+use tonic::Status;
 
 use queue::{Left, Queue, Waiting, Window};
 
@@ -103,7 +104,7 @@ struct State {
 
 impl BatchStream {
     /// Opens a stream and spawns the task of its answers.
-    pub(crate) fn start(kv: KvClient<Channel>, cluster_id: Arc<OnceLock<String>>) -> Self {
+    pub(crate) fn start(kv: KvClient<Connection>, cluster_id: Arc<OnceLock<String>>) -> Self {
         let state = State { queue: Queue::new(FIRST_WINDOW), waker: None, is_over: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), cluster_id });
         tokio::spawn(drive::drive(kv, shared.clone()));

@@ -2,27 +2,20 @@
 //!
 //! Health checks have places of their own: an overloaded node is not a dead one.
 
-use std::{
-    convert::Infallible,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response};
-use tonic::{Status, body::Body, service::Routes};
-use tower_service::Service;
-use tracing::Instrument;
+use http::{HeaderMap, Request};
+use kv_http2::Received;
+use kv_topology::ClusterMap;
+use tonic::Status;
+use tracing::Span;
 
 use super::{
-    body::{ReplyBody, RequestBody},
+    body::RequestBody,
     error,
     limits::Limit,
-    quota::{ConnectionQuota, InFlight, Share},
+    quota::{ConnectionQuota, InFlight},
 };
-use kv_topology::ClusterMap;
 
 /// Who calls what.
 #[derive(Clone, Copy, Debug)]
@@ -82,68 +75,53 @@ impl Terms {
     }
 }
 
-/// The services behind their limits.
+/// What decides whether a call may begin.
 #[derive(Clone)]
 pub struct Admission {
-    routes: Routes,
     authorize: Authorize,
     idle: IdleLimits,
 }
 
+/// A call that may begin.
+pub struct Admitted {
+    /// Its place.
+    pub in_flight: Arc<InFlight>,
+    /// Its span.
+    pub span: Span,
+    terms: Terms,
+}
+
 impl Admission {
-    /// Puts the limits before `routes`.
-    pub fn new(routes: Routes, authorize: Authorize, idle: IdleLimits) -> Self {
-        Self { routes: routes.prepare(), authorize, idle }
+    /// With this hook and these limits.
+    pub fn new(authorize: Authorize, idle: IdleLimits) -> Self {
+        Self { authorize, idle }
     }
 
-    /// `None`: it came over no connection of ours.
-    fn admit(&self, request: &Request<Body>, terms: Terms) -> Result<Option<Arc<InFlight>>, Status> {
-        let method = request.uri().path();
-        let connection = request.extensions().get::<Arc<ConnectionQuota>>();
-        let remote = connection.map(|connection| connection.remote);
-        (self.authorize)(Call { method, headers: request.headers(), remote })?;
-        let Some(connection) = connection else { return Ok(None) };
+    /// Takes a place for a call that came on `connection`.
+    ///
+    /// # Errors
+    /// What its client is told.
+    pub fn admit<B>(
+        &self,
+        request: &Request<B>,
+        connection: &Arc<ConnectionQuota>,
+    ) -> Result<Admitted, Status> {
+        let (method, headers) = (request.uri().path(), request.headers());
+        (self.authorize)(Call { method, headers, remote: Some(connection.remote) })?;
+        let terms = Terms::of(method, self.idle);
         let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
-        connection.request(terms.limit).map(Some).map_err(refused)
+        let in_flight = connection.request(terms.limit).map_err(refused)?;
+        let span =
+            tracing::debug_span!("call", method, trace_id = trace_id(headers).unwrap_or_default());
+        Ok(Admitted { in_flight, span, terms })
     }
 }
 
-fn counted(request: Request<Body>, in_flight: &Arc<InFlight>, terms: Terms) -> Request<Body> {
-    let Terms { counts_bytes, idle_max, limit: _ } = terms;
-    request.map(|body| Body::new(RequestBody::new(body, in_flight.clone(), counts_bytes, idle_max)))
-}
-
-impl Service<Request<Body>> for Admission {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        // Routes are always ready; limits answer instead of waiting.
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let terms = Terms::of(request.uri().path(), self.idle);
-        let in_flight = match self.admit(&request, terms) {
-            Ok(in_flight) => in_flight,
-            Err(status) => return Box::pin(std::future::ready(Ok(status.into_http()))),
-        };
-        let span = tracing::debug_span!(
-            "call",
-            method = request.uri().path(),
-            trace_id = trace_id(request.headers()).unwrap_or_default(),
-        );
-        let Some(in_flight) = in_flight else {
-            return Box::pin(self.routes.call(request).instrument(span));
-        };
-        let reply = self.routes.call(counted(request, &in_flight, terms));
-        let counted = async move {
-            let mut reply = reply.await?;
-            let share = reply.extensions_mut().remove::<Share>();
-            Ok(reply.map(|body| Body::new(ReplyBody::new(body, in_flight, share))))
-        };
-        Box::pin(counted.instrument(span))
+impl Admitted {
+    /// The request, whose bytes count as the method's terms say.
+    pub fn counted(&self, request: Request<Received>) -> Request<RequestBody> {
+        let Terms { counts_bytes, idle_max, limit: _ } = self.terms;
+        request.map(|body| RequestBody::new(body, self.in_flight.clone(), counts_bytes, idle_max))
     }
 }
 

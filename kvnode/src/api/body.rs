@@ -12,6 +12,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
+use kv_http2::Received;
 use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
@@ -22,7 +23,7 @@ use super::{
 
 /// The body of a request.
 pub struct RequestBody {
-    inner: tonic::body::Body,
+    inner: Received,
     in_flight: Arc<InFlight>,
     /// Streamed requests are read piece by piece: their handlers bound what they hold.
     counted: bool,
@@ -33,12 +34,7 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// Wraps `inner`.
-    pub fn new(
-        inner: tonic::body::Body,
-        in_flight: Arc<InFlight>,
-        counted: bool,
-        idle_max: Duration,
-    ) -> Self {
+    pub fn new(inner: Received, in_flight: Arc<InFlight>, counted: bool, idle_max: Duration) -> Self {
         Self { inner, in_flight, counted, idle_max, idle: None }
     }
 
@@ -63,8 +59,8 @@ impl Body for RequestBody {
             return self.poll_idle(context).map(|status| Some(Err(status)));
         };
         self.idle = None;
-        // A cancelled request must not look complete: an upload would take what came for the whole value. Both hyper
-        // (1.12, `Incoming::poll_frame`) and tonic (0.14, `Streaming`) end a cancelled body as if all had come.
+        // A cancelled request must not look complete: an upload would take what came for the whole value. tonic (0.14,
+        // `Streaming`) ends a body that fails as cancelled as if all had come.
         let is_cut = match &frame {
             None => !self.inner.is_end_stream(),
             Some(Ok(_)) => false,
@@ -94,13 +90,14 @@ impl Body for RequestBody {
 /// The body of a reply.
 pub struct ReplyBody {
     inner: tonic::body::Body,
-    in_flight: Arc<InFlight>,
+    /// `None`: the call was refused before it took a place.
+    in_flight: Option<Arc<InFlight>>,
     share: Option<Share>,
 }
 
 impl ReplyBody {
     /// Wraps `inner`; `share` is given back after its last piece.
-    pub fn new(inner: tonic::body::Body, in_flight: Arc<InFlight>, share: Option<Share>) -> Self {
+    pub fn new(inner: tonic::body::Body, in_flight: Option<Arc<InFlight>>, share: Option<Share>) -> Self {
         Self { inner, in_flight, share }
     }
 }
@@ -133,10 +130,11 @@ impl Body for ReplyBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        let Some(in_flight) = &self.in_flight else { return Poll::Ready(frame) };
         Poll::Ready(frame.map(|frame| {
             frame.map(|frame| {
                 frame.map_data(|data| {
-                    let connection = self.in_flight.connection.clone();
+                    let connection = in_flight.connection.clone();
                     connection.queued(data.len());
                     Bytes::from_owner(Unsent { data, connection, _share: self.share.clone() })
                 })

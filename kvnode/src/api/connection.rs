@@ -16,7 +16,6 @@ use tokio::{
     net::TcpListener,
     time::{Interval, MissedTickBehavior},
 };
-use tonic::transport::server::Connected;
 
 use super::{
     limits::CONNECTION_TICK,
@@ -57,6 +56,11 @@ impl Lifeline {
         Self { quota, send_stall, tick }
     }
 
+    /// What is counted of the connection.
+    pub fn quota(&self) -> &Arc<ConnectionQuota> {
+        &self.quota
+    }
+
     fn fault(&self) -> Option<io::Error> {
         if self.quota.node.has_ended() {
             return Some(io::Error::new(io::ErrorKind::ConnectionAborted, "the node ends"));
@@ -84,20 +88,12 @@ impl Watch for Lifeline {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Arc<ConnectionQuota>;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.watch().quota.clone()
-    }
-}
-
 /// The connections that `listener` accepts. Whoever finds no place in `node` is closed at once.
 pub fn incoming(
     listener: TcpListener,
     node: Arc<NodeQuota>,
     patience: Patience,
-) -> impl Stream<Item = io::Result<Connection>> + Send {
+) -> impl Stream<Item = Connection> + Send {
     accept::incoming(listener, "clients", patience.preface, move |remote: SocketAddr| {
         let quota = ConnectionQuota::new(&node, remote)?;
         Some(Lifeline::new(quota, patience.send_stall))

@@ -6,20 +6,17 @@
 
 use std::{
     collections::BTreeMap,
-    convert::Infallible,
     pin::Pin,
     sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
+use http::HeaderMap;
+use http_body::{Body, Frame, SizeHint};
 use prometheus_client::metrics::{counter::Counter, histogram::Histogram};
 use tokio::time::Instant;
-use tonic::{Code, Status, body::Body};
-use tower_service::Service;
+use tonic::{Code, Status};
 
 use super::{
     limits::Limit,
@@ -146,47 +143,25 @@ impl Table {
     }
 }
 
-/// A service whose calls are measured.
+/// Measures calls. Clones share what was measured.
 #[derive(Clone, Debug)]
-pub struct Measured<S> {
-    inner: S,
-    table: Arc<Table>,
-}
+pub struct Calls(Arc<Table>);
 
-impl<S> Measured<S> {
-    /// Measures the calls of `inner`.
-    pub fn new(inner: S, metrics: RequestMetrics) -> Self {
-        Self { inner, table: Arc::new(Table::new(metrics)) }
-    }
-}
-
-impl<S> Service<Request<Body>> for Measured<S>
-where
-    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
-    S::Future: Send + 'static,
-{
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<'static, Result<Response<Body>, Infallible>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        self.inner.poll_ready(context)
+impl Calls {
+    /// Feeds `metrics`.
+    pub fn new(metrics: RequestMetrics) -> Self {
+        Self(Arc::new(Table::new(metrics)))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let handles = self.table.of(request.uri().path());
-        let mut call = Call::begin(handles, self.table.metrics.clone());
-        let reply = self.inner.call(request);
-        Box::pin(async move {
-            let reply = reply.await?;
-            call.end_with(reply.headers());
-            Ok(reply.map(|body| Body::new(MeasuredBody { inner: body, call })))
-        })
+    /// A call of the method at `path` has come.
+    pub fn begin(&self, path: &str) -> Call {
+        Call::begin(self.0.of(path), self.0.metrics.clone())
     }
 }
 
 /// A call until its end; one that is dropped before was cancelled.
-struct Call {
+#[derive(Debug)]
+pub struct Call {
     handles: Arc<Handles>,
     metrics: RequestMetrics,
     began: Instant,
@@ -200,7 +175,7 @@ impl Call {
     }
 
     /// Ends it, if these headers or trailers tell its status.
-    fn end_with(&mut self, headers: &HeaderMap) {
+    pub fn end_with(&mut self, headers: &HeaderMap) {
         if let Some(status) = headers.get(GRPC_STATUS) {
             self.end(Code::from_bytes(status.as_bytes()));
         }
@@ -227,12 +202,20 @@ impl Drop for Call {
 }
 
 /// A reply whose trailers end the call.
-struct MeasuredBody {
-    inner: Body,
+#[derive(Debug)]
+pub struct MeasuredBody<B> {
+    inner: B,
     call: Call,
 }
 
-impl http_body::Body for MeasuredBody {
+impl<B> MeasuredBody<B> {
+    /// The body of the reply to `call`.
+    pub fn new(inner: B, call: Call) -> Self {
+        Self { inner, call }
+    }
+}
+
+impl<B: Body<Data = Bytes, Error = Status> + Unpin> Body for MeasuredBody<B> {
     type Data = Bytes;
     type Error = Status;
 

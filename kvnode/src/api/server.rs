@@ -2,26 +2,30 @@
 //!
 //! Its end has three steps: NOT_SERVING, then GOAWAY while running requests finish, then every connection is closed.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
-use kv_proto::{
-    admin::v1::admin_server::AdminServer,
-    kv::v1::{kv_server::KvServer, kv_text_server::KvTextServer},
+use futures::{Stream, StreamExt};
+use kv_http2::{KeepAlive, Windows, gathered::Gathered, server as http2};
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
-use tokio::{net::TcpListener, sync::watch, time::timeout};
-use tonic::{service::Routes, transport::Server};
 
 use super::{
     admin::{AdminService, Node},
     admission::{Admission, Authorize, IdleLimits, allow_all},
     batch_stream::{BatchTerms, Streams},
-    connection::{Patience, incoming},
+    connection::{Connection, Patience, incoming},
     context::Context,
     health::Health,
     kv::KvService,
     limits,
-    measure::{ApiMetrics, Measured},
+    measure::{ApiMetrics, Calls},
+    port::{Reception, Port},
     quota::NodeQuota,
+    services::Services,
     text::KvTextService,
 };
 use crate::router::store::Store;
@@ -75,15 +79,12 @@ impl Default for Options {
     }
 }
 
-/// The server could not be made or broke.
+/// The server could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The descriptors that were compiled in are damaged: a bug.
     #[error("reflection: {0:?}")]
     Reflection(tonic_reflection::server::Error),
-    /// The transport gave up.
-    #[error("serving clients")]
-    Transport(#[from] tonic::transport::Error),
 }
 
 /// Serves clients on `listener` until `stop` resolves, and then ends gracefully.
@@ -103,76 +104,96 @@ pub async fn serve<S: Store, N: Node>(
     // Served once in a node's life; in tests a second server shows the first one's.
     metrics.quota.set(quota.clone()).ok();
     let (drain, draining) = watch::channel(false);
-    let streams = Streams::new(options.batch, options.connection_age_max, metrics.batch.clone(), draining);
-    let routes = routes(context, streams, node, &health)?;
-    let admission = Admission::new(routes, options.authorize.clone(), options.idle);
-    let admission = Measured::new(admission, options.metrics.requests.clone());
-    let connections = incoming(listener, quota.clone(), options.patience);
-    let (going, gone) = tokio::sync::oneshot::channel::<()>();
-    let goaway = async move {
-        gone.await.ok();
-    };
-    let serving = transport(&options).serve_with_incoming_shutdown(admission, connections, goaway);
-    let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        biased;
-        () = stop => {}
-        ended = &mut serving => return Ok(ended?),
+    let streams =
+        Streams::new(options.batch, options.connection_age_max, metrics.batch.clone(), draining.clone());
+    let kv = KvService::new(context.clone(), streams);
+    let (text, admin) = (KvTextService::new(context), AdminService::new(node));
+    let services = Services::new(kv, text, admin, &health).map_err(ServeError::Reflection)?;
+    let calls = Calls::new(metrics.requests.clone());
+    let port = Arc::new(Port { calls, admission: Admission::new(options.authorize.clone(), options.idle), services });
+    let terms = Terms { http: http(&options), age_max: options.connection_age_max, draining };
+
+    let mut open = JoinSet::new();
+    {
+        let incoming = std::pin::pin!(incoming(listener, quota.clone(), options.patience));
+        let mut door = Door { incoming, port, terms, open: &mut open };
+        door.accept_until(stop).await;
+        health.set(false, false).await;
+        // Serving goes on while those who watch the health look elsewhere.
+        door.accept_until(sleep(options.stop_notice)).await;
     }
-    health.set(false, false).await;
-    // Serving goes on while those who watch the health look elsewhere.
-    if let Ok(ended) = timeout(options.stop_notice, &mut serving).await {
-        return Ok(ended?);
-    }
-    drop(going);
     drain.send_replace(true);
-    let ended = timeout(options.stop_grace, &mut serving).await;
-    quota.end();
-    match ended {
-        Ok(ended) => Ok(ended?),
+    if timeout(options.stop_grace, all_ended(&mut open)).await.is_err() {
         // Each connection sees the end at its next tick.
-        Err(_) => Ok(serving.await?),
+        quota.end();
+        all_ended(&mut open).await;
+    }
+    Ok(())
+}
+
+/// What holds for each connection.
+#[derive(Clone)]
+struct Terms {
+    http: http2::Options,
+    age_max: Duration,
+    draining: watch::Receiver<bool>,
+}
+
+impl Terms {
+    /// Resolves when a connection that begins now must be ended.
+    async fn over(mut self) {
+        let stopped = self.draining.wait_for(|draining| *draining);
+        // By age, by the end of the node, or because nobody is left to tell.
+        let _ = timeout(self.age_max, stopped).await;
     }
 }
 
-fn transport(options: &Options) -> Server {
-    Server::builder()
-        .max_concurrent_streams(options.streams_per_connection_max)
-        .initial_stream_window_size(limits::STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(limits::CONNECTION_WINDOW_BYTES)
-        .http2_max_header_list_size(limits::HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(limits::KEEPALIVE_INTERVAL))
-        .max_connection_age(options.connection_age_max)
+/// Where connections come in.
+struct Door<'a, I, S: Store> {
+    incoming: Pin<&'a mut I>,
+    port: Arc<Port<S>>,
+    terms: Terms,
+    open: &'a mut JoinSet<()>,
 }
 
-fn routes<S: Store, N: Node>(
-    context: Arc<Context<S>>,
-    streams: Arc<Streams>,
-    node: Arc<N>,
-    health: &Health,
-) -> Result<Routes, ServeError> {
-    const MAX: usize = limits::MESSAGE_BYTES_MAX;
-    let kv = KvServer::new(KvService::new(context.clone(), streams));
-    let text = KvTextServer::new(KvTextService::new(context));
-    let admin = AdminServer::new(AdminService::new(node));
-    let (v1, v1alpha) = (reflection().build_v1(), reflection().build_v1alpha());
-    let (v1, v1alpha) = (v1.map_err(ServeError::Reflection)?, v1alpha.map_err(ServeError::Reflection)?);
-    let mut routes = Routes::builder();
-    routes
-        .add_service(kv.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
-        .add_service(text.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
-        .add_service(admin.max_decoding_message_size(MAX).max_encoding_message_size(MAX))
-        .add_service(health.service().max_decoding_message_size(limits::QUESTION_BYTES_MAX))
-        .add_service(v1.max_decoding_message_size(limits::QUESTION_BYTES_MAX))
-        .add_service(v1alpha.max_decoding_message_size(limits::QUESTION_BYTES_MAX));
-    Ok(routes.routes())
+impl<I: Stream<Item = Connection>, S: Store> Door<'_, I, S> {
+    async fn accept_until(&mut self, end: impl Future<Output = ()>) {
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut end => return,
+                Some(connection) = self.incoming.next() => self.admit(connection),
+                Some(_) = self.open.join_next() => {}
+            }
+        }
+    }
+
+    fn admit(&mut self, connection: Connection) {
+        let reception = Reception::new(self.port.clone(), connection.watch().quota().clone());
+        let terms = self.terms.clone();
+        self.open.spawn(async move {
+            let remote = connection.watch().quota().remote;
+            let served = http2::serve(Gathered(connection), reception, terms.http, terms.over()).await;
+            if let Err(error) = served {
+                tracing::debug!(%remote, %error, "a connection broke");
+            }
+        });
+    }
 }
 
-/// The types of `google.rpc` are in it so that tools can print the details of a status.
-fn reflection() -> tonic_reflection::server::Builder<'static> {
-    tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(kv_proto::PUBLIC_DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+async fn all_ended(open: &mut JoinSet<()>) {
+    while open.join_next().await.is_some() {}
+}
+
+fn http(options: &Options) -> http2::Options {
+    http2::Options {
+        windows: Windows {
+            stream: limits::STREAM_WINDOW_BYTES,
+            connection: limits::CONNECTION_WINDOW_BYTES,
+        },
+        keep_alive: KeepAlive { interval: limits::KEEPALIVE_INTERVAL, timeout: limits::KEEPALIVE_INTERVAL },
+        streams_max: options.streams_per_connection_max,
+        header_bytes_max: limits::HEADER_BYTES_MAX,
+    }
 }

@@ -33,12 +33,12 @@ pub fn incoming<W: Watch>(
     port: &'static str,
     preface: Duration,
     admit: impl FnMut(SocketAddr) -> Option<W> + Send,
-) -> impl Stream<Item = io::Result<Socket<W>>> + Send {
+) -> impl Stream<Item = Socket<W>> + Send {
     let (refused, failed) = (Pace::default(), Pace::default());
     let door = Door { listener, port, preface, admit, refused, failed };
     stream::unfold(door, |mut door| async move {
         let socket = door.next().await;
-        Some((Ok(socket), door))
+        Some((socket, door))
     })
 }
 

@@ -6,7 +6,7 @@
 
 use std::io;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use tokio::net::TcpListener;
 use tonic::transport::server::Connected;
 
@@ -40,8 +40,9 @@ pub(super) fn incoming(
     limits: &Limits,
 ) -> impl Stream<Item = io::Result<Socket<PeerSocket>>> + Send + use<> {
     let places = Places::new([limits.sockets]);
-    accept::incoming(listener, "peers", limits.connect, move |remote| {
+    let sockets = accept::incoming(listener, "peers", limits.connect, move |remote| {
         let place = places.guest(remote.ip()).try_take(SOCKETS)?;
         Some(PeerSocket { _place: place })
-    })
+    });
+    sockets.map(Ok)
 }

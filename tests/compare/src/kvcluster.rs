@@ -93,9 +93,12 @@ impl Subject<'_> {
             command.arg("--no-fill");
         }
         let options = self.options;
+        // A client of KvCluster has a connection to each node: no more sockets than etcd's clients have.
+        let sockets = u64::from(connections(options, clients));
+        let connections = (sockets / options.nodes as u64).max(1);
         let numbers = [
             ("--clients", u64::from(clients)),
-            ("--connections", u64::from(connections(options, clients))),
+            ("--connections", connections),
             ("--seconds", seconds),
             ("--warm-up-seconds", 0),
             ("--keys", options.keys),

@@ -46,7 +46,7 @@ pub struct Options {
     /// Number of different keys, of 16 B each; all are written before anything is measured
     #[arg(long, default_value_t = 100_000)]
     keys: u64,
-    /// Connections that the clients share
+    /// Sockets that the clients share, of all nodes together
     #[arg(long, default_value_t = 16)]
     connections: u32,
     /// Nodes of each system

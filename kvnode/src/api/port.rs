@@ -1,0 +1,75 @@
+//! The way of a call: it is measured, admitted, answered by its service, and holds its place until the last byte of
+//! the reply was sent.
+
+use std::sync::Arc;
+
+use http::{Request, Response};
+use kv_http2::{Received, server::Handler};
+use tonic::{Status, body::Body};
+use tracing::Instrument;
+
+use super::{
+    admission::{Admission, Admitted},
+    body::ReplyBody,
+    measure::{Calls, MeasuredBody},
+    quota::{ConnectionQuota, InFlight, Share},
+    services::Services,
+};
+use crate::router::store::Store;
+
+/// What all connections share.
+pub struct Port<S: Store> {
+    /// Measures.
+    pub calls: Calls,
+    /// Admits.
+    pub admission: Admission,
+    /// Answers.
+    pub services: Services<S>,
+}
+
+/// The calls of one connection.
+pub struct Reception<S: Store> {
+    port: Arc<Port<S>>,
+    connection: Arc<ConnectionQuota>,
+}
+
+impl<S: Store> Clone for Reception<S> {
+    fn clone(&self) -> Self {
+        Self { port: self.port.clone(), connection: self.connection.clone() }
+    }
+}
+
+impl<S: Store> Reception<S> {
+    /// For the calls that come on `connection`.
+    pub fn new(port: Arc<Port<S>>, connection: Arc<ConnectionQuota>) -> Self {
+        Self { port, connection }
+    }
+
+    async fn answer(&self, request: Request<Received>) -> (Response<Body>, Option<Arc<InFlight>>) {
+        let admitted = match self.port.admission.admit(&request, &self.connection) {
+            Ok(admitted) => admitted,
+            Err(status) => return (refusal(&status), None),
+        };
+        let mut request = admitted.counted(request);
+        request.extensions_mut().insert(self.connection.clone());
+        let Admitted { in_flight, span, .. } = admitted;
+        let Ok(reply) = self.port.services.call(request).instrument(span).await;
+        (reply, Some(in_flight))
+    }
+}
+
+impl<S: Store> Handler for Reception<S> {
+    type Body = MeasuredBody<ReplyBody>;
+
+    async fn handle(&self, request: Request<Received>) -> Response<Self::Body> {
+        let mut call = self.port.calls.begin(request.uri().path());
+        let (mut reply, in_flight) = self.answer(request).await;
+        call.end_with(reply.headers());
+        let share = reply.extensions_mut().remove::<Share>();
+        reply.map(|body| MeasuredBody::new(ReplyBody::new(body, in_flight, share), call))
+    }
+}
+
+fn refusal(status: &Status) -> Response<Body> {
+    status.clone().into_http()
+}
