@@ -114,6 +114,7 @@ impl Call {
     pub(crate) fn progressed(&mut self) {
         self.deadline = Instant::now() + self.client.timeout();
         self.attempts = 0;
+        self.ended = 0;
         self.unreachable.clear();
         self.wish = Wish::None;
     }

@@ -15,11 +15,13 @@ use http::Uri;
 use kv_http2::{
     KeepAlive, Windows,
     client::{Connection, Options},
-    gathered::Gathered,
 };
 use kv_proto::{admin::v1::admin_client::AdminClient, kv::v1::kv_client::KvClient};
 use thiserror::Error;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::{TcpStream, lookup_host},
+    time::timeout,
+};
 
 use crate::{address::Address, stream::BatchStream};
 
@@ -96,8 +98,11 @@ struct Place {
 }
 
 impl Place {
+    /// One that takes no more calls is not there any more: its node may have asked for another one.
     fn node(&self) -> Option<Node> {
-        self.node.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let mut node = self.node.lock().unwrap_or_else(PoisonError::into_inner);
+        node.take_if(|node| !node.0.connection.is_open());
+        node.clone()
     }
 }
 
@@ -168,10 +173,26 @@ pub(crate) enum NoConnection {
 
 async fn connect(address: &Address) -> Result<Connection, NoConnection> {
     let opening = async {
-        let socket = TcpStream::connect(address.as_str()).await?;
-        socket.set_nodelay(true)?;
         let options = Options { windows: WINDOWS, keep_alive: KEEP_ALIVE };
-        Ok(Connection::open(Gathered(socket), options).await?)
+        Ok(Connection::open(socket(address).await?, options).await?)
     };
     timeout(CONNECT_TIMEOUT, opening).await?
+}
+
+/// To the first of the name's addresses that answers; each has an equal part of the time.
+async fn socket(address: &Address) -> io::Result<TcpStream> {
+    let found: Vec<_> = lookup_host(address.as_str()).await?.collect();
+    let patience = CONNECT_TIMEOUT / u32::try_from(found.len().max(1)).unwrap_or(u32::MAX);
+    let mut failed = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for address in found {
+        match timeout(patience, TcpStream::connect(address)).await {
+            Ok(Ok(socket)) => {
+                socket.set_nodelay(true)?;
+                return Ok(socket);
+            }
+            Ok(Err(error)) => failed = error,
+            Err(_) => failed = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(failed)
 }

@@ -20,7 +20,7 @@ use crate::{
     stream::{Ended, NotTaken, Why, encoded_len},
 };
 
-/// Streams that may end under an operation that was not taken yet, before that counts as a failure.
+/// Streams and connections that may end under an operation that was not taken yet, before that counts as a failure.
 const MOVES_MAX: u32 = 4;
 
 /// Why an attempt gave no answer.

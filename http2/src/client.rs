@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use bytes::Bytes;
@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::{Status, body::Body};
 use tower_service::Service;
 
-use crate::{KeepAlive, Received, Windows, outgoing::Outgoing, status};
+use crate::{KeepAlive, Received, Windows, gathered::Gathered, outgoing::Outgoing, status};
 
 /// How a connection is set up.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +40,7 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
+        let (io, reads) = Gathered::new(io);
         let (requests, mut connection) = Builder::new()
             .enable_push(false)
             .initial_window_size(options.windows.stream)
@@ -48,7 +49,7 @@ impl Connection {
             .await?;
         let pings = connection.ping_pong();
         tokio::spawn(async move {
-            let mut silence = pin!(options.keep_alive.watch(pings));
+            let mut silence = pin!(options.keep_alive.watch(pings, reads));
             let mut connection = pin!(connection);
             let ended = poll_fn(|context| {
                 if let Poll::Ready(ended) = connection.as_mut().poll(context) {
@@ -64,6 +65,12 @@ impl Connection {
         });
         Ok(Self { requests })
     }
+
+    /// Whether calls can still be made: it has not broken, and the other side has not asked for another one.
+    pub fn is_open(&self) -> bool {
+        let mut context = Context::from_waker(Waker::noop());
+        !matches!(self.requests.clone().poll_ready(&mut context), Poll::Ready(Err(_)))
+    }
 }
 
 impl Service<Request<Body>> for Connection {
@@ -72,7 +79,7 @@ impl Service<Request<Body>> for Connection {
     type Future = Pin<Box<dyn Future<Output = Result<Response<Reply>, Status>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        // Each call waits for its own place.
+        // Calls beyond what the other side takes wait in the connection; callers bound them.
         Poll::Ready(Ok(()))
     }
 

@@ -3,18 +3,45 @@
 //! h2 writes a DATA frame of 256 bytes or more by itself, in a vector with what came before it, when its stream can
 //! write vectors. With one that cannot it copies frames of up to 1 KiB behind each other, and writes them together: a
 //! small copy for each frame instead of a system call.
+//!
+//! It also counts what was read, which tells whether the other side lives.
 
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+/// How much was read, as a count of reads. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reads(Arc<AtomicU64>);
+
+impl Reads {
+    /// How many there were.
+    pub(crate) fn count(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// `T`, which gets small frames together.
 #[derive(Debug)]
-pub struct Gathered<T>(pub T);
+pub(crate) struct Gathered<T> {
+    stream: T,
+    reads: Reads,
+}
+
+impl<T> Gathered<T> {
+    pub(crate) fn new(stream: T) -> (Self, Reads) {
+        let reads = Reads::default();
+        (Self { stream, reads: reads.clone() }, reads)
+    }
+}
 
 impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
     fn poll_read(
@@ -22,7 +49,9 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(context, buffer)
+        ready!(Pin::new(&mut self.stream).poll_read(context, buffer))?;
+        self.reads.0.fetch_add(1, Ordering::Relaxed);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -32,14 +61,14 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Gathered<T> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(context, bytes)
+        Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(context)
+        Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(context)
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

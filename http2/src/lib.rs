@@ -9,7 +9,7 @@
 //! Why not tonic's transport: `docs/adr/0005`.
 
 pub mod client;
-pub mod gathered;
+mod gathered;
 mod keep_alive;
 mod outgoing;
 mod received;

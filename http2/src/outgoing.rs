@@ -87,12 +87,9 @@ impl<B: Body<Data = Bytes, Error = Status> + Unpin> Outgoing<B> {
             }
             let piece = self.next.take();
             let follows = self.poll_following(context)?;
-            if let Follows::Nothing = follows {
-                self.stream.send_data(piece.unwrap_or_default(), true)?;
-                return Poll::Ready(Ok(()));
-            }
-            if let Some(piece) = piece {
-                self.stream.send_data(piece, false)?;
+            let is_last = matches!(follows, Follows::Nothing);
+            if is_last || piece.is_some() {
+                self.stream.send_data(piece.unwrap_or_default(), is_last)?;
             }
             match follows {
                 Follows::Piece(next) => self.next = Some(next),

@@ -25,6 +25,8 @@ enum Part {
     Data,
     Trailers,
     Nothing,
+    /// It was cut: there is nothing more, and that is not its end.
+    Broken,
 }
 
 impl Received {
@@ -40,7 +42,7 @@ impl Received {
             self.stream.flow_control().release_capacity(data.len())?;
             Ok(data)
         });
-        Poll::Ready(Some(taken.map_err(|error| status::of(&error))))
+        Poll::Ready(Some(taken.map_err(|error| status::after_the_head(&error))))
     }
 }
 
@@ -54,11 +56,12 @@ impl Body for Received {
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         while self.part == Part::Data {
             let data = ready!(self.poll_data(context));
-            if self.stream.is_end_stream() {
-                self.part = Part::Nothing;
-            } else if !matches!(data, Some(Ok(_))) {
-                self.part = Part::Trailers;
-            }
+            self.part = match &data {
+                Some(Err(_)) => Part::Broken,
+                _ if self.stream.is_end_stream() => Part::Nothing,
+                Some(Ok(_)) => Part::Data,
+                None => Part::Trailers,
+            };
             match data {
                 // Only the end of the stream came with it.
                 Some(Ok(data)) if data.is_empty() => {}
@@ -66,15 +69,13 @@ impl Body for Received {
                 None => {}
             }
         }
-        if self.part == Part::Nothing {
+        if self.part != Part::Trailers {
             return Poll::Ready(None);
         }
         let trailers = ready!(self.stream.poll_trailers(context));
-        self.part = Part::Nothing;
-        Poll::Ready(match trailers {
-            Ok(trailers) => trailers.map(|trailers| Ok(Frame::trailers(trailers))),
-            Err(error) => Some(Err(status::of(&error))),
-        })
+        self.part = if trailers.is_ok() { Part::Nothing } else { Part::Broken };
+        let trailers = trailers.map_err(|error| status::after_the_head(&error)).transpose();
+        Poll::Ready(trailers.map(|trailers| trailers.map(Frame::trailers)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::Status;
 
-use crate::{KeepAlive, Received, Windows, outgoing::Outgoing};
+use crate::{KeepAlive, Received, Windows, gathered::Gathered, outgoing::Outgoing};
 
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
@@ -67,14 +67,15 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     H: Handler,
 {
+    let (io, reads) = Gathered::new(io);
     let mut connection = Builder::new()
         .initial_window_size(options.windows.stream)
         .initial_connection_window_size(options.windows.connection)
         .max_concurrent_streams(options.streams_max)
         .max_header_list_size(options.header_bytes_max)
-        .handshake::<T, Bytes>(io)
+        .handshake::<_, Bytes>(io)
         .await?;
-    let mut silence = pin!(options.keep_alive.watch(connection.ping_pong()));
+    let mut silence = pin!(options.keep_alive.watch(connection.ping_pong(), reads));
     let mut drain = pin!(drain);
     let mut is_draining = false;
     poll_fn(|context| {

@@ -16,15 +16,16 @@ pub fn was_not_sent(status: &Status) -> bool {
 
 /// Of an error after the request was sent: what became of it is not known, unless the error says so.
 pub(crate) fn of(error: &h2::Error) -> Status {
-    if is_refused(error) {
-        return not_sent_because(error);
-    }
+    if is_refused(error) { not_sent_because(error) } else { after_the_head(error) }
+}
+
+/// Of an error after the head of a response came: the other side has looked at the request.
+pub(crate) fn after_the_head(error: &h2::Error) -> Status {
     let code = match error.reason() {
         // Of the connection, not of this call.
         _ if error.is_io() || error.is_go_away() => Code::Unavailable,
         Some(Reason::CANCEL) => Code::Cancelled,
         Some(Reason::ENHANCE_YOUR_CALM) => Code::ResourceExhausted,
-        Some(Reason::INADEQUATE_SECURITY) => Code::PermissionDenied,
         Some(_) => Code::Internal,
         None => Code::Unavailable,
     };

@@ -22,12 +22,11 @@ use http_body_util::{BodyExt, StreamBody, combinators::UnsyncBoxBody};
 use kv_http2::{
     KeepAlive, Received, Windows,
     client::{self, Connection},
-    gathered::Gathered,
     server::{self, Handler},
     was_not_sent,
 };
 use tokio::{
-    io::{DuplexStream, duplex},
+    io::{AsyncWriteExt, DuplexStream, duplex},
     sync::{Notify, mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
@@ -114,12 +113,12 @@ async fn serve(here: DuplexStream, there: DuplexStream, ours: KeepAlive, theirs:
     let (drain, drained) = oneshot::channel();
     let options =
         server::Options { windows: WINDOWS, keep_alive: theirs, streams_max: 16, header_bytes_max: 4096 };
-    let serving = tokio::spawn(server::serve(Gathered(there), answers.clone(), options, async {
+    let serving = tokio::spawn(server::serve(there, answers.clone(), options, async {
         // Kept or dropped: a test that does not drain keeps it.
         drained.await.ok();
     }));
     let options = client::Options { windows: WINDOWS, keep_alive: ours };
-    let connection = Connection::open(Gathered(here), options).await.unwrap();
+    let connection = Connection::open(here, options).await.unwrap();
     Pair { connection, serving, drain: Some(drain), answers }
 }
 
@@ -219,6 +218,7 @@ async fn a_draining_server_finishes_what_it_has_and_refuses_the_rest_as_not_sent
     let status = timeout(SOON, refused).await.unwrap();
     assert!(was_not_sent(&status), "{status:?}");
     assert_eq!(status.code(), Code::Unavailable);
+    assert!(!pair.connection.is_open());
     pieces.send("last").unwrap();
     drop(pieces);
     let all = timeout(SOON, running.into_body().collect()).await.unwrap().unwrap().to_bytes();
@@ -246,12 +246,35 @@ async fn a_silent_end_is_given_up_by_both_sides() {
     // A client whose server never reads.
     let (here, _silent) = duplex(1024 * 1024);
     let options = client::Options { windows: WINDOWS, keep_alive: eager };
-    let connection = Connection::open(Gathered(here), options).await.unwrap();
+    let connection = Connection::open(here, options).await.unwrap();
     let status = connection.clone().call(request("/wait", whole("x"))).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    // A server whose client is open and does nothing: h2 answers PINGs as long as somebody polls it.
+    // A client that speaks once, and one that answers PINGs and does nothing else.
+    let (mut mute, there) = duplex(1024 * 1024);
+    let options =
+        server::Options { windows: WINDOWS, keep_alive: eager, streams_max: 16, header_bytes_max: 4096 };
+    let serving = server::serve(there, Answers::default(), options, std::future::pending());
+    mute.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    let ended = timeout(Duration::from_secs(60), serving).await.expect("a silent client is given up");
+    assert!(matches!(ended, Err(server::Ended::Silent)), "{ended:?}");
     let (here, there) = duplex(1024 * 1024);
     let pair = serve(here, there, PATIENT, eager).await;
     let serving = pair.serving;
     assert!(timeout(Duration::from_secs(120), serving).await.is_err(), "a living client is kept");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_link_on_which_bytes_come_is_not_silent() {
+    let eager = KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+    let (here, there) = duplex(1024 * 1024);
+    let pair = serve(here, there, eager, PATIENT).await;
+    let (pieces, body) = mpsc::unbounded_channel();
+    let reply = call(&pair.connection, "/echo", piece_by_piece(body)).await.unwrap();
+    let mut reply = reply.into_body();
+    for _ in 0..20 {
+        tokio::time::sleep(Duration::from_secs(4)).await;
+        pieces.send("piece").unwrap();
+        assert_eq!(reply.frame().await.unwrap().unwrap().into_data().unwrap(), "piece");
+    }
+    assert!(pair.connection.is_open());
 }

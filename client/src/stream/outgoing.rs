@@ -17,7 +17,7 @@ pub(super) const MESSAGE_OPERATIONS_MAX: u32 = 512;
 /// Of a message, but for an operation that is larger alone.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 512 * 1024;
 
-/// What hyper polls for the next message.
+/// What the connection polls for the next message.
 pub(super) struct Outgoing {
     shared: Arc<Shared>,
     /// Whether others had their turn since there is something to send.

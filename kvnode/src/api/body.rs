@@ -1,7 +1,8 @@
 //! The bodies of requests and replies, counted.
 //!
 //! A request's bytes count until its reply is sent; a body that stops coming ends with an error. Each piece of a
-//! reply counts until HTTP/2 drops it, which it does when the last byte was written.
+//! reply counts until HTTP/2 drops it, which it does when the last byte was written or
+//! copied for the next write.
 
 use std::{
     pin::Pin,

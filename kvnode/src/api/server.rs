@@ -5,7 +5,7 @@
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use futures::{Stream, StreamExt};
-use kv_http2::{KeepAlive, Windows, gathered::Gathered, server as http2};
+use kv_http2::{KeepAlive, Windows, server as http2};
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -178,7 +178,7 @@ impl<I: Stream<Item = Connection>, S: Store> Door<'_, I, S> {
         let terms = self.terms.clone();
         self.open.spawn(async move {
             let remote = connection.watch().quota().remote;
-            let served = http2::serve(Gathered(connection), reception, terms.http, terms.over()).await;
+            let served = http2::serve(connection, reception, terms.http, terms.over()).await;
             if let Err(error) = served {
                 tracing::debug!(%remote, %error, "a connection broke");
             }

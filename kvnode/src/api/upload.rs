@@ -17,7 +17,7 @@ use kv_proto::{
     peer::v1::{ReplyContext, UploadOutcome, outcome},
 };
 use kv_topology::ShardId;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use super::{
@@ -172,7 +172,7 @@ impl<S: Store> Upload<S> {
                 tokio::select! {
                     biased;
                     Some(written) = self.window.next(), if !self.window.is_empty() => Err(written),
-                    message = messages.next() => Ok(message),
+                    message = until(self.deadline, messages.next()) => Ok(message?),
                 }
             } else {
                 self.window.next().await.map_or(Ok(None), Err)
@@ -318,6 +318,14 @@ async fn write<S: Store>(
         (context, outcome::Result::Upload(outcome)) => Ok((context, outcome)),
         (context, outcome::Result::Done(_)) => Ok((context, UploadOutcome::default())),
         (_, other) => Err(unexpected("Upload", &other)),
+    }
+}
+
+/// Waits for the client until its own deadline, if it named one.
+async fn until<T>(deadline: Deadline, waiting: impl Future<Output = T>) -> Result<T, Refused> {
+    match deadline.call() {
+        Some(call) => timeout_at(call, waiting).await.map_err(|_| Refused::Expired),
+        None => Ok(waiting.await),
     }
 }
 

@@ -52,8 +52,8 @@ use crate::{metrics::StorageMetrics, runtime::Handover};
 
 /// Bytes of answers that are made without a pause, of a node's only thread perhaps.
 const READ_BYTES_AT_ONCE: usize = 256 << 10;
-/// Keys of a read that is answered from memory by the task that asks: a fraction of a millisecond.
-const KEYS_AT_ONCE_MAX: usize = 128;
+/// Keys that are looked for in memory without a pause: half a millisecond.
+const KEYS_AT_ONCE_MAX: usize = 256;
 /// Memory for revisions over a store in memory: so little that some are forgotten, which tests are to meet too.
 const HEAD_BYTES_SIMULATED: usize = 4 << 10;
 /// Advice to a refused reader, ms.
@@ -153,7 +153,7 @@ impl StateHub {
         workers: Workers,
     ) -> Result<Self, OpenError> {
         let budget = MemoryBudget::of(memory_bytes);
-        let engine = WriteBehind::new(RocksEngine::open(path, budget)?, budget.gathered_bytes);
+        let engine = WriteBehind::new(Arc::new(RocksEngine::open(path, budget)?), budget.gathered_bytes);
         Ok(Self::with_heads(Arc::new(engine), policy, hooks, workers, budget.head_bytes)?)
     }
 
@@ -468,7 +468,14 @@ pub(super) fn busy(message: String) -> Refusal {
 
 /// A read of few keys: what it takes from memory needs no thread.
 fn is_small_read(request: &ReadRequest) -> bool {
-    matches!(&request.read, Some(read_request::Read::Get(get)) if get.keys.len() <= KEYS_AT_ONCE_MAX)
+    matches!(&request.read, Some(read_request::Read::Get(_))) && keys_of(request) < KEYS_AT_ONCE_MAX
+}
+
+fn keys_of(request: &ReadRequest) -> usize {
+    match &request.read {
+        Some(read_request::Read::Get(get)) => get.keys.len(),
+        _ => 1,
+    }
 }
 
 /// Reads of one replica, each of one moment.
@@ -553,8 +560,12 @@ impl ReplicaReader {
         self.shared.engine.view_in_memory(&mut |view| {
             // Whoever reads by itself meets the error too.
             let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
-            let mut left = READ_BYTES_AT_ONCE;
+            let (mut left, mut keys) = (READ_BYTES_AT_ONCE, KEYS_AT_ONCE_MAX);
             for request in requests {
+                keys = keys.saturating_sub(keys_of(request));
+                if keys == 0 {
+                    break;
+                }
                 let answer = self.small_in_memory(&reader, request);
                 left = left.saturating_sub(answer.as_ref().map_or(0, prost::Message::encoded_len));
                 answers.push(answer);

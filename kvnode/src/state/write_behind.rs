@@ -1,7 +1,7 @@
 //! A store whose writes gather in memory and go on to the store below many at a time, in the order of their names.
 //!
 //! ```text
-//! write ─► active ─► sinking ─► the store below        get: active, sinking, the store below
+//! write ─► active ─► frozen, oldest first ─► the store below
 //! ```
 //!
 //! Why. What is applied in one round is a hundred records all over the key space, and RocksDB finds the place of each of
@@ -10,86 +10,100 @@
 //! and sessions) goes on once.
 //!
 //! Nothing changes for anybody: a batch is visible when it is written and durable with the next flush. What is gathered
-//! goes on as one batch, so a crash still goes back to a prefix of the writes. Whatever needs the store below as a
-//! whole (scans, views, flushes, ranges that are deleted, tables that come in) lets everything settle first.
+//! goes on as one batch, so a crash still goes back to a prefix of the writes. A view freezes what is gathered and lays
+//! it over a view of the store below: who reads never writes. Writers, flushes, ranges that are deleted and tables that
+//! come in let everything settle in the store below.
 
 use std::{
     cell::Cell,
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     mem,
-    sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    ops::ControlFlow,
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
 
 use super::{
-    engine::{Batch, Bounds, Change, Direction, Span, StateEngine, View, Visitor},
+    engine::{Batch, Bounds, Change, Direction, Span, StateEngine, View, Visitor, with_view},
     error::StateError,
     pins::Copied,
     snapshot::table::{Table, TableSink},
 };
 
+/// Frozen layers that a writer lets be; each makes reads look into one more table.
+const FROZEN_MAX: usize = 4;
+
 /// Records by name; `None` is a delete.
-#[derive(Debug, Default)]
-struct Layer {
-    records: HashMap<Vec<u8>, Option<Bytes>>,
-    /// Of names and values.
-    bytes: usize,
-    deletes: u64,
-}
+type Records = HashMap<Vec<u8>, Option<Bytes>>;
 
-impl Layer {
-    fn put(&mut self, name: Vec<u8>, value: Option<Bytes>) {
-        let length = |value: &Option<Bytes>| value.as_ref().map_or(0, Bytes::len);
-        self.deletes += u64::from(value.is_none());
-        self.bytes += name.len() + length(&value);
-        let taken = name.len();
-        if let Some(old) = self.records.insert(name, value) {
-            self.bytes -= taken + length(&old);
-        }
-    }
+/// Layers that do not change any more, oldest first.
+type Frozen = Vec<Arc<Records>>;
 
-    fn in_order(&self) -> Vec<(&[u8], Option<&Bytes>)> {
-        let mut records: Vec<_> =
-            self.records.iter().map(|(name, value)| (name.as_slice(), value.as_ref())).collect();
-        records.sort_unstable_by_key(|(name, _)| *name);
-        records
-    }
-}
+/// Records of frozen layers, in order.
+type Above<'a> = BTreeMap<&'a [u8], Option<&'a Bytes>>;
 
 /// What the store below does not have yet, or has just now.
 #[derive(Debug, Default)]
 struct Layers {
-    active: Layer,
-    /// On its way into the store below; newer than what is there.
-    sinking: Option<Arc<Layer>>,
+    active: Records,
+    /// Newer than the store below, older than `active`.
+    frozen: Frozen,
+    /// Of names and values that were written since all settled.
+    bytes: usize,
+    /// The store below has refused a write: the node stops.
+    failed: bool,
 }
 
 impl Layers {
-    fn get(&self, name: &[u8]) -> Option<&Option<Bytes>> {
-        let sinking = || self.sinking.as_ref()?.records.get(name);
-        self.active.records.get(name).or_else(sinking)
+    fn put(&mut self, name: Vec<u8>, value: Option<Bytes>) {
+        self.bytes += name.len() + value.as_ref().map_or(0, Bytes::len);
+        self.active.insert(name, value);
     }
 
-    fn bytes(&self) -> usize {
-        self.active.bytes + self.sinking.as_ref().map_or(0, |layer| layer.bytes)
+    fn get(&self, name: &[u8]) -> Option<&Option<Bytes>> {
+        self.active.get(name).or_else(|| newest(&self.frozen, name))
     }
+
+    fn freeze(&mut self) -> Frozen {
+        if !self.active.is_empty() {
+            let next = HashMap::with_capacity(self.active.len());
+            self.frozen.push(Arc::new(mem::replace(&mut self.active, next)));
+        }
+        self.frozen.clone()
+    }
+}
+
+fn newest<'a>(frozen: &'a [Arc<Records>], name: &[u8]) -> Option<&'a Option<Bytes>> {
+    frozen.iter().rev().find_map(|layer| layer.get(name))
+}
+
+/// The newest of each name among those that `wanted` takes, in order.
+fn merged(frozen: &[Arc<Records>], wanted: impl Fn(&[u8]) -> bool) -> Above<'_> {
+    let records = frozen.iter().flat_map(|layer| layer.iter());
+    let wanted = records.filter(|(name, _)| wanted(name));
+    wanted.map(|(name, value)| (name.as_slice(), value.as_ref())).collect()
 }
 
 /// A store over another one.
 #[derive(Debug)]
 pub struct WriteBehind<E> {
-    below: E,
+    below: Arc<E>,
     layers: RwLock<Layers>,
-    /// Held by whoever lets a layer sink: layers reach the store below in order.
+    /// Held by whoever lets layers settle: they reach the store below in order.
     settling: Mutex<()>,
     bytes_max: usize,
+    deletes: AtomicU64,
 }
 
 impl<E: StateEngine> WriteBehind<E> {
-    /// Over `below`; what is gathered goes on when it has so many bytes.
-    pub fn new(below: E, bytes_max: usize) -> Self {
-        Self { below, layers: RwLock::default(), settling: Mutex::default(), bytes_max }
+    /// Over `below`; what is gathered goes on when so many bytes were written.
+    pub fn new(below: Arc<E>, bytes_max: usize) -> Self {
+        let deletes = AtomicU64::new(below.deletes());
+        Self { below, layers: RwLock::default(), settling: Mutex::default(), bytes_max, deletes }
     }
 
     /// The store below, which does not have everything.
@@ -108,30 +122,35 @@ impl<E: StateEngine> WriteBehind<E> {
     /// Everything written before is in the store below when this returns; `then` is done before anything later is.
     fn settled<T>(&self, then: impl FnOnce() -> Result<T, StateError>) -> Result<T, StateError> {
         let _turn = self.settling.lock().unwrap_or_else(PoisonError::into_inner);
-        self.sink()?;
+        self.settle()?;
         then()
     }
 
-    fn sink(&self) -> Result<(), StateError> {
-        let sinking = {
+    fn settle(&self) -> Result<(), StateError> {
+        let frozen = {
             let mut layers = self.change();
-            if layers.sinking.is_some() {
-                // It stays where readers find it; the node stops.
-                return Err(StateError::engine("write", "an earlier write has failed"));
-            }
-            if layers.active.records.is_empty() {
-                return Ok(());
-            }
-            let next = HashMap::with_capacity(layers.active.records.len());
-            let full = mem::replace(&mut layers.active, Layer { records: next, ..Layer::default() });
-            let sinking = Arc::new(full);
-            layers.sinking = Some(sinking.clone());
-            sinking
+            check(&layers)?;
+            layers.bytes = 0;
+            layers.freeze()
         };
-        self.below.write_in_order(&sinking.in_order())?;
-        self.change().sinking = None;
-        Ok(())
+        if frozen.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<_> = merged(&frozen, |_| true).into_iter().collect();
+        let written = self.below.write_in_order(&records);
+        let mut layers = self.change();
+        match &written {
+            // A view may have frozen more meanwhile.
+            Ok(()) => drop(layers.frozen.drain(..frozen.len())),
+            // They stay where readers find them.
+            Err(_) => layers.failed = true,
+        }
+        written
     }
+}
+
+fn check(layers: &Layers) -> Result<(), StateError> {
+    if layers.failed { Err(StateError::engine("write", "an earlier write has failed")) } else { Ok(()) }
 }
 
 impl<E: StateEngine> View for WriteBehind<E> {
@@ -143,9 +162,73 @@ impl<E: StateEngine> View for WriteBehind<E> {
     }
 
     fn scan(&self, span: &Span, direction: Direction, visit: &mut Visitor<'_>) -> Result<(), StateError> {
-        self.settled(|| Ok(()))?;
-        self.below.scan(span, direction, visit)
+        with_view(self, |view| view.scan(span, direction, visit))
     }
+}
+
+/// One moment: frozen layers over a view of the store below.
+struct Laid<'a> {
+    frozen: Frozen,
+    below: &'a dyn View,
+}
+
+impl View for Laid<'_> {
+    fn get(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
+        match newest(&self.frozen, name) {
+            Some(value) => Ok(value.clone()),
+            None => self.below.get(name),
+        }
+    }
+
+    fn scan(&self, span: &Span, direction: Direction, visit: &mut Visitor<'_>) -> Result<(), StateError> {
+        let mut above = merged(&self.frozen, |name| span.contains(name));
+        let mut goes_on = true;
+        self.below.scan(span, direction, &mut |name, value| {
+            while let Some(next) = first(&above, direction).filter(|next| comes_before(next, name, direction))
+            {
+                goes_on = show(&mut above, next, visit);
+                if !goes_on {
+                    return ControlFlow::Break(());
+                }
+            }
+            let flow = if above.contains_key(name) {
+                // A name of the store's own is shown with what is newer, or not at all.
+                match above.remove(name).flatten() {
+                    Some(newer) => visit(name, newer),
+                    None => ControlFlow::Continue(()),
+                }
+            } else {
+                visit(name, value)
+            };
+            goes_on = flow.is_continue();
+            flow
+        })?;
+        while goes_on && let Some(next) = first(&above, direction) {
+            goes_on = show(&mut above, next, visit);
+        }
+        Ok(())
+    }
+}
+
+fn first<'a>(above: &Above<'a>, direction: Direction) -> Option<&'a [u8]> {
+    let next = match direction {
+        Direction::Forward => above.first_key_value(),
+        Direction::Reverse => above.last_key_value(),
+    };
+    next.map(|(name, _)| *name)
+}
+
+fn comes_before(one: &[u8], other: &[u8], direction: Direction) -> bool {
+    match direction {
+        Direction::Forward => one < other,
+        Direction::Reverse => one > other,
+    }
+}
+
+/// Shows a record unless it is a delete. Whether the visitor goes on.
+fn show(above: &mut Above<'_>, name: &[u8], visit: &mut Visitor<'_>) -> bool {
+    let value = above.remove(name).flatten();
+    value.is_none_or(|value| visit(name, value).is_continue())
 }
 
 /// One moment of what is in memory.
@@ -170,48 +253,41 @@ impl View for Together<'_> {
     }
 }
 
-/// Of a store that failed: nothing can be read from it.
-struct Failed(StateError);
-
-impl View for Failed {
-    fn get(&self, _: &[u8]) -> Result<Option<Bytes>, StateError> {
-        Err(StateError::engine("write", &self.0))
-    }
-
-    fn scan(&self, _: &Span, _: Direction, _: &mut Visitor<'_>) -> Result<(), StateError> {
-        Err(StateError::engine("write", &self.0))
-    }
-}
-
 impl<E: StateEngine> StateEngine for WriteBehind<E> {
     fn get_persisted(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
         self.below.get_persisted(name)
     }
 
     fn write(&self, batch: Batch) -> Result<(), StateError> {
-        let is_range = |change: &Change| matches!(change, Change::DeleteRange(_));
-        if batch.changes.iter().any(is_range) {
+        let is_put = |change: &Change| matches!(change, Change::Put { .. });
+        let deletes = batch.changes.iter().filter(|change| !is_put(change)).count() as u64;
+        self.deletes.fetch_add(deletes, Ordering::Relaxed);
+        if batch.changes.iter().any(|change| matches!(change, Change::DeleteRange(_))) {
             return self.settled(|| self.below.write(batch));
         }
         let is_full = {
             let mut layers = self.change();
+            check(&layers)?;
             for change in batch.changes {
                 match change {
-                    Change::Put { name, value } => layers.active.put(name, Some(value)),
-                    Change::Delete { name } => layers.active.put(name, None),
+                    Change::Put { name, value } => layers.put(name, Some(value)),
+                    Change::Delete { name } => layers.put(name, None),
                     Change::DeleteRange(_) => {}
                 }
             }
-            layers.active.bytes >= self.bytes_max
+            layers.bytes >= self.bytes_max || layers.frozen.len() > FROZEN_MAX
         };
         if is_full { self.settled(|| Ok(())) } else { Ok(()) }
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
-        match self.settled(|| Ok(())) {
-            Ok(()) => self.below.view(read),
-            Err(error) => read(&Failed(error)),
-        }
+        let mut layers = Some(self.change());
+        let frozen = layers.as_mut().map(|layers| layers.freeze()).unwrap_or_default();
+        self.below.view(&mut |below| {
+            // The moment of the store below is taken: writers may go on.
+            layers = None;
+            read(&Laid { frozen: frozen.clone(), below });
+        });
     }
 
     fn view_in_memory(&self, read: &mut dyn FnMut(&dyn View)) -> bool {
@@ -253,13 +329,11 @@ impl<E: StateEngine> StateEngine for WriteBehind<E> {
     }
 
     fn deletes(&self) -> u64 {
-        let layers = self.read();
-        let sinking = layers.sinking.as_ref().map_or(0, |layer| layer.deletes);
-        self.below.deletes() + layers.active.deletes + sinking
+        self.deletes.load(Ordering::Relaxed)
     }
 
     fn unflushed_bytes(&self) -> Result<u64, StateError> {
-        let gathered = self.read().bytes() as u64;
+        let gathered = self.read().bytes as u64;
         Ok(self.below.unflushed_bytes()? + gathered)
     }
 
@@ -279,7 +353,10 @@ impl<E: StateEngine> StateEngine for WriteBehind<E> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{
+        sync::{Condvar, atomic::AtomicBool},
+        thread,
+    };
 
     use proptest::prelude::*;
 
@@ -337,7 +414,7 @@ mod tests {
         let mut found = BTreeMap::new();
         view.scan(span, Direction::Forward, &mut |name, value| {
             found.insert(name.to_vec(), Bytes::copy_from_slice(value));
-            std::ops::ControlFlow::Continue(())
+            ControlFlow::Continue(())
         })
         .expect("a scan");
         found
@@ -361,7 +438,7 @@ mod tests {
     proptest! {
         #[test]
         fn it_shows_what_a_plain_store_shows(steps in steps(), bytes_max in 0..120_usize) {
-            let (plain, store) = (MemoryEngine::new(), WriteBehind::new(MemoryEngine::new(), bytes_max));
+            let (plain, store) = (MemoryEngine::new(), WriteBehind::new(Arc::new(MemoryEngine::new()), bytes_max));
             for step in &steps {
                 take(&plain, step);
                 take(&store, step);
@@ -389,7 +466,7 @@ mod tests {
         fn a_crash_goes_back_to_a_prefix(
             steps in steps(), bytes_max in 0..120_usize, kept in 0..8_usize,
         ) {
-            let (plain, store) = (MemoryEngine::new(), WriteBehind::new(MemoryEngine::new(), bytes_max));
+            let (plain, store) = (MemoryEngine::new(), WriteBehind::new(Arc::new(MemoryEngine::new()), bytes_max));
             let mut moments = vec![plain.records()];
             for step in &steps {
                 take(&plain, step);
@@ -406,13 +483,132 @@ mod tests {
 
     #[test]
     fn what_was_gathered_counts_as_not_flushed() {
-        let store = WriteBehind::new(MemoryEngine::new(), 1_000);
+        let store = WriteBehind::new(Arc::new(MemoryEngine::new()), 1_000);
         store.write(batch(&[(1, Some(1)), (2, None), (1, Some(2))])).expect("a write");
-        assert_eq!(store.unflushed_bytes().expect("a number"), 2 + 3 + 2);
+        assert_eq!(store.unflushed_bytes().expect("a number"), 2 * (2 + 3) + 2);
         assert_eq!(store.below().unflushed(), 0);
         assert_eq!(store.deletes(), 1);
         store.flush().expect("a flush");
         assert_eq!(store.unflushed_bytes().expect("a number"), 0);
         assert_eq!(store.below().records().len(), 1);
+    }
+
+    /// A store whose ordered writes wait until they may go on, and then do what they are told.
+    #[derive(Default)]
+    struct Slow {
+        store: MemoryEngine,
+        begun: Event,
+        may_end: Event,
+        fails: AtomicBool,
+    }
+
+    #[derive(Default)]
+    struct Event(Mutex<bool>, Condvar);
+
+    impl Event {
+        fn tell(&self) {
+            *self.0.lock().expect("a lock") = true;
+            self.1.notify_all();
+        }
+
+        fn wait(&self) {
+            let told = self.0.lock().expect("a lock");
+            drop(self.1.wait_while(told, |told| !*told).expect("a lock"));
+        }
+    }
+
+    impl View for Slow {
+        fn get(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
+            self.store.get(name)
+        }
+
+        fn scan(&self, span: &Span, direction: Direction, visit: &mut Visitor<'_>) -> Result<(), StateError> {
+            self.store.scan(span, direction, visit)
+        }
+    }
+
+    impl StateEngine for Slow {
+        fn get_persisted(&self, name: &[u8]) -> Result<Option<Bytes>, StateError> {
+            self.store.get_persisted(name)
+        }
+
+        fn write(&self, batch: Batch) -> Result<(), StateError> {
+            self.store.write(batch)
+        }
+
+        fn write_in_order(&self, records: &[(&[u8], Option<&Bytes>)]) -> Result<(), StateError> {
+            self.begun.tell();
+            self.may_end.wait();
+            if self.fails.load(Ordering::SeqCst) {
+                return Err(StateError::engine("write", "told to fail"));
+            }
+            self.store.write_in_order(records)
+        }
+
+        fn view(&self, read: &mut dyn FnMut(&dyn View)) {
+            self.store.view(read);
+        }
+
+        fn flush(&self) -> Result<(), StateError> {
+            self.store.flush()
+        }
+
+        fn build_table(
+            &self,
+            fill: &mut dyn FnMut(&mut dyn TableSink) -> Result<(), StateError>,
+        ) -> Result<Option<Table>, StateError> {
+            self.store.build_table(fill)
+        }
+
+        fn receive_table(&self) -> Result<Table, StateError> {
+            self.store.receive_table()
+        }
+
+        fn bounds(&self, table: &Table) -> Result<Option<Bounds>, StateError> {
+            self.store.bounds(table)
+        }
+
+        fn ingest(&self, tables: Vec<Table>) -> Result<(), StateError> {
+            self.store.ingest(tables)
+        }
+
+        fn check_health(&self) -> Result<(), StateError> {
+            self.store.check_health()
+        }
+    }
+
+    #[test]
+    fn nobody_waits_for_what_settles_and_nobody_misses_it() {
+        let store = WriteBehind::new(Arc::new(Slow::default()), 1_000);
+        store.write(batch(&[(1, Some(1)), (2, Some(1))])).expect("a write");
+        thread::scope(|scope| {
+            let flushing = scope.spawn(|| store.flush());
+            store.below().begun.wait();
+            let three = |value: u8| Some(Bytes::from(vec![value; 3]));
+            assert_eq!(store.get(&name(1)).expect("a read"), three(1));
+            let seen = with_view_in_memory(&store, |view| view.get(&name(2)));
+            assert_eq!(seen.expect("in memory").expect("a read"), three(1));
+            store.write(batch(&[(2, Some(2)), (3, Some(2)), (1, None)])).expect("a write");
+            let all = with_view(&store, |view| shown(view, &span(0, EVERYTHING)));
+            assert_eq!(all, BTreeMap::from([(name(2), three(2).unwrap()), (name(3), three(2).unwrap())]));
+            store.below().may_end.tell();
+            flushing.join().expect("no panic").expect("a flush");
+            assert_eq!(store.below().get(&name(2)).expect("a read"), three(1));
+            assert_eq!(store.get(&name(2)).expect("a read"), three(2));
+            assert_eq!(store.get(&name(1)).expect("a read"), None);
+        });
+    }
+
+    #[test]
+    fn a_store_that_failed_takes_no_more_and_still_shows_what_it_took() {
+        let store = WriteBehind::new(Arc::new(Slow::default()), 1_000);
+        store.below().may_end.tell();
+        store.below().fails.store(true, Ordering::SeqCst);
+        store.write(batch(&[(1, Some(1))])).expect("a write");
+        store.flush().expect_err("a flush that was told to fail");
+        store.below().fails.store(false, Ordering::SeqCst);
+        store.write(batch(&[(2, Some(1))])).expect_err("a write after a failure");
+        store.flush().expect_err("a flush after a failure");
+        assert!(store.get(&name(1)).expect("a read").is_some());
     }
 }

@@ -39,6 +39,7 @@ use kvnode::{
         hub::{Hooks, StateHub},
         memory::MemoryEngine,
         workers::Workers,
+        write_behind::WriteBehind,
     },
     transport::{Dependencies, Handler, Identity, Limits, Randomness, Transport, loopback::Loopback},
 };
@@ -63,6 +64,8 @@ const GROUP: GroupId = GroupId(1);
 const LOG_RETENTION_BYTES: u64 = 4 << 10;
 /// So often that a crash finds states of all ages.
 const FLUSH: FlushPolicy = FlushPolicy { applied_bytes_max: 4 << 10, interval: Duration::from_secs(2) };
+/// So little that it settles between most entries, and a crash finds some that did not.
+const GATHERED_BYTES: usize = 600;
 /// Replica ids are not node ids.
 const REPLICAS_FROM: u64 = 100;
 
@@ -296,7 +299,8 @@ impl World {
             metrics: Default::default(),
         };
         let workers = Workers::Simulated { tasks: Arc::new(move |name, task| spawner.spawn(name, task)) };
-        StateHub::with_engine(machine.engine.clone(), FLUSH, hooks, workers).unwrap()
+        let engine = WriteBehind::new(machine.engine.clone(), GATHERED_BYTES);
+        StateHub::with_engine(Arc::new(engine), FLUSH, hooks, workers).unwrap()
     }
 
     fn sync_time(&self, node: NodeId) -> Duration {
