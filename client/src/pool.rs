@@ -26,7 +26,8 @@ use crate::{address::Address, stream::BatchStream};
 /// A TCP and HTTP/2 handshake takes two round trips; one that takes longer is to a dead host.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// An idle connection through a silent network partition is noticed after this.
-const KEEP_ALIVE: KeepAlive = KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
+const KEEP_ALIVE: KeepAlive =
+    KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
 /// So that an upload or download is not paced by round trips.
 const WINDOWS: Windows = Windows { stream: 2 * 1024 * 1024, connection: 8 * 1024 * 1024 };
 /// Messages are at most 4 MiB both ways; what is above leaves room for a later server.
@@ -60,7 +61,8 @@ impl Node {
 
     pub(crate) fn admin(&self) -> AdminClient<Connection> {
         let Connected { connection, origin, .. } = &*self.0;
-        AdminClient::with_origin(connection.clone(), origin.clone()).max_decoding_message_size(MAX_REPLY_BYTES)
+        AdminClient::with_origin(connection.clone(), origin.clone())
+            .max_decoding_message_size(MAX_REPLY_BYTES)
     }
 
     /// The stream of this connection; `None`: the node has none, calls are unary.

@@ -175,7 +175,9 @@ impl Call {
                     _ => Err(blamed(failure)),
                 }
             }
-            Ended::Broken { sent: false, .. } => Err(Miss::Moved(Box::new(self.not_sent(node)), Blame::Nobody)),
+            Ended::Broken { sent: false, .. } => {
+                Err(Miss::Moved(Box::new(self.not_sent(node)), Blame::Nobody))
+            }
             Ended::Broken { why: Why::Broke(status), sent: true } => {
                 let failure = of(&status);
                 match failure.cause() {

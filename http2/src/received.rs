@@ -52,15 +52,18 @@ impl Body for Received {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if self.part == Part::Data {
+        while self.part == Part::Data {
             let data = ready!(self.poll_data(context));
             if self.stream.is_end_stream() {
                 self.part = Part::Nothing;
             } else if !matches!(data, Some(Ok(_))) {
                 self.part = Part::Trailers;
             }
-            if let Some(data) = data {
-                return Poll::Ready(Some(data.map(Frame::data)));
+            match data {
+                // Only the end of the stream came with it.
+                Some(Ok(data)) if data.is_empty() => {}
+                Some(data) => return Poll::Ready(Some(data.map(Frame::data))),
+                None => {}
             }
         }
         if self.part == Part::Nothing {

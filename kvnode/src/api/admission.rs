@@ -111,8 +111,7 @@ impl Admission {
         let terms = Terms::of(method, self.idle);
         let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
         let in_flight = connection.request(terms.limit).map_err(refused)?;
-        let span =
-            tracing::debug_span!("call", method, trace_id = trace_id(headers).unwrap_or_default());
+        let span = tracing::debug_span!("call", method, trace_id = trace_id(headers).unwrap_or_default());
         Ok(Admitted { in_flight, span, terms })
     }
 }

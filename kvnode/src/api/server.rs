@@ -23,7 +23,7 @@ use super::{
     kv::KvService,
     limits,
     measure::{ApiMetrics, Calls},
-    port::{Reception, Port},
+    port::{Port, Reception},
     quota::NodeQuota,
     services::Services,
     text::KvTextService,
@@ -110,7 +110,11 @@ pub async fn serve<S: Store, N: Node>(
     let (text, admin) = (KvTextService::new(context), AdminService::new(node));
     let services = Services::new(kv, text, admin, &health).map_err(ServeError::Reflection)?;
     let calls = Calls::new(metrics.requests.clone());
-    let port = Arc::new(Port { calls, admission: Admission::new(options.authorize.clone(), options.idle), services });
+    let port = Arc::new(Port {
+        calls,
+        admission: Admission::new(options.authorize.clone(), options.idle),
+        services,
+    });
     let terms = Terms { http: http(&options), age_max: options.connection_age_max, draining };
 
     let mut open = JoinSet::new();
@@ -188,10 +192,7 @@ async fn all_ended(open: &mut JoinSet<()>) {
 
 fn http(options: &Options) -> http2::Options {
     http2::Options {
-        windows: Windows {
-            stream: limits::STREAM_WINDOW_BYTES,
-            connection: limits::CONNECTION_WINDOW_BYTES,
-        },
+        windows: Windows { stream: limits::STREAM_WINDOW_BYTES, connection: limits::CONNECTION_WINDOW_BYTES },
         keep_alive: KeepAlive { interval: limits::KEEPALIVE_INTERVAL, timeout: limits::KEEPALIVE_INTERVAL },
         streams_max: options.streams_per_connection_max,
         header_bytes_max: limits::HEADER_BYTES_MAX,

@@ -139,6 +139,18 @@ pub trait StateEngine: View + Send + Sync + 'static {
     /// [`StateError::Engine`]: the device failed, and the node must stop.
     fn write(&self, batch: Batch) -> Result<(), StateError>;
 
+    /// Applies a batch of records in the order of their names, each name once; `None` removes a record.
+    ///
+    /// # Errors
+    /// As for [`StateEngine::write`].
+    fn write_in_order(&self, records: &[(&[u8], Option<&Bytes>)]) -> Result<(), StateError> {
+        let change = |(name, value): &(&[u8], Option<&Bytes>)| match value {
+            Some(value) => Change::Put { name: name.to_vec(), value: (*value).clone() },
+            None => Change::Delete { name: name.to_vec() },
+        };
+        self.write(Batch { changes: records.iter().map(change).collect() })
+    }
+
     /// Shows one moment of the state to `read`; see [`with_view`] for a result.
     fn view(&self, read: &mut dyn FnMut(&dyn View));
 

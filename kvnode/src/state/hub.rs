@@ -38,6 +38,7 @@ use super::{
     rocks::{OpenError, RocksEngine},
     snapshot::{INCOMING_MAX, OUTGOING_MAX, Sending, SnapshotStage},
     workers::Workers,
+    write_behind::WriteBehind,
 };
 use crate::state_machine::{
     heads::HeadBudget,
@@ -51,6 +52,8 @@ use crate::{metrics::StorageMetrics, runtime::Handover};
 
 /// Bytes of answers that are made without a pause, of a node's only thread perhaps.
 const READ_BYTES_AT_ONCE: usize = 256 << 10;
+/// Keys of a read that is answered from memory by the task that asks: a fraction of a millisecond.
+const KEYS_AT_ONCE_MAX: usize = 128;
 /// Memory for revisions over a store in memory: so little that some are forgotten, which tests are to meet too.
 const HEAD_BYTES_SIMULATED: usize = 4 << 10;
 /// Advice to a refused reader, ms.
@@ -150,7 +153,7 @@ impl StateHub {
         workers: Workers,
     ) -> Result<Self, OpenError> {
         let budget = MemoryBudget::of(memory_bytes);
-        let engine = RocksEngine::open(path, budget)?;
+        let engine = WriteBehind::new(RocksEngine::open(path, budget)?, budget.gathered_bytes);
         Ok(Self::with_heads(Arc::new(engine), policy, hooks, workers, budget.head_bytes)?)
     }
 
@@ -463,9 +466,9 @@ pub(super) fn busy(message: String) -> Refusal {
     crate::refusal::exhausted(crate::refusal::READ_QUEUE_FULL, message, RETRY_AFTER_MS)
 }
 
-/// A read that costs at most one value: what it takes from memory needs no thread.
-fn is_point_read(request: &ReadRequest) -> bool {
-    matches!(&request.read, Some(read_request::Read::Get(get)) if get.keys.len() == 1)
+/// A read of few keys: what it takes from memory needs no thread.
+fn is_small_read(request: &ReadRequest) -> bool {
+    matches!(&request.read, Some(read_request::Read::Get(get)) if get.keys.len() <= KEYS_AT_ONCE_MAX)
 }
 
 /// Reads of one replica, each of one moment.
@@ -511,7 +514,7 @@ impl ReplicaReader {
         self.replica.progress.wait_revision(revision)
     }
 
-    /// Answers a request from the newest state, without blocking: at once when it is a read of one key and all it needs
+    /// Answers a request from the newest state, without blocking: at once when it is a read of few keys and all it needs
     /// is in memory, otherwise on a thread for reads. Damage is told as by [`Self::read`]. What the request wants pinned
     /// is pinned, see [`super::pinned_reads`].
     pub async fn answer(&self, request: ReadRequest) -> ReadResponse {
@@ -522,7 +525,7 @@ impl ReplicaReader {
     }
 
     pub(super) async fn answer_now(&self, request: ReadRequest) -> ReadResponse {
-        if is_point_read(&request)
+        if is_small_read(&request)
             && let Some(answer) = with_view_in_memory(self.shared.engine.as_ref(), |view| {
                 reads::Reader::new(view, self.replica.id, self.replica.shard)?.read(&request)
             })
@@ -552,7 +555,7 @@ impl ReplicaReader {
             let Ok(reader) = reads::Reader::new(view, self.replica.id, self.replica.shard) else { return };
             let mut left = READ_BYTES_AT_ONCE;
             for request in requests {
-                let answer = self.point_in_memory(&reader, request);
+                let answer = self.small_in_memory(&reader, request);
                 left = left.saturating_sub(answer.as_ref().map_or(0, prost::Message::encoded_len));
                 answers.push(answer);
                 if left == 0 {
@@ -564,8 +567,8 @@ impl ReplicaReader {
         answers
     }
 
-    fn point_in_memory(&self, reader: &reads::Reader<'_>, request: &ReadRequest) -> Option<ReadResponse> {
-        if !is_point_read(request) || wanted_pin(request).is_some() {
+    fn small_in_memory(&self, reader: &reads::Reader<'_>, request: &ReadRequest) -> Option<ReadResponse> {
+        if !is_small_read(request) || wanted_pin(request).is_some() {
             return None;
         }
         match reader.read(request) {

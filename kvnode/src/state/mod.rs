@@ -1,9 +1,9 @@
 //! The state store: what the replicas of a node hold, in one RocksDB without a write-ahead log.
 //!
-//! [`keys`] says how records are named and ordered, [`engine`] what a store must do, [`rocks`] and [`memory`] do it.
-//! A write is durable with the flush that follows it ([`flush`]); what a crash takes back, the Raft log brings
-//! again. [`snapshot`] carries a replica's state to another node, [`pins`] keep moments of it for downloads, [`hub`]
-//! holds it all together for a node.
+//! [`keys`] says how records are named and ordered, [`engine`] what a store must do, [`rocks`] and [`memory`] do it, and
+//! [`write_behind`] lets writes gather before. A write is durable with the flush that follows it ([`flush`]); what a
+//! crash takes back, the Raft log brings again. [`snapshot`] carries a replica's state to another node, [`pins`] keep
+//! moments of it for downloads, [`hub`] holds it all together for a node.
 //!
 //! Nothing here knows what an operation means: that is [`crate::state_machine`].
 
@@ -21,6 +21,7 @@ pub mod reclaim;
 pub mod rocks;
 pub mod snapshot;
 pub mod workers;
+pub mod write_behind;
 
 pub use engine::{Batch, Change, Direction, Span, StateEngine, View};
 pub use error::{Damage, StateError};

@@ -23,6 +23,8 @@ pub struct MemoryBudget {
     pub write_buffer_bytes: usize,
     /// Revisions of keys, kept beside the store for apply.
     pub head_bytes: usize,
+    /// Records that go into the memtables together; twice of it is held.
+    pub gathered_bytes: usize,
 }
 
 impl MemoryBudget {
@@ -33,11 +35,10 @@ impl MemoryBudget {
         let bytes = bytes.max(MEMORY_BUDGET_MIN_BYTES);
         let head_bytes = (bytes / 8).min(256 * MIB);
         let store_bytes = bytes - head_bytes;
-        Self {
-            block_cache_bytes: store_bytes,
-            write_buffer_bytes: (store_bytes / 3).min(256 * MIB),
-            head_bytes,
-        }
+        let write_buffer_bytes = (store_bytes / 3).min(256 * MIB);
+        // A memtable takes 64 of them: their records are then a few places apart.
+        let gathered_bytes = (write_buffer_bytes / 256).max(128 * KIB);
+        Self { block_cache_bytes: store_bytes, write_buffer_bytes, head_bytes, gathered_bytes }
     }
 }
 

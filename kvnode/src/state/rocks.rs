@@ -108,6 +108,12 @@ impl RocksEngine {
         StateError::engine(operation, error)
     }
 
+    fn write_native(&self, batch: WriteBatch, deletes: u64) -> Result<(), StateError> {
+        self.database.write_opt(batch, &self.options.write).map_err(|error| self.failed("write", &error))?;
+        self.deletes.fetch_add(deletes, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn tables(&self) -> Result<Vec<TableInfo>, StateError> {
         let files = self.database.live_files().map_err(|error| StateError::engine("list tables", error))?;
         let info = |file: LiveFile| {
@@ -263,9 +269,23 @@ impl StateEngine for RocksEngine {
                 }
             }
         }
-        self.database.write_opt(native, &self.options.write).map_err(|error| self.failed("write", &error))?;
-        self.deletes.fetch_add(deletes, Ordering::Relaxed);
-        Ok(())
+        self.write_native(native, deletes)
+    }
+
+    fn write_in_order(&self, records: &[(&[u8], Option<&Bytes>)]) -> Result<(), StateError> {
+        let bytes = |(name, value): &(&[u8], Option<&Bytes>)| name.len() + value.map_or(0, Bytes::len) + 16;
+        let mut native = WriteBatch::with_capacity_bytes(records.iter().map(bytes).sum());
+        let mut deletes = 0;
+        for (name, value) in records {
+            match value {
+                Some(value) => native.put(name, value),
+                None => {
+                    deletes += 1;
+                    native.delete(name);
+                }
+            }
+        }
+        self.write_native(native, deletes)
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
