@@ -1,6 +1,6 @@
 # Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run build test soak verify fix bench bench-quick setup install
+.PHONY: help run build test soak soak-faults verify fix bench bench-quick bench-micro setup install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -14,8 +14,11 @@ build: ## set up and build kvnode and kvctl
 test: ## set up, build, and run all tests
 	@scripts/test
 
-soak: ## the tests that run in rounds, for an hour, with other seeds each time
-	@scripts/soak
+soak: ## a mixed load for an hour, whose end must be as good as its beginning
+	@scripts/soak-load
+
+soak-faults: ## the tests that run in rounds, for an hour, with other seeds each time
+	@scripts/soak-faults
 
 verify: ## what CI checks beside the tests: format, lints, compatibility, docs; writes nothing
 	@scripts/verify
@@ -28,6 +31,9 @@ bench: ## measure KvCluster and etcd in one run on this machine, half an hour; n
 
 bench-quick: ## whether that works, in a minute once etcd is built
 	@scripts/bench-quick
+
+bench-micro: ## what encoding, apply, the log and routing cost by themselves
+	@scripts/bench-micro
 
 setup: ## install what the build needs; asks before it uses sudo
 	@scripts/setup

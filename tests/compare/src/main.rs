@@ -9,12 +9,12 @@ mod etcd;
 mod kvcluster;
 mod record;
 mod summary;
-mod usage;
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use kv_compare::usage;
 use serde::Serialize;
 
 use crate::{

@@ -1,7 +1,8 @@
 //! What a run leaves for those who come later: the machine, the commit, the command, and every figure.
 
-use std::{env, fs, process::Command, thread};
+use std::env;
 
+use kv_compare::machine::{Machine, commit};
 use serde::Serialize;
 
 use crate::{Memory, summary::Figure};
@@ -19,14 +20,6 @@ pub struct Record<'r> {
     memory: &'r [Memory],
 }
 
-#[derive(Debug, Serialize)]
-struct Machine {
-    processor: String,
-    cores: usize,
-    memory_bytes: u64,
-    kernel: String,
-}
-
 impl<'r> Record<'r> {
     /// Of this run, on this machine.
     pub fn of(figures: &'r [Figure], memory: &'r [Memory]) -> Self {
@@ -37,49 +30,5 @@ impl<'r> Record<'r> {
             figures,
             memory,
         }
-    }
-}
-
-impl Machine {
-    fn this() -> Self {
-        let read = |path| fs::read_to_string(path).unwrap_or_default();
-        let memory = value(&read("/proc/meminfo"), "MemTotal").and_then(|total| {
-            let kib = total.strip_suffix("kB")?.trim().parse::<u64>().ok()?;
-            Some(kib * 1024)
-        });
-        Self {
-            processor: value(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
-            cores: thread::available_parallelism().map_or(0, usize::from),
-            memory_bytes: memory.unwrap_or_default(),
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-        }
-    }
-}
-
-/// The first value of a `name: value` file.
-fn value(text: &str, name: &str) -> Option<String> {
-    let lines = text.lines().filter_map(|line| line.split_once(':'));
-    lines.into_iter().find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
-}
-
-fn commit() -> String {
-    let git = |words: &[&str]| {
-        let output = Command::new("git").args(words).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return String::new() };
-    let is_changed = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
-    if is_changed { commit + "+" } else { commit }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn values_are_found_by_name() {
-        let text = "processor\t: 0\nmodel name\t: A: fast one\nmodel name\t: other\n";
-        assert_eq!(value(text, "model name").as_deref(), Some("A: fast one"));
-        assert_eq!(value(text, "missing"), None);
     }
 }

@@ -1,9 +1,16 @@
-//! The checked load finds planted bugs: it runs against a store in memory that lies on request.
+//! Loads and their checks.
 //!
+//! Too much load for real clusters: a [`burst`], a [`slow_reader`], a [`hot_shard`].
+//!
+//! The checked load finds planted bugs: it runs against a store in memory that lies on request.
 //! A bug that happens once may stay hidden: what it spoiled is overwritten before anybody reads it. So a load runs until
 //! the bug has happened [`STRIKES`] times, however long that takes. What a checker says first of it is a matter of
 //! chance, too: a test names every true thing that may be said.
 
+mod burst;
+mod hot_shard;
+mod pressure;
+mod slow_reader;
 mod store;
 
 use std::{any::Any, net::SocketAddr, sync::Arc};

@@ -1,0 +1,118 @@
+//! A burst of many times of what a node can do: all that is too much is refused at once, with a time to come again; memory
+//! stays within its limits, and when the burst is over all is as before.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kv_cluster_tests::{Cluster, Plan, metrics::scrape};
+use kv_proto::kv::v1::{GetRequest, PutRequest, kv_client::KvClient};
+use tokio::task::JoinSet;
+use tonic::{Request, transport::Channel};
+
+use crate::pressure::{self, DEADLINE, Ends, MIB, Memory, alone, read_all, steady, stream_of};
+
+/// Each takes 256 calls at once, all together 6,144: three times of what one address may have in flight at a node.
+const CONNECTIONS: usize = 24;
+const CALLERS_PER_CONNECTION: usize = 256;
+/// One after the other, by each caller, without a pause.
+const CALLS: usize = 2;
+/// Streams with full windows: 4,096 operations, 7 MiB. All together half a gigabyte, four times of what one address may
+/// have in flight at a node.
+const STREAMS: usize = 64;
+const STREAM_CONNECTIONS: usize = 4;
+const STREAM_OPERATIONS: u64 = 4_096;
+const VALUE_BYTES: usize = 1_700;
+
+/// Of each node, for caches and memtables of the state: half of this.
+const NODE_MEMORY: &str = "256Mi";
+/// By how much a node may grow: its state store (128 MiB); memtables, queue and decoded tail of its log (3 * 32, 64, 64);
+/// requests of one address in flight (128); 32 of writes that wait in each of three shards.
+const GROWTH_MAX: u64 = (128 + 96 + 64 + 64 + 128 + 3 * 32) * MIB;
+/// The small load takes no longer than before, but for what a busy machine may add.
+const SLACK: Duration = Duration::from_secs(5);
+
+fn value() -> Bytes {
+    vec![7; VALUE_BYTES].into()
+}
+
+/// A caller: puts, and a get of what it put every other time.
+async fn call(mut client: KvClient<Channel>, name: String) -> Ends {
+    let mut ends = Ends::default();
+    let key = Bytes::from(name);
+    for number in 0..CALLS {
+        let begun = Instant::now();
+        if number % 2 == 0 {
+            let mut put = Request::new(PutRequest { key: key.clone(), value: value(), ..Default::default() });
+            put.set_timeout(DEADLINE);
+            ends.unary(client.put(put).await, begun.elapsed());
+        } else {
+            let mut get = Request::new(GetRequest { key: key.clone(), ..Default::default() });
+            get.set_timeout(DEADLINE);
+            ends.unary(client.get(get).await, begun.elapsed());
+        }
+    }
+    ends
+}
+
+/// A stream whose window is full at once.
+async fn stream(channel: Channel, number: usize, value: Bytes) -> Ends {
+    let mut ends = Ends::default();
+    let key = |id| format!("burst/stream/{number}/{id}");
+    let operations: Vec<_> =
+        (0..STREAM_OPERATIONS).map(|id| pressure::put(id, key(id), value.clone())).collect();
+    let begun = Instant::now();
+    let mut replies = stream_of(channel, &operations).await;
+    read_all(&mut replies, |_, result| ends.streamed(result.as_ref(), begun.elapsed())).await;
+    assert_eq!(ends.all(), STREAM_OPERATIONS, "each operation has one answer: {ends}");
+    ends
+}
+
+async fn total(mut clients: JoinSet<Ends>) -> Ends {
+    let mut ends = Ends::default();
+    while let Some(client) = clients.join_next().await {
+        ends.add(client.expect("a client is told nothing else"));
+    }
+    ends
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_is_refused_with_advice_within_bounds_and_over_when_it_is_over() {
+    let _alone = alone().await;
+    let plan = Plan::nodes(3).with_flag("--memory", NODE_MEMORY);
+    let Some(cluster) = Cluster::start(plan).await else { return };
+    let before = steady(&cluster, "before").await;
+    let memory: Vec<Memory> = cluster.nodes.iter().filter_map(Memory::watch).collect();
+    let address = cluster.addresses()[0];
+
+    let (mut calls, mut streams) = (JoinSet::new(), JoinSet::new());
+    for connection in 0..STREAM_CONNECTIONS {
+        let channel = pressure::connect(address).await;
+        for number in 0..STREAMS / STREAM_CONNECTIONS {
+            streams.spawn(stream(channel.clone(), connection * STREAMS + number, value()));
+        }
+    }
+    for connection in 0..CONNECTIONS {
+        let client = KvClient::new(pressure::connect(address).await);
+        for number in 0..CALLERS_PER_CONNECTION {
+            calls.spawn(call(client.clone(), format!("burst/call/{connection}/{number}")));
+        }
+    }
+    let (calls, streams) = tokio::join!(total(calls), total(streams));
+    let after = steady(&cluster, "after").await;
+
+    println!("calls: {calls}");
+    println!("streams: {streams}");
+    for (node, memory) in cluster.nodes.iter().zip(&memory) {
+        println!("{} grew by {} MiB", node.name, memory.growth() / MIB);
+        assert!(memory.growth() <= GROWTH_MAX, "{} grew by {} MiB", node.name, memory.growth() / MIB);
+    }
+    println!("the small load took {before:?} before and {after:?} after");
+    assert!(calls.done > 0 && streams.done > 0, "nothing was admitted");
+    for (limit, ends) in [("REQUESTS_IN_FLIGHT", &calls), ("REQUEST_BYTES_IN_FLIGHT", &streams)] {
+        assert!(ends.refused.contains_key(limit), "the burst did not meet {limit}: {ends}");
+    }
+    assert!(after <= before + SLACK, "the small load took {before:?} before and {after:?} after the burst");
+    let shown = scrape(cluster.nodes[0].ports.http_address()).expect("metrics");
+    let counted = shown.get("kv_api_refused_total{limit=\"requests\"}").copied().unwrap_or_default();
+    assert!(counted > 0.0, "refusals are counted");
+}

@@ -1,0 +1,252 @@
+//! What tests of too much load share: how calls may end under it, what nodes take of the machine meanwhile, and the small
+//! load that must be served before, beside and after it.
+
+use std::{
+    collections::BTreeMap,
+    fmt, fs,
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use futures::stream;
+use kv_cluster_tests::{
+    Cluster, Node,
+    api::{Api, Read, reason},
+};
+use kv_proto::kv::v1::{
+    BatchOperation, BatchRequest, BatchResponse, Failure, GetRequest, PutRequest, batch_operation,
+    batch_result, kv_client::KvClient,
+};
+use tokio::{
+    sync::{Mutex, MutexGuard},
+    task::JoinSet,
+};
+use tonic::{
+    Code, Status, Streaming,
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt;
+
+/// One at a time: each of them takes all of the machine, and says how much.
+static ALONE: Mutex<()> = Mutex::const_new(());
+
+/// Held by a test while it loads its cluster.
+pub async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
+
+pub const MIB: u64 = 1 << 20;
+/// Of every call under pressure: long enough for all that is admitted.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+/// What a node counts in whole milliseconds it may tell this much too early.
+const CLOCKS: Duration = Duration::from_millis(50);
+/// Operations of one message of a stream.
+const MESSAGE_OPERATIONS: usize = 128;
+
+/// How calls have ended.
+#[derive(Debug, Default)]
+pub struct Ends {
+    /// Carried out.
+    pub done: u64,
+    /// By the limit that was met; each with a time after which to come again.
+    pub refused: BTreeMap<String, u64>,
+    /// At their deadline, and not before.
+    pub overdue: u64,
+}
+
+impl fmt::Display for Ends {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} done, {} overdue, refused {:?}", self.done, self.overdue, self.refused)
+    }
+}
+
+impl Ends {
+    /// Counts the end of a unary call that took this long.
+    ///
+    /// # Panics
+    /// When it is one that a client under pressure must never be told.
+    pub fn unary<T>(&mut self, result: Result<T, Status>, took: Duration) {
+        let Err(status) = result else {
+            self.done += 1;
+            return;
+        };
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        self.failed(status.code(), reason(&status).as_deref(), retry, took, status.message());
+    }
+
+    /// Counts the end of an operation on a stream.
+    ///
+    /// # Panics
+    /// As [`Ends::unary`].
+    pub fn streamed(&mut self, result: Option<&batch_result::Result>, took: Duration) {
+        match result {
+            Some(batch_result::Result::Failure(failure)) => {
+                let Failure { code, reason, message, retry_after_ms, .. } = failure;
+                let retry = Duration::from_millis((*retry_after_ms).into());
+                self.failed(Code::from_i32(*code), Some(reason), Some(retry), took, message);
+            }
+            Some(_) => self.done += 1,
+            None => panic!("an answer without a result"),
+        }
+    }
+
+    fn failed(
+        &mut self,
+        code: Code,
+        reason: Option<&str>,
+        retry: Option<Duration>,
+        took: Duration,
+        message: &str,
+    ) {
+        let late = took + CLOCKS >= DEADLINE;
+        match (code, reason) {
+            (Code::ResourceExhausted, Some(limit)) => {
+                assert!(retry.is_some_and(|retry| !retry.is_zero()), "{limit} without a time to come again");
+                *self.refused.entry(limit.to_owned()).or_default() += 1;
+            }
+            // Of the node; or of the client, whose own clock may be first.
+            (Code::Unknown, Some("OUTCOME_UNKNOWN"))
+            | (Code::Unavailable | Code::DeadlineExceeded, Some("NOT_APPLIED_EXPIRED"))
+            | (Code::Cancelled | Code::DeadlineExceeded, None)
+                if late =>
+            {
+                self.overdue += 1;
+            }
+            _ => panic!("after {took:?} a call ended with {code:?} {reason:?}: {message}"),
+        }
+    }
+
+    /// Adds those of another client.
+    pub fn add(&mut self, other: Self) {
+        self.done += other.done;
+        self.overdue += other.overdue;
+        for (limit, count) in other.refused {
+            *self.refused.entry(limit).or_default() += count;
+        }
+    }
+
+    /// All refusals.
+    pub fn refusals(&self) -> u64 {
+        self.refused.values().sum()
+    }
+
+    /// All calls.
+    pub fn all(&self) -> u64 {
+        self.done + self.overdue + self.refusals()
+    }
+}
+
+/// The memory of a node's process: what it had, and the most that it has had since then, as Linux counts it.
+pub struct Memory {
+    process: u32,
+    before: u64,
+}
+
+impl Memory {
+    /// From now on. `None`: the system does not tell.
+    pub fn watch(node: &Node) -> Option<Self> {
+        let process = node.process_id()?;
+        // 5: the peak begins anew.
+        fs::write(format!("/proc/{process}/clear_refs"), "5").ok()?;
+        Some(Self { process, before: bytes(process, "VmRSS:")? })
+    }
+
+    /// By how much its peak exceeds what it had, bytes.
+    pub fn growth(&self) -> u64 {
+        bytes(self.process, "VmHWM:").expect("the node runs").saturating_sub(self.before)
+    }
+}
+
+fn bytes(process: u32, name: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+/// A connection of its own, whose windows are those that HTTP/2 begins with: what is not read stays at the node.
+pub async fn connect(address: SocketAddr) -> Channel {
+    const WINDOW: u32 = 65_535;
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a socket address makes a URI");
+    let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+    endpoint.connect().await.expect("a connection")
+}
+
+/// A put on a stream.
+pub fn put(id: u64, key: String, value: Bytes) -> BatchOperation {
+    let put = PutRequest { key: key.into(), value, ..PutRequest::default() };
+    operation(id, batch_operation::Operation::Put(put))
+}
+
+/// A linearizable get on a stream.
+pub fn get(id: u64, key: String) -> BatchOperation {
+    let get = GetRequest { key: key.into(), ..GetRequest::default() };
+    operation(id, batch_operation::Operation::Get(get))
+}
+
+fn operation(id: u64, operation: batch_operation::Operation) -> BatchOperation {
+    let timeout_ms = u32::try_from(DEADLINE.as_millis()).expect("seconds");
+    BatchOperation { id, timeout_ms, operation: Some(operation) }
+}
+
+/// Opens a stream and sends all of these at once, as fast as the node takes them; whoever calls reads the answers, or does
+/// not.
+pub async fn stream_of(channel: Channel, operations: &[BatchOperation]) -> Streaming<BatchResponse> {
+    let messages: Vec<BatchRequest> = operations
+        .chunks(MESSAGE_OPERATIONS)
+        .map(|operations| BatchRequest { operations: operations.to_vec() })
+        .collect();
+    KvClient::new(channel).batch(stream::iter(messages)).await.expect("a stream").into_inner()
+}
+
+/// Reads a stream to its end, answer by answer.
+///
+/// # Panics
+/// When it breaks.
+pub async fn read_all(
+    replies: &mut Streaming<BatchResponse>,
+    mut each: impl FnMut(u64, Option<batch_result::Result>),
+) {
+    while let Some(reply) = replies.message().await.expect("the stream ends in order") {
+        for answer in reply.results {
+            each(answer.id, answer.result);
+        }
+    }
+}
+
+/// Writes and reads of a small load.
+const STEADY_CLIENTS: usize = 6;
+const STEADY_CALLS: usize = 40;
+
+/// The small load through all nodes: every call of it must succeed at once. Keys begin with `prefix`. Says how long it took.
+///
+/// # Panics
+/// When a call fails.
+pub async fn steady(cluster: &Cluster, prefix: &str) -> Duration {
+    let begun = Instant::now();
+    let mut clients = JoinSet::new();
+    for number in 0..STEADY_CLIENTS {
+        let (api, prefix) = (cluster.api(number % cluster.nodes.len()), format!("{prefix}/{number}"));
+        clients.spawn(async move {
+            for call in 0..STEADY_CALLS {
+                write_and_read(api.clone(), &format!("{prefix}/{call}")).await;
+            }
+        });
+    }
+    while let Some(client) = clients.join_next().await {
+        client.expect("the small load is served");
+    }
+    begun.elapsed()
+}
+
+/// A put and the get that sees it.
+///
+/// # Panics
+/// When one of them fails.
+pub async fn write_and_read(mut api: Api, key: &str) {
+    let value = Bytes::copy_from_slice(key.as_bytes());
+    let put = api.put(key, value, None).await.unwrap_or_else(|status| panic!("put {key}: {status}"));
+    let get = api.get(key, Read::Linearizable).await.unwrap_or_else(|status| panic!("get {key}: {status}"));
+    let found = get.kv.map(|kv| kv.mod_revision);
+    assert_eq!(found, Some(put.mod_revision), "{key} is read as it was written");
+}

@@ -1,0 +1,150 @@
+//! A mixed load for an hour: whether the end is as good as the beginning, compaction included.
+//!
+//! Three kvnodes are loaded by `kvctl bench mixed`, slice after slice without a pause worth the name. After each slice its
+//! rate, its p99 and the memory of the greatest node are told. At the end the last ten minutes are compared with the first
+//! ten. `scripts/soak-load` builds all that is needed and starts this.
+
+mod slice;
+mod verdict;
+
+use std::{path::PathBuf, process::Command, time::Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
+use kv_cluster_tests::{
+    Cluster, Node, Plan,
+    binary::{self, Binary},
+};
+use kv_compare::{
+    machine::{Machine, commit},
+    usage,
+};
+use serde::Serialize;
+use slice::{Report, Slice};
+use verdict::Verdict;
+
+/// Loads a cluster for an hour and compares the end with the beginning.
+#[derive(Debug, Parser)]
+struct Options {
+    /// How long, in minutes
+    #[arg(long, env = "KV_SOAK_MINUTES", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=10_080))]
+    minutes: u64,
+    /// Length of a slice in seconds
+    #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(5..=600))]
+    slice_seconds: u64,
+    /// How much worse the end may be, in percent
+    #[arg(long, default_value_t = 10)]
+    tolerance_percent: u8,
+    /// Clients, each with one call under way
+    #[arg(long, default_value_t = 64)]
+    clients: u32,
+    /// Number of different keys, of 16 B each; all are written before anything is measured
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// Bytes of a value
+    #[arg(long, default_value_t = 256)]
+    value_size: u32,
+    /// Nodes
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Shards
+    #[arg(long, default_value_t = 8)]
+    shards: usize,
+    /// What each node may use, as in kvnode's --memory: little enough that its caches are full within the first ten minutes
+    #[arg(long, default_value = "512Mi")]
+    memory: String,
+    /// Where machine, commit, command, every slice and the verdict are written as JSON
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+/// What is kept of a run.
+#[derive(Debug, Serialize)]
+struct Record<'r> {
+    machine: Machine,
+    commit: String,
+    command: Vec<String>,
+    slices: &'r [Slice],
+    verdict: &'r Verdict,
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    let options = Options::parse();
+    let plan =
+        Plan::nodes(options.nodes).with_shards(options.shards).with_flag("--memory", options.memory.clone());
+    let mut cluster = Cluster::start(plan).await.context("kvnode was not built")?;
+    let slices = run(&options, &mut cluster)?;
+    let verdict = Verdict::of(&slices, options.slice_seconds, options.tolerance_percent)?;
+    if let Some(path) = &options.json {
+        let command = std::env::args().skip(1).collect();
+        let record = Record {
+            machine: Machine::this(),
+            commit: commit(),
+            command,
+            slices: &slices,
+            verdict: &verdict,
+        };
+        let text = serde_json::to_string_pretty(&record)? + "\n";
+        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    println!("\n{verdict}");
+    ensure!(verdict.holds(), "the end is worse than the beginning");
+    Ok(())
+}
+
+/// Fills the cluster, and loads it slice by slice.
+fn run(options: &Options, cluster: &mut Cluster) -> Result<Vec<Slice>> {
+    let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
+    let load =
+        Load { options, kvctl: binary::find(Binary::Kvctl).context("kvctl was not built")?, addresses };
+    let begun = Instant::now();
+    load.run(0, 1)?;
+    println!("{} keys, written in {} s\n\n{}", options.keys, begun.elapsed().as_secs(), Slice::HEADER);
+    let mut slices = Vec::new();
+    for number in 1..=(options.minutes * 60).div_ceil(options.slice_seconds) {
+        let report = load.run(number, options.slice_seconds)?;
+        for node in &mut cluster.nodes {
+            ensure!(node.is_running(), "{} has ended:\n{}", node.name, node.log_tail(40));
+        }
+        let processes: Vec<u32> = cluster.nodes.iter().filter_map(Node::process_id).collect();
+        let slice = Slice::of(number, &report, usage::memory(&processes));
+        println!("{slice}");
+        ensure!(report.errors.is_empty(), "calls have failed: {:?}", report.errors);
+        slices.push(slice);
+    }
+    Ok(slices)
+}
+
+/// What loads the cluster.
+struct Load<'o> {
+    options: &'o Options,
+    kvctl: PathBuf,
+    addresses: Vec<String>,
+}
+
+impl Load<'_> {
+    /// One slice; that with the number 0 writes all keys first.
+    fn run(&self, number: u64, seconds: u64) -> Result<Report> {
+        let options = self.options;
+        let mut command = Command::new(&self.kvctl);
+        command.args(["--addr", &self.addresses.join(","), "-o", "json", "bench", "mixed"]);
+        if number > 0 {
+            command.arg("--no-fill");
+        }
+        for (flag, value) in [
+            ("--seconds", seconds),
+            ("--warm-up-seconds", 0),
+            ("--seed", number),
+            ("--clients", options.clients.into()),
+            ("--keys", options.keys),
+            ("--value-size", options.value_size.into()),
+        ] {
+            command.args([flag, &value.to_string()]);
+        }
+        let output = command.output().context("kvctl bench")?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "kvctl bench: {}: {said}", output.status);
+        serde_json::from_slice(&output.stdout).context("what kvctl bench printed")
+    }
+}

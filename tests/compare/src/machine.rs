@@ -1,0 +1,60 @@
+//! Where and of what something is measured: the machine and the commit.
+
+use std::{fs, process::Command, thread};
+
+use serde::Serialize;
+
+/// The machine, as Linux tells of it; empty and 0 where it does not.
+#[derive(Debug, Serialize)]
+pub struct Machine {
+    processor: String,
+    cores: usize,
+    memory_bytes: u64,
+    kernel: String,
+}
+
+impl Machine {
+    /// The one that this runs on.
+    pub fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        let memory = value(&read("/proc/meminfo"), "MemTotal").and_then(|total| {
+            let kib = total.strip_suffix("kB")?.trim().parse::<u64>().ok()?;
+            Some(kib * 1024)
+        });
+        Self {
+            processor: value(&read("/proc/cpuinfo"), "model name").unwrap_or_default(),
+            cores: thread::available_parallelism().map_or(0, usize::from),
+            memory_bytes: memory.unwrap_or_default(),
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        }
+    }
+}
+
+/// The first value of a `name: value` file.
+fn value(text: &str, name: &str) -> Option<String> {
+    let lines = text.lines().filter_map(|line| line.split_once(':'));
+    lines.into_iter().find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
+}
+
+/// Of this repository; with `+` when the checkout had changes. Empty: it was none.
+pub fn commit() -> String {
+    let git = |words: &[&str]| {
+        let output = Command::new("git").args(words).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return String::new() };
+    let is_changed = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
+    if is_changed { commit + "+" } else { commit }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_by_name() {
+        let text = "processor\t: 0\nmodel name\t: A: fast one\nmodel name\t: other\n";
+        assert_eq!(value(text, "model name").as_deref(), Some("A: fast one"));
+        assert_eq!(value(text, "missing"), None);
+    }
+}
