@@ -57,6 +57,20 @@ async fn what_is_uploaded_is_downloaded() {
     assert!(client.download("absent", DownloadOptions::default()).await.unwrap().is_none());
 }
 
+/// A reader can be sent once only: nothing of it may be lost on a connection that has ended.
+#[tokio::test]
+async fn an_upload_takes_no_connection_that_its_node_has_ended() {
+    let age = Duration::from_millis(200);
+    let cluster = FakeCluster::with_connections_of_age(1, Some(age)).await;
+    let client = client(&cluster);
+    for _ in 0..3 {
+        let source = UploadSource::reader(io::Cursor::new(bytes(1_000)));
+        client.upload("k", source, UploadOptions::default()).await.unwrap();
+        tokio::time::sleep(2 * age).await;
+    }
+    assert_eq!(cluster.count("Upload"), 3);
+}
+
 #[tokio::test]
 async fn inline_and_empty_values_are_downloaded_too() {
     let cluster = FakeCluster::start(1).await;
