@@ -19,6 +19,10 @@ use tonic::Status;
 
 use crate::{KeepAlive, Received, Windows, gathered::Gathered, outgoing::Outgoing};
 
+/// Calls that were answered before all of their body had come, and whose late bytes are no error of the client: as many as can
+/// be refused within a second, for which they are remembered. Beyond that h2 counts them, and ends the connection at 1,024.
+const REFUSED_MAX: usize = 4_096;
+
 /// How connections are served.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
@@ -73,6 +77,7 @@ where
         .initial_connection_window_size(options.windows.connection)
         .max_concurrent_streams(options.streams_max)
         .max_header_list_size(options.header_bytes_max)
+        .max_concurrent_reset_streams(REFUSED_MAX)
         .handshake::<_, Bytes>(io)
         .await?;
     let mut silence = pin!(options.keep_alive.watch(connection.ping_pong(), reads));
