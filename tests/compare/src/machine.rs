@@ -1,6 +1,6 @@
 //! Where and of what something is measured: the machine and the commit.
 
-use std::{fs, process::Command, thread};
+use std::{env, fs, process::Command, thread};
 
 use serde::Serialize;
 
@@ -30,6 +30,20 @@ impl Machine {
     }
 }
 
+/// The words that this program was called with, but for where etcd's programs lie, which is of no use elsewhere.
+pub fn command() -> Vec<String> {
+    told(env::args().skip(1))
+}
+
+fn told(words: impl Iterator<Item = String>) -> Vec<String> {
+    let mut is_place = false;
+    let is_told = |word: &String| {
+        let is_value = std::mem::replace(&mut is_place, word == "--etcd");
+        !is_value && !word.starts_with("--etcd")
+    };
+    words.filter(is_told).collect()
+}
+
 /// The first value of a `name: value` file.
 fn value(text: &str, name: &str) -> Option<String> {
     let lines = text.lines().filter_map(|line| line.split_once(':'));
@@ -50,6 +64,16 @@ pub fn commit() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_etcd_lies_is_not_told() {
+        let words = |line: &str| line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for line in
+            ["--etcd /somewhere --rounds 1", "--etcd=/somewhere --rounds 1", "--rounds 1 --etcd /somewhere"]
+        {
+            assert_eq!(told(words(line).into_iter()), ["--rounds", "1"], "{line}");
+        }
+    }
 
     #[test]
     fn values_are_found_by_name() {

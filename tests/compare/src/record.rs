@@ -1,8 +1,6 @@
 //! What a run leaves for those who come later: the machine, the commit, the command, and every figure.
 
-use std::env;
-
-use kv_compare::machine::{Machine, commit};
+use kv_compare::machine::{Machine, command, commit};
 use serde::Serialize;
 
 use crate::{Memory, summary::Figure};
@@ -23,12 +21,6 @@ pub struct Record<'r> {
 impl<'r> Record<'r> {
     /// Of this run, on this machine.
     pub fn of(figures: &'r [Figure], memory: &'r [Memory]) -> Self {
-        Self {
-            machine: Machine::this(),
-            commit: commit(),
-            command: env::args().skip(1).collect(),
-            figures,
-            memory,
-        }
+        Self { machine: Machine::this(), commit: commit(), command: command(), figures, memory }
     }
 }

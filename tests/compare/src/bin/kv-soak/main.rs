@@ -16,7 +16,7 @@ use kv_cluster_tests::{
     binary::{self, Binary},
 };
 use kv_compare::{
-    machine::{Machine, commit},
+    machine::{Machine, command, commit},
     usage,
 };
 use serde::Serialize;
@@ -77,11 +77,10 @@ async fn main() -> Result<()> {
     let slices = run(&options, &mut cluster)?;
     let verdict = Verdict::of(&slices, options.slice_seconds, options.tolerance_percent)?;
     if let Some(path) = &options.json {
-        let command = std::env::args().skip(1).collect();
         let record = Record {
             machine: Machine::this(),
             commit: commit(),
-            command,
+            command: command(),
             slices: &slices,
             verdict: &verdict,
         };
