@@ -1,8 +1,8 @@
 //! The API of clients and operators: gRPC in front of the router.
 //!
-//! A call passes [`connection`] and [`admission`] (limits, authorisation), is decoded and checked ([`validate`]), asks
-//! the [`Store`](crate::router::store::Store) and is answered with a [`header`]. What goes wrong becomes a status in
-//! [`error`] and nowhere else. Services decide nothing about the data: they decode, limit, page and stream.
+//! A call comes in by [`port`], passes [`connection`] and [`admission`] (limits, authorisation), is decoded and checked
+//! ([`validate`]), asks the [`Store`](crate::router::store::Store) and is answered with a [`header`]. What goes wrong becomes a
+//! status in [`error`] and nowhere else. Services decide nothing about the data: they decode, limit, page and stream.
 //!
 //! Streams are pulled by their replies: a client that does not read makes its stream stand still. Whatever a client
 //! can make the node hold has a bound in [`limits`], and is counted in [`quota`].

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use kv_http2::{Received, server::Handler};
-use tonic::{Status, body::Body};
+use tonic::body::Body;
 use tracing::Instrument;
 
 use super::{
@@ -48,7 +48,7 @@ impl<S: Store> Reception<S> {
     async fn answer(&self, request: Request<Received>) -> (Response<Body>, Option<Arc<InFlight>>) {
         let admitted = match self.port.admission.admit(&request, &self.connection) {
             Ok(admitted) => admitted,
-            Err(status) => return (refusal(&status), None),
+            Err(status) => return (status.into_http(), None),
         };
         let mut request = admitted.counted(request);
         request.extensions_mut().insert(self.connection.clone());
@@ -68,8 +68,4 @@ impl<S: Store> Handler for Reception<S> {
         let share = reply.extensions_mut().remove::<Share>();
         reply.map(|body| MeasuredBody::new(ReplyBody::new(body, in_flight, share), call))
     }
-}
-
-fn refusal(status: &Status) -> Response<Body> {
-    status.clone().into_http()
 }
