@@ -32,7 +32,7 @@ pub(crate) struct Plan {
 const MAX_REQUEST_BYTES: usize = 4 * 1024 * 1024;
 /// A quick read waits for one node at least this long before it asks another one.
 const LEAST_PATIENCE: Duration = Duration::from_millis(500);
-/// Connections that are replaced before that counts as a failure.
+/// Connections and streams that are replaced before that counts as a failure.
 const ENDED_MAX: u32 = 4;
 /// One node's answer to the question for a newer map.
 const MAP_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,7 +51,7 @@ pub(crate) struct Call {
     damaged: Vec<Address>,
     /// Refusals by a node that has no replica of the shard.
     absences: u32,
-    /// Connections that had ended before the request was sent.
+    /// Connections and streams that had ended before the request was sent.
     ended: u32,
     /// An attempt may have had its effect. Only what may be repeated goes on after that.
     perhaps: bool,
@@ -165,15 +165,20 @@ impl Call {
         Failure::local(self.plan.operation, Some(node.address()), Cause::Lost, message)
     }
 
+    /// A connection, or a stream on it, ended before the request was sent. Whether the next attempt is made on a new one at once:
+    /// a node asks for that now and then.
+    pub(crate) fn moves_on(&mut self) -> bool {
+        self.ended += 1;
+        self.ended <= ENDED_MAX
+    }
+
     /// Judges a status; returns when the next attempt may be made.
     pub(crate) async fn failed_at(&mut self, node: &Node, status: &Status) -> Result<()> {
         let failure = self.failure_of(node, status);
         if failure.reason.is_none() && matches!(failure.code, Code::Unavailable | Code::Unknown) {
             self.client.core().pool.discard(node);
         }
-        if failure.cause() == Cause::NotSent && self.ended < ENDED_MAX {
-            // The next attempt makes a new one: a node asks for that now and then.
-            self.ended += 1;
+        if failure.cause() == Cause::NotSent && self.moves_on() {
             return Ok(());
         }
         self.failed(failure).await

@@ -20,9 +20,6 @@ use crate::{
     stream::{Ended, NotTaken, Why, encoded_len},
 };
 
-/// Streams and connections that may end under an operation that was not taken yet, before that counts as a failure.
-const MOVES_MAX: u32 = 4;
-
 /// Why an attempt gave no answer.
 enum Miss {
     /// The failure has to be judged. The connection may be the reason.
@@ -50,7 +47,6 @@ impl Call {
         self.check_size(encoded_len(&operation))?;
         let slot = self.plan.route.slot();
         let mut ticket: Option<Ticket> = None;
-        let mut moves = 0;
         loop {
             let node = self.node().await?;
             if let (Kind::Once, Some(slot)) = (self.plan.kind, slot) {
@@ -68,8 +64,7 @@ impl Call {
                 Err(Miss::UnaryOnly) => node.has_no_streams(),
                 Err(Miss::Moved(failure, blame)) => {
                     self.blame(blame, &node);
-                    moves += 1;
-                    if moves > MOVES_MAX {
+                    if !self.moves_on() {
                         self.failed(*failure).await?;
                     }
                 }

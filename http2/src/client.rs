@@ -100,7 +100,7 @@ async fn call(requests: SendRequest<Bytes>, request: Request<Body>) -> Result<Re
         sending.go_on(context);
         response.as_mut().poll(context)
     });
-    let response = response.await.map_err(|error| status::of(&error))?;
+    let response = response.await.map_err(status::of)?;
     Ok(response.map(|stream| Reply { received: Received::new(stream), sending }))
 }
 

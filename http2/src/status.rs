@@ -15,8 +15,8 @@ pub fn was_not_sent(status: &Status) -> bool {
 }
 
 /// Of an error after the request was sent: what became of it is not known, unless the error says so.
-pub(crate) fn of(error: &h2::Error) -> Status {
-    if is_refused(error) { not_sent_because(error) } else { after_the_head(error) }
+pub(crate) fn of(error: h2::Error) -> Status {
+    if is_refused(&error) { not_sent(error) } else { after_the_head(&error) }
 }
 
 /// Of an error after the head of a response came: the other side has looked at the request.
@@ -44,8 +44,4 @@ fn is_refused(error: &h2::Error) -> bool {
     let by_reset = error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM);
     let by_goodbye = error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
     error.is_remote() && (by_reset || by_goodbye)
-}
-
-fn not_sent_because(error: &h2::Error) -> Status {
-    not_sent(h2::Error::from(error.reason().unwrap_or(Reason::REFUSED_STREAM)))
 }

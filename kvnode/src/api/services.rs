@@ -29,12 +29,6 @@ pub struct Services<S: Store> {
     others: Routes,
 }
 
-impl<S: Store> Clone for Services<S> {
-    fn clone(&self) -> Self {
-        Self { kv: self.kv.clone(), others: self.others.clone() }
-    }
-}
-
 impl<S: Store> Services<S> {
     /// Puts them together.
     ///
