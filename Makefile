@@ -1,6 +1,6 @@
 # Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run build test soak soak-faults verify fix bench bench-quick bench-micro setup install
+.PHONY: help run build test soak soak-faults verify fix bench bench-quick bench-micro profile setup install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -34,6 +34,9 @@ bench-quick: ## whether that works, in a minute once etcd is built
 
 bench-micro: ## what encoding, apply, the log and routing cost by themselves
 	@scripts/bench-micro
+
+profile: ## where the time of an operation goes, with flame graphs; needs perf and root
+	@scripts/profile
 
 setup: ## install what the build needs; asks before it uses sudo
 	@scripts/setup

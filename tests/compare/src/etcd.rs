@@ -5,44 +5,30 @@
 //! two of them run at the same time for that, each with half of the clients, and there are no latencies of both together.
 
 use std::{
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::{Child, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
-use kv_cluster_tests::process::Process;
-use tempfile::TempDir;
+use kv_compare::{etcd_cluster::Etcd, usage};
 
 use crate::{
     Memory, Options, Step, connections, microseconds,
     summary::{Figure, System, Workload},
-    usage,
 };
 
 /// A cluster that does not answer by then will not.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
-const START_POLL: Duration = Duration::from_millis(100);
 /// Calls of the run that finds the rate, for each client.
 const PROBE_CALLS_PER_CLIENT: u64 = 40;
 const PROBE_CALLS_MIN: u64 = 2_000;
-/// Clients that write all keys before anything is measured.
-const FILL_CLIENTS: u32 = 256;
 /// The key that is read.
 const READ_KEY: &str = "bench/0000000001";
-/// Bytes of a key, as `kvctl bench` has them.
-const KEY_SIZE: usize = READ_KEY.len();
 
-/// Running etcd. Dropping it ends them and removes their data.
-struct Etcd<'a> {
-    options: &'a Options,
-    programs: &'a Path,
-    endpoints: String,
-    // In this order: the folder goes after the processes.
-    nodes: Vec<Process>,
-    _folder: TempDir,
+/// A running cluster and what loads it.
+struct Subject<'o> {
+    options: &'o Options,
+    etcd: Etcd,
 }
 
 /// What the benchmark prints.
@@ -56,14 +42,14 @@ struct Said {
 
 /// Starts a cluster, loads it, and ends it.
 pub fn measure(options: &Options, steps: &[Step]) -> Result<(Vec<Figure>, Memory)> {
-    let etcd = Etcd::start(options)?;
-    let fill = Step { workload: Workload::Put, clients: FILL_CLIENTS };
-    etcd.wait(etcd.begin(fill, options.keys, true)?)?;
-    etcd.put_read_key()?;
+    let etcd = Etcd::start(&options.etcd, options.nodes, START_TIMEOUT)?;
+    etcd.fill(options.keys, options.value_size)?;
+    let subject = Subject { options, etcd };
+    subject.put_read_key()?;
     // One client cannot do two things at a time.
     let steps = steps.iter().filter(|step| step.workload != Workload::Mixed || step.clients > 1);
-    let figures = steps.map(|step| etcd.figure(*step)).collect::<Result<_>>()?;
-    let memory = Memory { system: "etcd", node_bytes: usage::memory(&etcd.processes()) };
+    let figures = steps.map(|step| subject.figure(*step)).collect::<Result<_>>()?;
+    let memory = Memory { system: "etcd", node_bytes: usage::memory(&subject.etcd.processes()) };
     Ok((figures, memory))
 }
 
@@ -77,61 +63,11 @@ fn calls_in(per_second: f64, seconds: u64) -> u64 {
     (per_second * seconds as f64).max(1.0) as u64
 }
 
-impl<'a> Etcd<'a> {
-    fn start(options: &'a Options) -> Result<Self> {
-        let programs: &Path = &options.etcd;
-        let folder = tempfile::Builder::new().prefix("etcd-compare-").tempdir()?;
-        let names: Vec<String> = (1..=options.nodes).map(|number| format!("e{number}")).collect();
-        let ports = free_ports(names.len() * 2)?;
-        let url = |port: &u16| format!("http://127.0.0.1:{port}");
-        let (clients, peers) = ports.split_at(names.len());
-        let members: Vec<String> =
-            names.iter().zip(peers).map(|(name, port)| format!("{name}={}", url(port))).collect();
-        let mut nodes = Vec::new();
-        for (index, name) in names.iter().enumerate() {
-            let mut command = Command::new(programs.join("etcd"));
-            command.args(["--name", name, "--log-level", "warn", "--initial-cluster", &members.join(",")]);
-            command.arg("--data-dir").arg(folder.path().join(name));
-            for flag in ["--listen-client-urls", "--advertise-client-urls"] {
-                command.args([flag, &url(&clients[index])]);
-            }
-            for flag in ["--listen-peer-urls", "--initial-advertise-peer-urls"] {
-                command.args([flag, &url(&peers[index])]);
-            }
-            nodes.push(Process::start(command, &folder.path().join(format!("{name}.log")))?);
-        }
-        let endpoints = clients.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
-        let etcd = Self { options, programs, endpoints, nodes, _folder: folder };
-        etcd.wait_healthy()?;
-        Ok(etcd)
-    }
-
-    fn processes(&self) -> Vec<u32> {
-        self.nodes.iter().map(Process::id).collect()
-    }
-
-    fn program(&self, name: &str) -> Command {
-        let mut command = Command::new(self.programs.join(name));
-        command.args(["--endpoints", &self.endpoints]);
-        command
-    }
-
-    fn wait_healthy(&self) -> Result<()> {
-        let deadline = Instant::now() + START_TIMEOUT;
-        loop {
-            let output = self.program("etcdctl").args(["endpoint", "health"]).output().context("etcdctl")?;
-            if output.status.success() {
-                return Ok(());
-            }
-            let said = String::from_utf8_lossy(&output.stderr);
-            ensure!(Instant::now() < deadline, "etcd is not healthy after {START_TIMEOUT:?}: {said}");
-            thread::sleep(START_POLL);
-        }
-    }
-
+impl Subject<'_> {
     fn put_read_key(&self) -> Result<()> {
         let value = "v".repeat(usize::try_from(self.options.value_size)?);
-        let output = self.program("etcdctl").args(["put", READ_KEY, &value]).output().context("etcdctl")?;
+        let output =
+            self.etcd.program("etcdctl").args(["put", READ_KEY, &value]).output().context("etcdctl")?;
         ensure!(output.status.success(), "etcdctl put: {}", String::from_utf8_lossy(&output.stderr));
         Ok(())
     }
@@ -142,9 +78,9 @@ impl<'a> Etcd<'a> {
         let rates = self.run(&parts, &vec![probe; parts.len()])?;
         let calls: Vec<u64> =
             rates.iter().map(|said| calls_in(said.per_second, self.options.seconds)).collect();
-        let before = usage::cpu(&self.processes()) + usage::cpu_of_children();
+        let before = usage::cpu(&self.etcd.processes()) + usage::cpu_of_children();
         let said = self.run(&parts, &calls)?;
-        let cpu = (usage::cpu(&self.processes()) + usage::cpu_of_children()).saturating_sub(before);
+        let cpu = (usage::cpu(&self.etcd.processes()) + usage::cpu_of_children()).saturating_sub(before);
         let lone = match said.as_slice() {
             [lone] => Some(*lone),
             _ => None,
@@ -164,28 +100,25 @@ impl<'a> Etcd<'a> {
     /// All parts at the same time.
     fn run(&self, parts: &[Step], calls: &[u64]) -> Result<Vec<Said>> {
         let begun: Result<Vec<Child>> =
-            parts.iter().zip(calls).map(|(part, calls)| self.begin(*part, *calls, false)).collect();
+            parts.iter().zip(calls).map(|(part, calls)| self.begin(*part, *calls)).collect();
         begun?.into_iter().map(|child| self.wait(child)).collect()
     }
 
-    fn begin(&self, part: Step, calls: u64, in_sequence: bool) -> Result<Child> {
-        let mut command = self.program("etcd-benchmark");
-        let connections = connections(self.options, part.clients);
-        command.args(["--clients", &part.clients.to_string(), "--conns", &connections.to_string()]);
-        command.arg("--precise");
-        let (keys, value) = (self.options.keys.to_string(), self.options.value_size.to_string());
-        let key = KEY_SIZE.to_string();
-        match part.workload {
-            Workload::Get => command.args(["range", READ_KEY, "--consistency", "l"]),
+    fn begin(&self, part: Step, calls: u64) -> Result<Child> {
+        let mut command = match part.workload {
+            Workload::Get => {
+                let mut command = self.etcd.program("etcd-benchmark");
+                command.args(["range", READ_KEY, "--consistency", "l"]);
+                command
+            }
             Workload::Put | Workload::Mixed => {
-                command.arg("put").args(["--key-space-size", &keys, "--key-size", &key, "--val-size", &value])
+                self.etcd.put_benchmark(self.options.keys, self.options.value_size)
             }
         };
-        if in_sequence {
-            command.arg("--sequential-keys");
-        }
-        command.args(["--total", &calls.to_string()]).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command.spawn().context("etcd-benchmark")
+        let connections = connections(self.options, part.clients);
+        command.args(["--clients", &part.clients.to_string(), "--conns", &connections.to_string()]);
+        command.args(["--precise", "--total", &calls.to_string()]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("etcd-benchmark")
     }
 
     fn wait(&self, child: Child) -> Result<Said> {
@@ -226,17 +159,6 @@ impl Said {
             errors: counted,
         })
     }
-}
-
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    // All at once, so that none is given out twice.
-    let listeners: Result<Vec<_>, _> =
-        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect();
-    Ok(listeners?
-        .iter()
-        .map(TcpListener::local_addr)
-        .map(|at| at.map(|at| at.port()))
-        .collect::<Result<_, _>>()?)
 }
 
 #[cfg(test)]

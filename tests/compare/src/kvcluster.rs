@@ -1,18 +1,15 @@
 //! kvnodes with their defaults, loaded by `kvctl bench`.
 
-use std::{collections::BTreeMap, path::PathBuf, process::Command};
+use std::collections::BTreeMap;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use kv_cluster_tests::{
-    Cluster, Plan,
-    binary::{self, Binary},
-};
+use anyhow::{Context as _, Result, ensure};
+use kv_cluster_tests::{Cluster, Plan};
+use kv_compare::{kvctl::Kvctl, usage};
 use serde::Deserialize;
 
 use crate::{
     Memory, Options, Step, connections, microseconds,
     summary::{Figure, System, Workload},
-    usage,
 };
 
 /// A run before the counted one: connections, caches, sessions.
@@ -37,19 +34,16 @@ struct Latency {
 /// A running cluster and what loads it.
 struct Subject<'o> {
     options: &'o Options,
-    kvctl: PathBuf,
-    addresses: String,
+    kvctl: Kvctl,
     nodes: Vec<u32>,
 }
 
 /// Starts a cluster, loads it, and ends it.
 pub async fn measure(options: &Options, steps: &[Step]) -> Result<(Vec<Figure>, Memory)> {
-    let kvctl = binary::find(Binary::Kvctl).context("kvctl was not built")?;
     let plan = Plan::nodes(options.nodes).with_shards(options.shards);
     let cluster = Cluster::start(plan).await.context("kvnode was not built")?;
-    let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
     let nodes = cluster.nodes.iter().filter_map(kv_cluster_tests::Node::process_id).collect();
-    let subject = Subject { options, kvctl, addresses: addresses.join(","), nodes };
+    let subject = Subject { options, kvctl: Kvctl::of(&cluster)?, nodes };
     // All keys, once. The time that it takes is no figure of ours.
     subject.run(System::Streamed, Step { workload: Workload::Get, clients: 1 }, 1, true)?;
     let mut figures = Vec::new();
@@ -84,19 +78,15 @@ impl Subject<'_> {
 
     fn run(&self, system: System, step: Step, seconds: u64, fill: bool) -> Result<Report> {
         let Step { workload, clients } = step;
-        let mut command = Command::new(&self.kvctl);
-        command.args(["--addr", &self.addresses, "-o", "json", "bench", workload.name()]);
-        if system == System::Unary {
-            command.arg("--unary");
-        }
-        if !fill {
-            command.arg("--no-fill");
-        }
+        let switches: Vec<&str> = [(system == System::Unary, "--unary"), (!fill, "--no-fill")]
+            .iter()
+            .filter_map(|(is_set, switch)| is_set.then_some(*switch))
+            .collect();
         let options = self.options;
         // A client of KvCluster has a connection to each node: no more sockets than etcd's clients have.
         let sockets = u64::from(connections(options, clients));
         let connections = (sockets / options.nodes as u64).max(1);
-        let numbers = [
+        let values = [
             ("--clients", u64::from(clients)),
             ("--connections", connections),
             ("--seconds", seconds),
@@ -104,13 +94,6 @@ impl Subject<'_> {
             ("--keys", options.keys),
             ("--value-size", u64::from(options.value_size)),
         ];
-        for (flag, number) in numbers {
-            command.args([flag, &number.to_string()]);
-        }
-        let output = command.output().context("kvctl bench")?;
-        if !output.status.success() {
-            bail!("kvctl bench: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-        }
-        serde_json::from_slice(&output.stdout).context("what kvctl bench printed")
+        self.kvctl.bench(workload.name(), &switches, &values)
     }
 }

@@ -14,7 +14,6 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use kv_compare::usage;
 use serde::Serialize;
 
 use crate::{

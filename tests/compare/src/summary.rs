@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use clap::ValueEnum;
+use kv_compare::figures::median;
 use serde::Serialize;
 
 /// What is measured.
@@ -124,17 +125,6 @@ fn row(workload: Workload, clients: u32, systems: &BTreeMap<System, Vec<Figure>>
 
 fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
-}
-
-/// The middle one, or the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    match values.len() {
-        0 => None,
-        odd if odd % 2 == 1 => Some(values[middle]),
-        _ => Some(f64::midpoint(values[middle - 1], values[middle])),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! What processes have taken of the machine, as Linux counts it.
 
-use std::{fs, time::Duration};
+use std::{fs, io, os::unix::fs::MetadataExt as _, path::Path, time::Duration};
 
 /// Linux counts in ticks of 10 ms for all programs, whatever the kernel's own clock is.
 const TICK: Duration = Duration::from_millis(10);
@@ -8,6 +8,8 @@ const TICK: Duration = Duration::from_millis(10);
 /// the program and in the kernel.
 const OWN_TICKS: [usize; 2] = [11, 12];
 const CHILDREN_TICKS: [usize; 2] = [13, 14];
+/// In which files count the space that they take, on every file system.
+const BLOCK_BYTES: u64 = 512;
 
 /// Processor time of running processes.
 pub fn cpu(processes: &[u32]) -> Duration {
@@ -23,6 +25,24 @@ pub fn cpu_of_children() -> Duration {
 pub fn memory(processes: &[u32]) -> u64 {
     let rss = |id| rss(&fs::read_to_string(format!("/proc/{id}/status")).ok()?);
     processes.iter().filter_map(rss).max().unwrap_or_default()
+}
+
+/// What a folder takes on the disk, bytes: blocks, and not the lengths of files.
+///
+/// # Errors
+/// When it cannot be read. Files that are gone when they are looked at take nothing.
+pub fn disk(folder: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        bytes += match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => disk(&entry.path())?,
+            Ok(metadata) => metadata.blocks() * BLOCK_BYTES,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error),
+        };
+    }
+    Ok(bytes)
 }
 
 fn of(path: &str, fields: [usize; 2]) -> Duration {
@@ -44,6 +64,20 @@ fn rss(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_takes_the_blocks_of_all_files_below_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let below = folder.path().join("below");
+        fs::create_dir(&below).expect("a folder");
+        assert_eq!(disk(folder.path()).expect("a figure"), 0);
+        fs::write(below.join("file"), vec![7; 100_000]).expect("a file");
+        let sparse = fs::File::create(folder.path().join("sparse")).expect("a file");
+        sparse.set_len(1 << 30).expect("a length");
+        let bytes = disk(folder.path()).expect("a figure");
+        assert!((100_000..200_000).contains(&bytes), "{bytes}");
+        assert!(disk(&folder.path().join("missing")).is_err());
+    }
 
     #[test]
     fn times_and_memory_are_read() {

@@ -1,24 +1,24 @@
 //! A mixed load for an hour: whether the end is as good as the beginning, compaction included.
 //!
 //! Three kvnodes are loaded by `kvctl bench mixed`, slice after slice without a pause worth the name. After each slice its
-//! rate, its p99 and the memory of the greatest node are told. At the end the last ten minutes are compared with the first
-//! ten. `scripts/soak-load` builds all that is needed and starts this.
+//! rate, its p99, the memory of the greatest node and the machine's own pace are told. At the end the last ten minutes are
+//! compared with the first ten, as they were and as they would have been at one pace. `scripts/soak-load` builds all that is needed and starts this.
 
+mod pace;
 mod slice;
 mod verdict;
 
-use std::{path::PathBuf, process::Command, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
-use kv_cluster_tests::{
-    Cluster, Node, Plan,
-    binary::{self, Binary},
-};
+use kv_cluster_tests::{Cluster, Node, Plan};
 use kv_compare::{
+    kvctl::Kvctl,
     machine::{Machine, command, commit},
     usage,
 };
+use pace::Pace;
 use serde::Serialize;
 use slice::{Report, Slice};
 use verdict::Verdict;
@@ -94,20 +94,20 @@ async fn main() -> Result<()> {
 
 /// Fills the cluster, and loads it slice by slice.
 fn run(options: &Options, cluster: &mut Cluster) -> Result<Vec<Slice>> {
-    let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
-    let load =
-        Load { options, kvctl: binary::find(Binary::Kvctl).context("kvctl was not built")?, addresses };
+    let kvctl = Kvctl::of(cluster)?;
     let begun = Instant::now();
-    load.run(0, 1)?;
+    load(&kvctl, options, 0, 1)?;
     println!("{} keys, written in {} s\n\n{}", options.keys, begun.elapsed().as_secs(), Slice::HEADER);
     let mut slices = Vec::new();
     for number in 1..=(options.minutes * 60).div_ceil(options.slice_seconds) {
-        let report = load.run(number, options.slice_seconds)?;
+        let pace = Pace::begin();
+        let report = load(&kvctl, options, number, options.slice_seconds);
+        let (pieces, report) = (pace.end(), report?);
         for node in &mut cluster.nodes {
             ensure!(node.is_running(), "{} has ended:\n{}", node.name, node.log_tail(40));
         }
         let processes: Vec<u32> = cluster.nodes.iter().filter_map(Node::process_id).collect();
-        let slice = Slice::of(number, &report, usage::memory(&processes));
+        let slice = Slice::of(number, &report, usage::memory(&processes), pieces);
         println!("{slice}");
         ensure!(report.errors.is_empty(), "calls have failed: {:?}", report.errors);
         slices.push(slice);
@@ -115,35 +115,16 @@ fn run(options: &Options, cluster: &mut Cluster) -> Result<Vec<Slice>> {
     Ok(slices)
 }
 
-/// What loads the cluster.
-struct Load<'o> {
-    options: &'o Options,
-    kvctl: PathBuf,
-    addresses: Vec<String>,
-}
-
-impl Load<'_> {
-    /// One slice; that with the number 0 writes all keys first.
-    fn run(&self, number: u64, seconds: u64) -> Result<Report> {
-        let options = self.options;
-        let mut command = Command::new(&self.kvctl);
-        command.args(["--addr", &self.addresses.join(","), "-o", "json", "bench", "mixed"]);
-        if number > 0 {
-            command.arg("--no-fill");
-        }
-        for (flag, value) in [
-            ("--seconds", seconds),
-            ("--warm-up-seconds", 0),
-            ("--seed", number),
-            ("--clients", options.clients.into()),
-            ("--keys", options.keys),
-            ("--value-size", options.value_size.into()),
-        ] {
-            command.args([flag, &value.to_string()]);
-        }
-        let output = command.output().context("kvctl bench")?;
-        let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.success(), "kvctl bench: {}: {said}", output.status);
-        serde_json::from_slice(&output.stdout).context("what kvctl bench printed")
-    }
+/// One slice; that with the number 0 writes all keys first.
+fn load(kvctl: &Kvctl, options: &Options, number: u64, seconds: u64) -> Result<Report> {
+    let switches: &[&str] = if number == 0 { &[] } else { &["--no-fill"] };
+    let values = [
+        ("--seconds", seconds),
+        ("--warm-up-seconds", 0),
+        ("--seed", number),
+        ("--clients", options.clients.into()),
+        ("--keys", options.keys),
+        ("--value-size", options.value_size.into()),
+    ];
+    kvctl.bench("mixed", switches, &values)
 }

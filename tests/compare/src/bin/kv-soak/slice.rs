@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use kv_compare::figures::median;
 use serde::{Deserialize, Serialize};
 
 /// What `kvctl bench -o json` says.
@@ -35,14 +36,16 @@ pub struct Slice {
     pub max_ms: f64,
     /// Of the greatest node, in RAM, after the slice.
     pub node_bytes: u64,
+    /// Processor time of a fixed piece of work meanwhile, ms: more of it is a slower machine.
+    pub piece_ms: f64,
 }
 
 impl Slice {
     /// Above the rows.
-    pub const HEADER: &'static str = "slice     ops/s    p50 ms    p99 ms    max ms   node MB";
+    pub const HEADER: &'static str = "slice     ops/s    p50 ms    p99 ms    max ms   node MB  piece ms";
 
     /// Of what was told.
-    pub fn of(number: u64, report: &Report, node_bytes: u64) -> Self {
+    pub fn of(number: u64, report: &Report, node_bytes: u64, pieces: Vec<f64>) -> Self {
         let Report { operations_per_second, latency_us: Latency { p50, p99, max }, errors: _ } = report;
         Self {
             number,
@@ -51,15 +54,32 @@ impl Slice {
             p99_ms: p99 / 1000.0,
             max_ms: max / 1000.0,
             node_bytes,
+            piece_ms: median(pieces).unwrap_or_default(),
+        }
+    }
+
+    /// As it would have been on a machine that needs so long for the piece of work.
+    pub fn at_pace(&self, piece_ms: f64) -> Self {
+        let slowness = self.piece_ms / piece_ms;
+        Self {
+            per_second: self.per_second * slowness,
+            p50_ms: self.p50_ms / slowness,
+            p99_ms: self.p99_ms / slowness,
+            max_ms: self.max_ms / slowness,
+            piece_ms,
+            ..*self
         }
     }
 }
 
 impl fmt::Display for Slice {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, per_second, p50_ms, p99_ms, max_ms, node_bytes } = self;
+        let Self { number, per_second, p50_ms, p99_ms, max_ms, node_bytes, piece_ms } = self;
         let megabytes = node_bytes / 1_000_000;
-        write!(formatter, "{number:5} {per_second:9.0} {p50_ms:9.2} {p99_ms:9.2} {max_ms:9.2} {megabytes:9}")
+        write!(
+            formatter,
+            "{number:5} {per_second:9.0} {p50_ms:9.2} {p99_ms:9.2} {max_ms:9.2} {megabytes:9} {piece_ms:9.2}"
+        )
     }
 }
 
@@ -68,12 +88,29 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_slow_machine_is_reckoned_up() {
+        let slice = Slice {
+            number: 1,
+            per_second: 500.0,
+            p50_ms: 2.0,
+            p99_ms: 8.0,
+            max_ms: 20.0,
+            node_bytes: 7,
+            piece_ms: 4.0,
+        };
+        let reckoned =
+            Slice { per_second: 1000.0, p50_ms: 1.0, p99_ms: 4.0, max_ms: 10.0, piece_ms: 2.0, ..slice };
+        assert_eq!(slice.at_pace(2.0), reckoned);
+        assert_eq!(slice.at_pace(4.0), slice);
+    }
+
+    #[test]
     fn what_kvctl_tells_becomes_a_row() {
         let text = r#"{"operations_per_second": 1000.4, "errors": {}, "elapsed_ms": 5,
             "latency_us": {"p50": 1500, "p90": 2000, "p99": 4250, "p99.9": 5000, "max": 9000}}"#;
         let report: Report = serde_json::from_str(text).expect("it is read");
-        let row = Slice::of(3, &report, 42_500_000).to_string();
-        assert_eq!(row, "    3      1000      1.50      4.25      9.00        42");
+        let row = Slice::of(3, &report, 42_500_000, vec![3.0, 1.0, 2.0, 9.0]).to_string();
+        assert_eq!(row, "    3      1000      1.50      4.25      9.00        42      2.50");
         assert_eq!(row.len(), Slice::HEADER.len());
     }
 }

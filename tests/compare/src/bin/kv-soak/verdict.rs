@@ -1,11 +1,13 @@
 //! Whether the end of a run is as good as its beginning. Pure.
 //!
 //! Of ten minutes at each end (a third of the run, when it is shorter than half an hour) rate and p99 are medians of their
-//! slices, so that one compaction more or less decides nothing; memory is the greatest.
+//! slices, so that one compaction more or less decides nothing; memory is the greatest. Rate and p99 are reckoned as they would
+//! be at one pace of the machine, the median of all slices: that decides. As they were they are told beside it.
 
 use std::fmt;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use kv_compare::figures::median;
 use serde::Serialize;
 
 use crate::slice::Slice;
@@ -28,7 +30,9 @@ pub struct Verdict {
     /// Slices at each end.
     slices: usize,
     tolerance_percent: u8,
+    /// At one pace.
     compared: [Compared; 3],
+    as_seen: [Compared; 3],
 }
 
 impl Verdict {
@@ -41,20 +45,12 @@ impl Verdict {
         ensure!(tolerance_percent < 100, "--tolerance-percent: {tolerance_percent} is not below 100");
         let wanted = usize::try_from(END_SECONDS.div_ceil(slice_seconds.max(1)))?;
         let count = wanted.min((slices.len() / 3).max(1));
-        let (first, last) = (&slices[..count], &slices[slices.len() - count..]);
-        let share = f64::from(tolerance_percent) / 100.0;
-        let compared = |name, of: &dyn Fn(&[Slice]) -> f64, more_is_better| {
-            let (first, last) = (of(first), of(last));
-            let holds =
-                if more_is_better { last >= first * (1.0 - share) } else { last <= first * (1.0 + share) };
-            Compared { name, first, last, holds }
-        };
-        let compared = [
-            compared("ops/s", &|slices| median(slices, |slice| slice.per_second), true),
-            compared("p99 ms", &|slices| median(slices, |slice| slice.p99_ms), false),
-            compared("node MB", &greatest_megabytes, false),
-        ];
-        Ok(Self { slices: count, tolerance_percent, compared })
+        let pace = median(slices.iter().map(|slice| slice.piece_ms).collect());
+        let pace = pace.filter(|pace| *pace > 0.0).context("the pace of the machine was not measured")?;
+        let at_one_pace: Vec<Slice> = slices.iter().map(|slice| slice.at_pace(pace)).collect();
+        let compared = ends(&at_one_pace, count, tolerance_percent);
+        let as_seen = ends(slices, count, tolerance_percent);
+        Ok(Self { slices: count, tolerance_percent, compared, as_seen })
     }
 
     /// Whether nothing is worse than it may be.
@@ -63,15 +59,24 @@ impl Verdict {
     }
 }
 
-fn median(slices: &[Slice], figure: impl Fn(&Slice) -> f64) -> f64 {
-    let mut figures: Vec<f64> = slices.iter().map(figure).collect();
-    figures.sort_by(f64::total_cmp);
-    let middle = figures.len() / 2;
-    if figures.len().is_multiple_of(2) {
-        (figures[middle - 1] + figures[middle]) / 2.0
-    } else {
-        figures[middle]
-    }
+/// Both ends, of so many slices each.
+fn ends(slices: &[Slice], count: usize, tolerance_percent: u8) -> [Compared; 3] {
+    let (first, last) = (&slices[..count], &slices[slices.len() - count..]);
+    let share = f64::from(tolerance_percent) / 100.0;
+    let compared = |name, of: &dyn Fn(&[Slice]) -> f64, more_is_better| {
+        let (first, last) = (of(first), of(last));
+        let holds =
+            if more_is_better { last >= first * (1.0 - share) } else { last <= first * (1.0 + share) };
+        Compared { name, first, last, holds }
+    };
+    let middle = |slices: &[Slice], figure: fn(&Slice) -> f64| {
+        median(slices.iter().map(figure).collect()).unwrap_or_default()
+    };
+    [
+        compared("ops/s", &|slices| middle(slices, |slice| slice.per_second), true),
+        compared("p99 ms", &|slices| middle(slices, |slice| slice.p99_ms), false),
+        compared("node MB", &greatest_megabytes, false),
+    ]
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a figure for people")]
@@ -81,11 +86,18 @@ fn greatest_megabytes(slices: &[Slice]) -> f64 {
 
 impl fmt::Display for Verdict {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { slices, tolerance_percent, compared } = self;
-        writeln!(formatter, "first and last {slices} slices, within {tolerance_percent} %:")?;
-        for Compared { name, first, last, holds } in compared {
+        let Self { slices, tolerance_percent, compared, as_seen } = self;
+        writeln!(
+            formatter,
+            "first and last {slices} slices, at one pace of the machine, within {tolerance_percent} %:"
+        )?;
+        for (Compared { name, first, last, holds }, seen) in compared.iter().zip(as_seen) {
             let verdict = if *holds { "holds" } else { "WORSE" };
-            writeln!(formatter, "{name:>8} {first:10.2} {last:10.2}  {verdict}")?;
+            let Compared { first: seen_first, last: seen_last, .. } = seen;
+            writeln!(
+                formatter,
+                "{name:>8} {first:10.2} {last:10.2}  {verdict}  (seen: {seen_first:.2} {seen_last:.2})"
+            )?;
         }
         Ok(())
     }
@@ -96,7 +108,7 @@ mod tests {
     use super::*;
 
     fn slice(per_second: f64, p99_ms: f64, node_bytes: u64) -> Slice {
-        Slice { number: 1, per_second, p50_ms: 1.0, p99_ms, max_ms: 90.0, node_bytes }
+        Slice { number: 1, per_second, p50_ms: 1.0, p99_ms, max_ms: 90.0, node_bytes, piece_ms: 2.0 }
     }
 
     /// An hour whose second half is like this.
@@ -124,6 +136,16 @@ mod tests {
         assert!(Verdict::of(&slices, 60, 10).expect("enough").holds());
         slices[55].node_bytes = 200_000_000;
         assert!(!Verdict::of(&slices, 60, 10).expect("enough").holds());
+    }
+
+    #[test]
+    fn a_machine_that_slows_down_decides_nothing_and_hides_nothing() {
+        let slow = Slice { piece_ms: 4.0, ..slice(500.0, 20.0, 100_000_000) };
+        assert_eq!(verdict_of(&slow), [true, true, true]);
+        let as_fast_on_a_faster_machine = Slice { piece_ms: 1.0, ..slice(1000.0, 10.0, 100_000_000) };
+        assert_eq!(verdict_of(&as_fast_on_a_faster_machine), [false, false, true]);
+        let unknown = Slice { piece_ms: 0.0, ..slice(1000.0, 10.0, 100_000_000) };
+        assert!(Verdict::of(&vec![unknown; 60], 60, 10).is_err());
     }
 
     #[test]
