@@ -125,32 +125,33 @@ async fn bulk_message(
         }
         outcomes[index] = failed;
     }
-    while !pending.is_empty() {
-        for index in &pending {
+    loop {
+        let (ready, full) = renew(&call, pending, &operations, &mut tickets, &mut outcomes).await;
+        if ready.is_empty() {
+            break;
+        }
+        for index in &ready {
             if let Some(ticket) = &tickets[*index] {
                 stamp(&mut operations[*index], ticket.stamp());
             }
         }
         let request = proto::BulkWriteRequest {
-            operations: pending.iter().map(|index| operations[*index].clone()).collect(),
+            operations: ready.iter().map(|index| operations[*index].clone()).collect(),
         };
         let (parts, node) = match bulk_attempt(&mut call, &request).await {
             Ok(answer) => answer,
             Err(error) => {
-                for index in pending {
+                for index in ready.into_iter().chain(full) {
                     outcomes[index] = Some(BulkOutcome::Failed(again(&error)));
                 }
                 break;
             }
         };
         let mut refused = Vec::new();
-        for (index, part) in pending.iter().zip(parts) {
+        for (index, part) in ready.into_iter().zip(parts) {
             match part_outcome(&node, part) {
-                Ok(outcome) => {
-                    outcomes[*index] = Some(outcome);
-                    tickets[*index] = None;
-                }
-                Err(failure) => refused.push((*index, *failure)),
+                Ok(outcome) => outcomes[index] = Some(outcome),
+                Err(failure) => refused.push((index, *failure)),
             }
         }
         for (index, failure) in &refused {
@@ -160,7 +161,11 @@ async fn bulk_message(
             }
         }
         pending = retriable(&mut call, refused, &mut outcomes).await;
-        renew(&call, &mut pending, &operations, &mut tickets, &mut outcomes).await;
+        pending.extend(full);
+        // What has its outcome needs its place no more, and others wait for it.
+        for (ticket, _) in tickets.iter_mut().zip(&outcomes).filter(|(_, outcome)| outcome.is_some()) {
+            *ticket = None;
+        }
     }
     let missing = || BulkOutcome::Failed(Error::protocol("BulkWrite", "an outcome is missing"));
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(missing)).collect()

@@ -1,6 +1,6 @@
 //! The place of each write of a bulk in the session of its shard.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use kv_proto::kv::v1 as proto;
@@ -63,30 +63,41 @@ pub(crate) async fn places(call: &Call, operations: &[proto::WriteOperation]) ->
     places
 }
 
-/// Gives a new place to those that were refused together with their session.
+/// Gives a new place to those that were refused together with their session. Which can be sent now, and which come after
+/// these.
+///
+/// Who holds a place waits for no other: bulks that did could wait for one another, or for themselves, when the window of
+/// the new session is smaller.
 pub(crate) async fn renew(
     call: &Call,
-    pending: &mut Vec<usize>,
+    pending: Vec<usize>,
     operations: &[proto::WriteOperation],
     tickets: &mut [Option<Ticket>],
     outcomes: &mut [Option<BulkOutcome>],
-) {
-    let mut ready = Vec::with_capacity(pending.len());
-    for index in pending.drain(..) {
-        if call.plan.kind != Kind::Once || tickets[index].is_some() {
-            ready.push(index);
-            continue;
-        }
+) -> (Vec<usize>, Vec<usize>) {
+    let has_place = |index: &usize| call.plan.kind != Kind::Once || tickets[*index].is_some();
+    let (mut ready, mut without): (VecDeque<usize>, VecDeque<usize>) =
+        pending.into_iter().partition(has_place);
+    while let Some(index) = without.pop_front() {
         let key = key_of(&operations[index]);
-        match call.ticket(slot(key), key).await {
-            Ok(ticket) => {
+        let ticket = if ready.is_empty() {
+            call.ticket(slot(key), key).await.map(Some)
+        } else {
+            call.ticket_unless_full(slot(key), key).await
+        };
+        match ticket {
+            Ok(Some(ticket)) => {
                 tickets[index] = Some(ticket);
-                ready.push(index);
+                ready.push_back(index);
+            }
+            Ok(None) => {
+                without.push_front(index);
+                break;
             }
             Err(error) => outcomes[index] = Some(BulkOutcome::Failed(error)),
         }
     }
-    *pending = ready;
+    (ready.into(), without.into())
 }
 
 pub(crate) fn key_of(operation: &proto::WriteOperation) -> &Bytes {

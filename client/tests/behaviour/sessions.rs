@@ -245,3 +245,23 @@ async fn bulks_larger_than_the_window_go_in_pieces_and_survive_expiry() {
     assert!(bulk(9).await.iter().all(|outcome| matches!(outcome, BulkOutcome::Put(_))));
     assert_eq!(cluster.state().store.revision, 241);
 }
+
+#[tokio::test]
+async fn a_bulk_goes_in_pieces_when_its_next_session_has_a_smaller_window() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.state().sessions.window = 20;
+    let client = client(&cluster);
+    let bulk = || {
+        let puts = (0..40).map(|key| BulkOperation::put(format!("key-{key}"), "v", Default::default()));
+        client.bulk_write(puts)
+    };
+    assert!(bulk().await.iter().all(|outcome| matches!(outcome, BulkOutcome::Put(_))));
+    {
+        let sessions = &mut cluster.state().sessions;
+        sessions.window = 3;
+        sessions.expire_all();
+    }
+    let written = bulk().await;
+    assert!(written.iter().all(|outcome| matches!(outcome, BulkOutcome::Put(_))), "{written:?}");
+    assert_eq!(cluster.state().store.revision, 81);
+}

@@ -1,26 +1,39 @@
 //! The local cluster: what goes wrong before it runs. With real nodes it is tested with the server.
 
-use std::{fs, net::TcpListener, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    io::Write as _,
+    net::TcpListener,
+    path::Path,
+    process::{Command, Stdio},
+    sync::Mutex,
+};
 
 use crate::kvctl;
 
-/// A port whose neighbours are probably free too.
+/// A port whose neighbours are probably free too, another one for each test.
 fn port() -> u16 {
-    (20_000..60_000)
-        .step_by(137)
-        .find(|port| is_free(*port) && is_free(port + 10) && is_free(port + 20))
-        .unwrap()
+    static NEXT: Mutex<u16> = Mutex::new(20_000);
+    let mut next = NEXT.lock().unwrap();
+    let free = |port: &u16| is_free(*port) && is_free(port + 10) && is_free(port + 20);
+    let port = (*next..60_000).step_by(137).find(free).unwrap();
+    *next = port + 137;
+    port
 }
 
 fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
+/// A program of these lines. Another process writes it: while this one had it open, a test that starts a process beside this
+/// one would hand it on as open for writing, and such a file cannot be run.
 fn script(folder: &Path, text: &str) -> String {
-    let path = folder.join("kvnode");
-    fs::write(&path, text).unwrap();
-    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    path.to_str().unwrap().to_owned()
+    let path = folder.join("kvnode").to_str().unwrap().to_owned();
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat > \"$0\" && chmod +x \"$0\"", &path]).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
+    path
 }
 
 #[test]

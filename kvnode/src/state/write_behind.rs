@@ -191,14 +191,11 @@ impl View for Laid<'_> {
                     return ControlFlow::Break(());
                 }
             }
-            let flow = if above.contains_key(name) {
+            let flow = match above.remove(name) {
+                None => visit(name, value),
                 // A name of the store's own is shown with what is newer, or not at all.
-                match above.remove(name).flatten() {
-                    Some(newer) => visit(name, newer),
-                    None => ControlFlow::Continue(()),
-                }
-            } else {
-                visit(name, value)
+                Some(Some(newer)) => visit(name, newer),
+                Some(None) => ControlFlow::Continue(()),
             };
             goes_on = flow.is_continue();
             flow
@@ -281,11 +278,12 @@ impl<E: StateEngine> StateEngine for WriteBehind<E> {
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
-        let mut layers = Some(self.change());
-        let frozen = layers.as_mut().map(|layers| layers.freeze()).unwrap_or_default();
+        let mut layers = self.change();
+        let frozen = layers.freeze();
+        let mut writers_wait = Some(layers);
         self.below.view(&mut |below| {
-            // The moment of the store below is taken: writers may go on.
-            layers = None;
+            // The moment of the store below is taken.
+            writers_wait = None;
             read(&Laid { frozen: frozen.clone(), below });
         });
     }

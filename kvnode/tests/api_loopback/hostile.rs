@@ -2,7 +2,13 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use kv_proto::kv::v1::{DownloadRequest, PutRequest, ScanRequest, upload_request};
+use kv_proto::{
+    codec::INNER_MESSAGES_MAX,
+    kv::v1::{
+        BatchOperation, BatchRequest, BulkWriteRequest, DownloadRequest, PutRequest, ScanRequest,
+        WriteOperation, upload_request,
+    },
+};
 use kvnode::api::{
     admission::IdleLimits,
     connection::Patience,
@@ -80,6 +86,32 @@ async fn ten_thousand_streams_of_many_connections_harm_nobody() {
         }
     };
     within("room again", served).await;
+    harness.serves().await;
+}
+
+#[tokio::test]
+async fn messages_that_would_become_too_much_are_refused_as_bytes() {
+    const COUNT: usize = 1 << 20;
+    const { assert!(COUNT > INNER_MESSAGES_MAX) };
+    let harness = Harness::start().await;
+    let mut client = harness.client().await;
+    let message = BatchRequest { operations: vec![BatchOperation::default(); COUNT] };
+    let mut answers = client.batch(tokio_stream::iter([message])).await.unwrap().into_inner();
+    let refused = loop {
+        match answers.message().await {
+            Ok(Some(answer)) => assert!(answer.results.is_empty(), "{answer:?}"),
+            Ok(None) => panic!("the stream ended as if nothing were wrong"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("BatchRequest: more than"), "{refused}");
+
+    let operations = vec![WriteOperation::default(); COUNT];
+    let request = BulkWriteRequest { operations };
+    let refused = client.bulk_write(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("BulkWriteRequest: more than"), "{refused}");
     harness.serves().await;
 }
 
