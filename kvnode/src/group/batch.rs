@@ -86,10 +86,16 @@ impl<T> Queue<T> {
         self.waiting.len()
     }
 
-    /// Takes the oldest writes that fit into one entry. Expired ones on the way go to `expired`.
+    /// Takes the oldest writes that fit into one entry and that `begins` lets begin: nobody has given them up. Expired ones on the
+    /// way, and those that were given up, go to `expired`.
     ///
     /// `None` when nothing is left to propose.
-    pub fn take(&mut self, now: Instant, mut expired: impl FnMut(T)) -> Option<Batch<T>> {
+    pub fn take(
+        &mut self,
+        now: Instant,
+        mut begins: impl FnMut(&T) -> bool,
+        mut expired: impl FnMut(T),
+    ) -> Option<Batch<T>> {
         let mut batch = Batch { operations: Vec::new(), callers: Vec::new() };
         let mut bytes = 0;
         while let Some(next) = self.waiting.front() {
@@ -101,7 +107,7 @@ impl<T> Queue<T> {
                 break;
             }
             let Some(next) = self.waiting.pop_front() else { break };
-            if live {
+            if live && begins(&next.reply) {
                 bytes += next.size_bytes;
                 batch.callers.push((next.operations.len(), next.reply));
                 batch.operations.extend(next.operations);
@@ -185,6 +191,7 @@ mod tests {
         fn every_write_is_taken_once_in_order_and_within_the_limits(
             sizes in prop::collection::vec((1usize..300, 1usize..40_000), 1..60),
             expired in prop::collection::vec(any::<bool>(), 60),
+            given_up in prop::collection::vec(any::<bool>(), 60),
         ) {
             let now = Instant::now();
             let mut queue = Queue::default();
@@ -194,7 +201,7 @@ mod tests {
                 queue.push(Pending::new(operations, deadline, index));
             }
             let (mut taken, mut dropped) = (Vec::new(), Vec::new());
-            while let Some(batch) = queue.take(now, |index| dropped.push(index)) {
+            while let Some(batch) = queue.take(now, |index| !given_up[*index], |index| dropped.push(index)) {
                 let owned: usize = batch.callers.iter().map(|(count, _)| count).sum();
                 prop_assert_eq!(owned, batch.operations.len());
                 let bytes: usize = batch.operations.iter().map(Message::encoded_len).sum();
@@ -204,8 +211,9 @@ mod tests {
             }
             prop_assert!(queue.is_empty());
             let all: Vec<usize> = (0..sizes.len()).collect();
-            prop_assert_eq!(taken, all.iter().copied().filter(|i| !expired[*i]).collect::<Vec<_>>());
-            prop_assert_eq!(dropped, all.iter().copied().filter(|i| expired[*i]).collect::<Vec<_>>());
+            let gone = |index: &usize| expired[*index] || given_up[*index];
+            prop_assert_eq!(taken, all.iter().copied().filter(|index| !gone(index)).collect::<Vec<_>>());
+            prop_assert_eq!(dropped, all.iter().copied().filter(gone).collect::<Vec<_>>());
         }
 
         #[test]

@@ -6,7 +6,10 @@
 //!
 //! What it does not do: retry. A refusal says whether the write surely did not happen.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{
+    Arc, Mutex, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
 
 use kv_proto::{
     disk::v1::Operation,
@@ -45,10 +48,28 @@ pub const ENTRIES_IN_FLIGHT_MAX: usize = 1;
 /// Advice to a refused caller, ms.
 const RETRY_AFTER_MS: u32 = 50;
 
+/// Whether a write goes into an entry or is given up before it could: whoever comes first decides.
+#[derive(Clone, Default)]
+struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    /// True for the first one.
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
+}
+
 /// How a caller is answered; its share of the admitted bytes is free again afterwards.
 struct Reply {
     answer: oneshot::Sender<Result<Vec<Outcome>, Refusal>>,
+    claim: Claim,
     _admitted: OwnedSemaphorePermit,
+}
+
+/// What a caller waits for.
+struct Answer {
+    answer: oneshot::Receiver<Result<Vec<Outcome>, Refusal>>,
+    claim: Claim,
 }
 
 impl Reply {
@@ -135,12 +156,8 @@ impl Proposer {
         ADMITTED_BYTES_MAX - self.admission.available_permits()
     }
 
-    fn enqueue(
-        &self,
-        operations: Vec<Operation>,
-        deadline: Instant,
-    ) -> Result<oneshot::Receiver<Result<Vec<Outcome>, Refusal>>, Refusal> {
-        let (answer, answered) = oneshot::channel();
+    fn enqueue(&self, operations: Vec<Operation>, deadline: Instant) -> Result<Answer, Refusal> {
+        let ((answer, answered), claim) = (oneshot::channel(), Claim::default());
         let size: usize = operations.iter().map(prost::Message::encoded_len).sum();
         let permits = u32::try_from(size.max(ADMITTED_BYTES_MIN)).unwrap_or(u32::MAX);
         let admitted = Arc::clone(&self.admission).try_acquire_many_owned(permits).map_err(|_| {
@@ -148,27 +165,30 @@ impl Proposer {
             let message = format!("shard {} has {ADMITTED_BYTES_MAX} B of writes waiting", self.shard);
             refusal::exhausted(refusal::PROPOSAL_QUEUE_FULL, message, RETRY_AFTER_MS)
         })?;
-        let pending = Pending::new(operations, deadline, Reply { answer, _admitted: admitted });
+        let reply = Reply { answer, claim: claim.clone(), _admitted: admitted };
+        let pending = Pending::new(operations, deadline, reply);
         match self.queue.send(pending) {
-            Ok(()) => Ok(answered),
+            Ok(()) => Ok(Answer { answer: answered, claim }),
             Err(_) => Err(refusal::not_applied(refusal::STOPPING, "the replica has stopped")),
         }
     }
 
-    async fn answer(
-        &self,
-        answer: oneshot::Receiver<Result<Vec<Outcome>, Refusal>>,
-        deadline: Instant,
-    ) -> Result<Vec<Outcome>, Refusal> {
-        match timeout_at(deadline, answer).await {
+    async fn answer(&self, answer: Answer, deadline: Instant) -> Result<Vec<Outcome>, Refusal> {
+        match timeout_at(deadline, answer.answer).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(refusal::outcome_unknown("the replica stopped while the write was in flight")),
+            // It waits behind an entry that is not committed, and will not be proposed any more.
+            Err(_) if answer.claim.take() => Err(expired()),
             Err(_) => Err(refusal::outcome_unknown(format!(
                 "shard {} did not commit the write before the deadline",
                 self.shard
             ))),
         }
     }
+}
+
+fn expired() -> Refusal {
+    refusal::not_applied(refusal::EXPIRED, "the deadline passed while the write waited to be proposed")
 }
 
 /// Who waits for an entry, until the first one answers them.
@@ -220,11 +240,8 @@ where
     /// Proposes one entry of what waits.
     async fn propose(&mut self, queue: &mut Queue<Reply>, slot: OwnedSemaphorePermit) {
         let now = Instant::now();
-        let expired = |reply: Reply| {
-            let message = "the deadline passed while the write waited to be proposed";
-            reply.send(Err(refusal::not_applied(refusal::EXPIRED, message)));
-        };
-        let Some(batch) = queue.take(now, expired) else { return };
+        let begins = |reply: &Reply| reply.claim.take();
+        let Some(batch) = queue.take(now, begins, |reply| reply.send(Err(expired()))) else { return };
         let stamp = self.stamp(now);
         self.metrics.proposal_operations.observe(count(batch.operations.len()));
         let commit_seconds = self.metrics.commit_seconds.clone();

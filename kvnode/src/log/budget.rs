@@ -2,7 +2,7 @@
 //!
 //! Over the budget, the replica that takes most gives up entries until the rest fits: bulk of all replicas first,
 //! then the oldest of the others. Entries that are not durable stay, so that the budget can be exceeded by what is
-//! queued for the device, which has a bound of its own ([`QUEUE_BYTES`]).
+//! queued for the device, which has a bound of its own ([`LogBudget::queue_bytes`]).
 
 use std::{
     cmp::Reverse,
@@ -20,18 +20,28 @@ use crate::log::{
     tail::{Leaving, Usage},
 };
 
-/// Memory for the decoded tails of a node, in bytes: some seconds of full write load, so that followers that lag
-/// by a hiccup never make the leader read its disk.
-pub const TAIL_BYTES: usize = 64 << 20;
+/// What the logs of a node may hold in memory beside their store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogBudget {
+    /// Decoded tails, in bytes: some seconds of full write load, so that followers that lag by a hiccup never make the leader
+    /// read its disk.
+    pub tail_bytes: usize,
+    /// Bytes that may wait for the device, of all replicas. More would only make latency, not throughput.
+    pub queue_bytes: usize,
+}
 
-/// Bytes that may wait for the device, of all replicas of a node. More would only make latency, not throughput.
-pub const QUEUE_BYTES: usize = 64 << 20;
+impl Default for LogBudget {
+    /// As much as brings anything.
+    fn default() -> Self {
+        Self { tail_bytes: 64 << 20, queue_bytes: 64 << 20 }
+    }
+}
 
 /// Bytes that may wait for the device, of one replica: a group that is flooded must not stop the others.
 pub const REPLICA_QUEUE_BYTES: usize = 8 << 20;
 
 /// What an operation counts in these bounds beside its bytes, so that they also bound the number of operations
-/// (131,072 a node, 16,384 a replica).
+/// (131,072 a node with the default, 16,384 a replica).
 pub const OPERATION_OVERHEAD_BYTES: usize = 512;
 
 /// A tail that can give up entries.

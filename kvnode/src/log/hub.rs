@@ -15,7 +15,7 @@ use kv_topology::ReplicaId;
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::log::{
-    budget::{QUEUE_BYTES, TAIL_BYTES, TailBudget},
+    budget::{LogBudget, TailBudget},
     codec::{self, CodecError},
     committer::{self, Commits, Fatal, SyncDelay},
     device::{LogDevice, Write},
@@ -80,10 +80,10 @@ impl LogHub {
     /// # Errors
     /// When the records cannot be read, or there is no thread.
     pub fn open(device: Arc<dyn LogDevice>, driver: Driver, fatal: Fatal) -> Result<Self, LogError> {
-        Self::with_tail_budget(device, driver, fatal, TAIL_BYTES)
+        Self::with(device, driver, fatal, LogBudget::default(), LogMetrics::default())
     }
 
-    /// The same, measured.
+    /// The same within a budget, measured.
     ///
     /// # Errors
     /// As [`LogHub::open`].
@@ -91,9 +91,10 @@ impl LogHub {
         device: Arc<dyn LogDevice>,
         driver: Driver,
         fatal: Fatal,
+        budget: LogBudget,
         metrics: LogMetrics,
     ) -> Result<Self, LogError> {
-        Self::with(device, driver, fatal, TAIL_BYTES, metrics)
+        Self::with(device, driver, fatal, budget, metrics)
     }
 
     /// The same with another budget for the decoded tails, in bytes.
@@ -106,14 +107,15 @@ impl LogHub {
         fatal: Fatal,
         tail_bytes: usize,
     ) -> Result<Self, LogError> {
-        Self::with(device, driver, fatal, tail_bytes, LogMetrics::default())
+        let budget = LogBudget { tail_bytes, ..LogBudget::default() };
+        Self::with(device, driver, fatal, budget, LogMetrics::default())
     }
 
     fn with(
         device: Arc<dyn LogDevice>,
         driver: Driver,
         fatal: Fatal,
-        tail_bytes: usize,
+        budget: LogBudget,
         metrics: LogMetrics,
     ) -> Result<Self, LogError> {
         let records = Records::load(&*device)?;
@@ -125,8 +127,9 @@ impl LogHub {
         let shared = Arc::new(Shared {
             device: device.clone(),
             commits: commits.clone(),
-            budget: TailBudget::new(tail_bytes),
-            room: Arc::new(Semaphore::new(QUEUE_BYTES)),
+            budget: TailBudget::new(budget.tail_bytes),
+            queue_bytes: budget.queue_bytes,
+            room: Arc::new(Semaphore::new(budget.queue_bytes)),
             damaged: OnceLock::new(),
             elections: metrics.elections,
         });
@@ -215,9 +218,9 @@ impl LogHub {
         self.node.shared.budget.used()
     }
 
-    /// Bytes that wait for the device; there is room for [`QUEUE_BYTES`].
+    /// Bytes that wait for the device; there is room for [`LogBudget::queue_bytes`].
     pub fn queued_bytes(&self) -> usize {
-        QUEUE_BYTES.saturating_sub(self.node.shared.room.available_permits())
+        self.node.shared.queue_bytes.saturating_sub(self.node.shared.room.available_permits())
     }
 
     /// Writes what is queued, with the committed log ids, and ends the committer. Blocks until that is on disk when

@@ -3,18 +3,12 @@
 //! The load: one writer, batches that are synced, keys that ascend per replica, values that are read back hardly
 //! ever and deleted by range soon after.
 
-use rocksdb::{
-    BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options, WriteBufferManager,
-};
+use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, DBRecoveryMode, LogLevel, Options};
 
 use crate::runtime::open_files::OpenFiles;
 
-/// One memtable, in bytes. A log that is purged before its memtable is flushed costs no SST at all; larger ones make
-/// the replay after a crash longer (about 1 s for each 200 MiB).
-const MEMTABLE_BYTES: usize = 32 << 20;
-
 /// Memtables, at most: one takes writes, two may wait for the flush before writes stop.
-const MEMTABLES: i32 = 3;
+const MEMTABLES: usize = 3;
 
 /// L0 files that start a compaction. Most of a log is dead when it gets there: waiting longer rewrites less.
 const L0_COMPACTION_FILES: i32 = 8;
@@ -26,7 +20,7 @@ const L0_STOP_FILES: i32 = 48;
 /// Size of SST files, in bytes: a purge of 64 MiB then drops whole files.
 const SST_BYTES: u64 = 32 << 20;
 
-/// Block cache when the node gives none to share, in bytes: reads are for followers far behind, which read once.
+/// Block cache, in bytes: reads are for followers far behind, which read once.
 const BLOCK_CACHE_BYTES: usize = 8 << 20;
 
 /// Data block, in bytes: reads are sequential.
@@ -42,13 +36,19 @@ const OPEN_FILES: i32 = 256;
 const INFO_LOGS: usize = 4;
 const INFO_LOG_BYTES: usize = 4 << 20;
 
-/// What the databases of a node share.
-#[derive(Clone, Default)]
+/// What the log store may hold in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogMemory {
-    /// The node's block cache; a small one of its own if unset.
-    pub block_cache: Option<Cache>,
-    /// The node's bound on memtables; [`MEMTABLES`] of [`MEMTABLE_BYTES`] if unset.
-    pub write_buffers: Option<WriteBufferManager>,
+    /// All memtables, in bytes. A log that is purged before its memtable is flushed costs no SST at all; larger ones make
+    /// the replay after a crash longer (about 1 s for each 200 MiB).
+    pub memtables_bytes: usize,
+}
+
+impl Default for LogMemory {
+    /// As much as brings anything.
+    fn default() -> Self {
+        Self { memtables_bytes: MEMTABLES * (32 << 20) }
+    }
 }
 
 /// How the write-ahead log is read when the database is opened.
@@ -72,11 +72,8 @@ pub fn raftlog(recovery: Recovery, memory: &LogMemory) -> Options {
     options.set_recycle_log_file_num(0);
     options.set_paranoid_checks(true);
 
-    options.set_write_buffer_size(MEMTABLE_BYTES);
-    options.set_max_write_buffer_number(MEMTABLES);
-    if let Some(manager) = &memory.write_buffers {
-        options.set_write_buffer_manager(manager);
-    }
+    options.set_write_buffer_size(memory.memtables_bytes / MEMTABLES);
+    options.set_max_write_buffer_number(i32::try_from(MEMTABLES).unwrap_or(i32::MAX));
     options.set_level_zero_file_num_compaction_trigger(L0_COMPACTION_FILES);
     options.set_level_zero_slowdown_writes_trigger(L0_SLOWDOWN_FILES);
     options.set_level_zero_stop_writes_trigger(L0_STOP_FILES);
@@ -89,8 +86,7 @@ pub fn raftlog(recovery: Recovery, memory: &LogMemory) -> Options {
     options.set_max_open_files(OpenFiles::of_this_process().log_tables.min(OPEN_FILES));
 
     let mut table = BlockBasedOptions::default();
-    let own = || Cache::new_lru_cache(BLOCK_CACHE_BYTES);
-    table.set_block_cache(&memory.block_cache.clone().unwrap_or_else(own));
+    table.set_block_cache(&Cache::new_lru_cache(BLOCK_CACHE_BYTES));
     table.set_block_size(BLOCK_BYTES);
     options.set_block_based_table_factory(&table);
 

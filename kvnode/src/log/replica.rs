@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::log::{
     batches::Batches,
-    budget::{Holder, OPERATION_OVERHEAD_BYTES, QUEUE_BYTES, REPLICA_QUEUE_BYTES, TailBudget},
+    budget::{Holder, OPERATION_OVERHEAD_BYTES, REPLICA_QUEUE_BYTES, TailBudget},
     codec::{self, Entry, LogId, Vote},
     committer::Commits,
     device::{DeviceError, LogDevice, Write},
@@ -37,6 +37,8 @@ pub struct Shared {
     pub commits: Arc<Commits>,
     /// Memory for the tails.
     pub budget: TailBudget,
+    /// What the queue holds, in bytes.
+    pub queue_bytes: usize,
     /// Room in the queue, in bytes.
     pub room: Arc<Semaphore>,
     /// Told of damaged bytes that are met while a replica runs.
@@ -365,7 +367,7 @@ impl Replica {
         let share = |limit: usize| u32::try_from(bytes.min(limit)).unwrap_or(u32::MAX);
         let own = self.room.clone().acquire_many_owned(share(REPLICA_QUEUE_BYTES));
         let own = own.await.map_err(|_| LogError::Stopped)?;
-        let common = self.shared.room.clone().acquire_many_owned(share(QUEUE_BYTES));
+        let common = self.shared.room.clone().acquire_many_owned(share(self.shared.queue_bytes));
         Ok(vec![own, common.await.map_err(|_| LogError::Stopped)?])
     }
 

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{core::Core, readiness, tolerance::tolerance};
+use super::{core::Core, memory::MemoryPlan, readiness, tolerance::tolerance};
 use crate::{
     api::measure::ApiMetrics,
     group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX, replica::Replica},
-    log::budget::QUEUE_BYTES,
     metrics::{
         GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels, StorageMetrics,
     },
@@ -37,7 +36,7 @@ pub struct Meters {
 
 impl Meters {
     /// Takes the handles from the node's metrics, with the bounds of the queues.
-    pub fn of(metrics: &Metrics, limits: &Limits) -> Self {
+    pub fn of(metrics: &Metrics, limits: &Limits, memory: &MemoryPlan) -> Self {
         let queues = &metrics.queues;
         let api = ApiMetrics {
             requests: metrics.requests.clone(),
@@ -60,7 +59,7 @@ impl Meters {
             requests: queues.of(Queue::forwarded, limits.requests_in_hand),
         };
         let (log_commits, applies) =
-            (queues.of(Queue::log_commits, QUEUE_BYTES), queues.of(Queue::applies, JOBS_MAX));
+            (queues.of(Queue::log_commits, memory.log_queue), queues.of(Queue::applies, JOBS_MAX));
         let pins = queues.of(Queue::pins, PINS_MAX);
         Self { api, groups, log, links, log_commits, applies, pins, disk_reads }
     }

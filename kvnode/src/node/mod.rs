@@ -17,6 +17,7 @@ pub mod losses;
 pub mod map_feed;
 pub mod measure;
 pub mod member;
+pub mod memory;
 pub mod peers;
 mod quarantine;
 pub mod readiness;
@@ -54,8 +55,8 @@ use tokio::{
 };
 
 use self::{
-    core::Core, formation::Formed, map_feed::MapFeed, measure::Meters, space::Disk, store::NodeStore,
-    stores::Stores,
+    core::Core, formation::Formed, map_feed::MapFeed, measure::Meters, memory::MemoryPlan, space::Disk,
+    store::NodeStore, stores::Stores,
 };
 use crate::{
     api::{context::Context, health::Health, server},
@@ -108,8 +109,9 @@ impl Node {
         let watched = disk.clone();
         spawner.spawn("disk space", async move { watched.watch().await });
         let metrics = Metrics::new();
-        let meters = Meters::of(&metrics, &Limits::default());
-        let stores = Stores::open(&dir, &config, &spawner, fatal.clone(), &meters.log).await?;
+        let memory = MemoryPlan::of(usize::try_from(config.memory.0).unwrap_or(usize::MAX));
+        let meters = Meters::of(&metrics, &Limits::default(), &memory);
+        let stores = Stores::open(&dir, &config, &memory, &spawner, fatal.clone(), &meters.log).await?;
         forget_unfinished_founding(&mut dir, &stores).await.context("clearing an unfinished founding")?;
         let mut boot_id = [0; 16];
         rng.fill_bytes(&mut boot_id);

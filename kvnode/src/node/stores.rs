@@ -16,13 +16,14 @@ use tokio::sync::mpsc;
 use super::{
     kept::Kept,
     losses::{self, Traces},
+    memory::MemoryPlan,
     quarantine::{self, Finding},
     replicas::LocalReplicas,
 };
 use crate::{
     config::Config,
     data_dir::{DataDir, DataDirError, Scope, small_file::SmallFileError},
-    log::{Driver, LogError, LogHub, options::LogMemory, recovery},
+    log::{Driver, LogError, LogHub, budget::LogBudget, options::LogMemory, recovery},
     metrics::LogMetrics,
     runtime::{Handover, Spawner},
     state::{
@@ -34,9 +35,6 @@ use crate::{
     },
     transport::Transport,
 };
-
-/// Share of the node's memory that the state store may use: its caches and memtables.
-const STATE_MEMORY_DIVISOR: u64 = 2;
 
 /// Ends the node: a device failed, and an fsync is never retried. Given the reason.
 pub type Fatal = Arc<dyn Fn(&str) + Send + Sync>;
@@ -90,12 +88,13 @@ impl Stores {
     pub async fn open(
         dir: &DataDir,
         config: &Config,
+        memory: &MemoryPlan,
         spawner: &Spawner,
         fatal: Fatal,
         metrics: &LogMetrics,
     ) -> Result<Self, StoresError> {
         let (kept, list_damage) = Kept::open(&dir.cluster())?;
-        let (log, lost_logs) = open_log(&dir.raftlog(), spawner, &fatal, metrics)?;
+        let (log, lost_logs) = open_log(&dir.raftlog(), memory, spawner, &fatal, metrics)?;
         metrics.storage.corruptions.inc_by(lost_logs.len() as u64);
         if let Some(damage) = list_damage {
             if !lost_logs.is_empty() {
@@ -111,11 +110,10 @@ impl Stores {
             // Nobody listens any more when the node stops.
             drop(in_log.send(Finding { replica, reason: error.to_string() }));
         }));
-        let memory = usize::try_from(config.memory.0 / STATE_MEMORY_DIVISOR).unwrap_or(usize::MAX);
         let policy = FlushPolicy { interval: config.compaction.flush_interval, ..FlushPolicy::default() };
         let open_state = || {
             let hooks = hooks(&found, &fatal, metrics);
-            StateHub::open(&dir.state(), memory, policy, hooks, workers(spawner))
+            StateHub::open(&dir.state(), memory.state, policy, hooks, workers(spawner))
         };
         let state = match open_state() {
             Err(rocks::OpenError::Damaged(reason)) => Err(reason),
@@ -201,17 +199,19 @@ impl Stores {
 /// Opens the log and reads which replicas it is of. Also the logs that were lost, now or earlier, and not dealt with.
 fn open_log(
     folder: &Path,
+    memory: &MemoryPlan,
     spawner: &Spawner,
     fatal: &Fatal,
     metrics: &LogMetrics,
 ) -> Result<(LogHub, Vec<recovery::Damage>), StoresError> {
-    let memory = LogMemory::default();
+    let budget = LogBudget { tail_bytes: memory.log_tails, queue_bytes: memory.log_queue };
+    let memory = LogMemory { memtables_bytes: memory.log_memtables };
     let hub = |device| {
         let fatal = fatal.clone();
         let failed = Box::new(move |error| fatal(&format!("the log device failed: {error}")));
         let (handover, telling) = Handover::to_task();
         spawner.spawn("log completions", telling);
-        LogHub::open_measured(Arc::new(device), Driver::Thread(handover), failed, metrics.clone())
+        LogHub::open_measured(Arc::new(device), Driver::Thread(handover), failed, budget, metrics.clone())
     };
     let opened = recovery::open(folder, &memory)?;
     match hub(opened.device) {

@@ -14,7 +14,10 @@ use openraft::{
 use openraft_rt_tokio::TokioRuntime;
 use rand::{SeedableRng, rngs::StdRng};
 
-use super::stores::{Stores, StoresError};
+use super::{
+    memory::MemoryPlan,
+    stores::{Stores, StoresError},
+};
 use crate::{
     config::{ByteCount, Config, Flags, validate},
     data_dir::DataDir,
@@ -51,7 +54,15 @@ async fn open(path: &Path) -> Result<(Stores, DataDir, Tasks), StoresError> {
     let tasks = Tasks::new("node");
     let fatal = Arc::new(|reason: &str| panic!("{reason}"));
     Ok((
-        Stores::open(&dir, &config, &tasks.spawner(), fatal, &crate::metrics::LogMetrics::default()).await?,
+        Stores::open(
+            &dir,
+            &config,
+            &MemoryPlan::of(0),
+            &tasks.spawner(),
+            fatal,
+            &crate::metrics::LogMetrics::default(),
+        )
+        .await?,
         dir,
         tasks,
     ))

@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, stores::Stores};
+use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, memory::MemoryPlan, stores::Stores};
 use crate::{
     api::admin::Node as _,
     config::{ByteCount, Config, Flags, validate},
@@ -72,10 +72,16 @@ async fn founded_up_to(steps: usize) -> TempDir {
     let mut dir = DataDir::open(folder.path(), &config.node_name, &mut StdRng::seed_from_u64(1))
         .expect("a data folder");
     let tasks = Tasks::new("founder");
-    let stores =
-        Stores::open(&dir, &config, &tasks.spawner(), fatal(), &crate::metrics::LogMetrics::default())
-            .await
-            .expect("opened");
+    let stores = Stores::open(
+        &dir,
+        &config,
+        &MemoryPlan::of(0),
+        &tasks.spawner(),
+        fatal(),
+        &crate::metrics::LogMetrics::default(),
+    )
+    .await
+    .expect("opened");
     let meta = ReplicaDescriptor { replica_id: 1, ..ReplicaDescriptor::default() };
     if steps >= 1 {
         dir.note_founding(Some(founding("c1"))).expect("written");

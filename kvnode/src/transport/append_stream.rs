@@ -6,6 +6,10 @@
 //!
 //! A request that only tells of a commit waits for the next one; see [`super::held`].
 //!
+//! openraft notes when it hands each request over, and takes an answer that names an entry for the answer to all requests
+//! that end with it, the newest included: for a sign of life since that was handed over, on which reads rely. So an answer is
+//! kept back while a later request with the same end is under way or held, and the answer to that one speaks for both.
+//!
 //! A link that is down is noticed with the first request, never before: openraft waits out its back-off inside the stream
 //! of requests, and a stream that fails before it was read makes it spin.
 
@@ -220,40 +224,56 @@ impl<S> AppendStream<S> {
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig<RT>>> + Unpin,
     {
-        if let Some(last) = self.answered.pop_front() {
-            return Poll::Ready(Some(Ok(Ok(last))));
-        }
-        if self.over {
-            return Poll::Ready(None);
-        }
-        // What is here comes first: openraft notes when it hands a request over, and takes the answer to an earlier one with the
-        // same last entry for a sign of life since then.
-        let mut answer = self.poll_oldest(context);
-        if answer.is_pending() {
-            self.fill(context);
-            if self.waiting.is_empty() {
-                return self.poll_end();
+        loop {
+            if let Some(last) = self.answered.pop_front() {
+                return Poll::Ready(Some(Ok(Ok(last))));
             }
-            answer = self.poll_oldest(context);
-        }
-        let answer = match answer {
-            Poll::Ready(answer) => answer,
-            Poll::Pending => {
-                ready!(self.poll_alarm(context));
-                Err(CallError::Deadline)
+            if self.over {
+                return Poll::Ready(None);
             }
-        };
-        let Some(asked) = self.waiting.pop_front() else { return Poll::Ready(None) };
-        self.waiting_bytes -= asked.bytes;
-        self.progress = Instant::now();
-        let item = answer.and_then(|body| result(&body, &asked)).map_err(|error| rpc_error(&error));
-        let Ok(Ok(matching)) = item else {
-            self.over = true;
-            return Poll::Ready(Some(item));
-        };
-        self.answered.extend(asked.carried);
-        self.answered.push_back(matching);
-        Poll::Ready(self.answered.pop_front().map(|last| Ok(Ok(last))))
+            // What is here comes first: what is handed over after it is no reason to keep it back.
+            let mut answer = self.poll_oldest(context);
+            if answer.is_pending() {
+                self.fill(context);
+                if self.waiting.is_empty() {
+                    return self.poll_end();
+                }
+                answer = self.poll_oldest(context);
+            }
+            let answer = match answer {
+                Poll::Ready(answer) => answer,
+                Poll::Pending => {
+                    ready!(self.poll_alarm(context));
+                    Err(CallError::Deadline)
+                }
+            };
+            let Some(asked) = self.waiting.pop_front() else { return Poll::Ready(None) };
+            self.waiting_bytes -= asked.bytes;
+            self.progress = Instant::now();
+            match answer.and_then(|body| result(&body, &asked)).map_err(|error| rpc_error(&error)) {
+                Ok(Ok(matching)) => self.accept(asked.carried, matching),
+                end => {
+                    self.over = true;
+                    return Poll::Ready(Some(end));
+                }
+            }
+        }
+    }
+
+    /// Gives on what an answer says, as far as no later request ends with the same entry.
+    fn accept(&mut self, carried: Vec<Option<LogId>>, matching: Option<LogId>) {
+        let next = self.waiting.front().map(|next| next.carried.first().copied().unwrap_or(next.last));
+        let next = next.or_else(|| self.held.is_any().then_some(self.sent));
+        let speaks_for_itself = |last: &Option<LogId>| next.is_none_or(|next| *last < next);
+        self.answered.extend(carried.into_iter().chain([matching]).filter(speaks_for_itself));
+        // The leader may need this answer to commit the entry: then the held request goes out, for its own answer to come.
+        let is_kept_back = self.waiting.is_empty() && !speaks_for_itself(&matching);
+        if is_kept_back
+            && !self.held.tells_commit_of(matching)
+            && let Some(request) = self.held.take()
+        {
+            self.ask(request);
+        }
     }
 }
 

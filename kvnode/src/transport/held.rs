@@ -4,8 +4,7 @@
 //! load the next entry follows at once and tells it as well, so these are half of all frames, and cost both sides as much as
 //! the others. They are held until a request with entries carries what they say, until the follower wants to read, which
 //! it cannot before it has applied that far, or for [`HELD_MAX`]. A held request is answered with the one that carries
-//! it, never before. (What openraft itself makes of the answer to an earlier request with the same last entry is not ours: it
-//! takes it for an answer to both. So answers that are here are given to it before more requests are taken.)
+//! it, never before.
 
 use std::{
     pin::Pin,
@@ -78,6 +77,17 @@ impl Held {
         }
         self.requests.push(last);
         self.newest = Some(request);
+    }
+
+    /// Whether a request is held.
+    pub(super) fn is_any(&self) -> bool {
+        self.newest.is_some()
+    }
+
+    /// Whether what is held says that the entry `last` is committed.
+    pub(super) fn tells_commit_of(&self, last: Option<LogId>) -> bool {
+        let told = self.newest.as_ref().and_then(|newest| newest.leader_commit.as_ref());
+        last.is_none_or(|last| told.is_some_and(|told| told.index >= last.index))
     }
 
     /// The held requests, which the next one carries.

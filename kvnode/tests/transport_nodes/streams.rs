@@ -1,6 +1,10 @@
 //! Append streams seen from the leader's side, without a leader.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
@@ -18,7 +22,8 @@ use openraft::{
     raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult},
 };
 use openraft_rt_tokio::TokioRuntime;
-use tokio::time::Instant;
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
+use tokio::time::{Instant, sleep};
 
 use crate::{
     cluster::{Node, Replica, eventually, question},
@@ -100,6 +105,71 @@ async fn several_requests_are_in_flight_and_answered_in_order() {
     assert_eq!(answers, (0..200).map(|index| Some(log_id(index))).collect::<Vec<_>>());
     // One at a time would take 200 round trips of 100 ms.
     assert!(elapsed < Duration::from_secs(1), "{elapsed:?}");
+}
+
+/// Requests as openraft hands them over, each after a pause; half of them only tell of a commit.
+fn restless(seed: u64, count: usize) -> Vec<(Duration, Request)> {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let mut entries = VecDeque::from(requests(count as u64));
+    let vote = entries[0].vote;
+    let mut last = None;
+    let request = |_| {
+        let pause = Duration::from_millis(random.random_range(0..12) * random.random_range(0..4));
+        let request = if random.random_bool(0.5) {
+            let back = random.random_range(0..2);
+            let leader_commit = last.map(|last: codec::LogId| log_id(last.index.saturating_sub(back)));
+            Request { vote, prev_log_id: last, entries: vec![], leader_commit }
+        } else {
+            let request = entries.pop_front().expect("enough of them");
+            last = request.entries.last().map(|entry| entry.log_id);
+            request
+        };
+        (pause, request)
+    };
+    (0..count).map(request).collect()
+}
+
+/// openraft takes an answer for one to all requests that end with the entry or before it, and relies on the moment when it handed
+/// the newest of them over: the follower must have been heard of since. 30 seeds.
+#[tokio::test(start_paused = true)]
+async fn an_answer_never_speaks_for_a_request_that_was_not_answered() {
+    const DISTANCE: Duration = Duration::from_millis(10);
+    const COUNT: usize = 80;
+    for seed in 0..30 {
+        let tasks = Tasks::new("network");
+        let network = Loopback::new(tasks.spawner(), Distance(DISTANCE));
+        let leader = Node::on(&network, 1, Limits::default());
+        let (_follower, replica) = node_with(&network, 2, GroupId(7), &Limits::default()).await;
+        // As openraft keeps it: the last entry of each request, and when that was handed over.
+        let under_way = Arc::new(Mutex::new(VecDeque::new()));
+        let handed_over = under_way.clone();
+        let input = stream::iter(restless(seed, COUNT)).then(move |(pause, request)| {
+            let handed_over = handed_over.clone();
+            async move {
+                sleep(pause).await;
+                let last = request.entries.last().map_or(request.prev_log_id, |entry| Some(entry.log_id));
+                handed_over.lock().unwrap().push_back((last, Instant::now()));
+                request
+            }
+        });
+        let input = Box::pin(input.chain(stream::pending()));
+        let mut factory: NetworkFactory<TokioRuntime, Snapshots> =
+            NetworkFactory::new(leader.transport.clone(), GroupId(7), ReplicaId(99), Arc::default());
+        let mut network = factory.new_client(replica.id.0, &Member { node: replica.node.0 }).await;
+        let answers = network.stream_append(input, RPCOption::new(Duration::from_millis(150))).await;
+        let mut answers = answers.expect("a stream");
+        let mut answered = 0;
+        while answered < COUNT {
+            let answer = tokio::time::timeout(Duration::from_secs(1), answers.next()).await;
+            let matching = answer.expect("every request is answered").expect("no end").unwrap().unwrap();
+            let mut under_way = under_way.lock().unwrap();
+            while let Some((_, handed_over)) = under_way.pop_front_if(|(last, _)| *last <= matching) {
+                let ago = Instant::elapsed(&handed_over);
+                assert!(ago >= DISTANCE * 2, "seed {seed}: {matching:?} for a request of {ago:?} ago");
+                answered += 1;
+            }
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -2,7 +2,7 @@
 //!
 //! Three kvnodes are loaded by `kvctl bench mixed`, slice after slice without a pause worth the name. After each slice its
 //! rate, its p99, the memory of the greatest node and the machine's own pace are told. At the end the last ten minutes are
-//! compared with the first ten, as they were and as they would have been at one pace. `scripts/soak-load` builds all that is needed and starts this.
+//! compared with the first ten. `scripts/soak-load` builds all that is needed and starts this.
 
 mod pace;
 mod slice;

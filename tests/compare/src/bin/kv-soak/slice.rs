@@ -57,19 +57,6 @@ impl Slice {
             piece_ms: median(pieces).unwrap_or_default(),
         }
     }
-
-    /// As it would have been on a machine that needs so long for the piece of work.
-    pub fn at_pace(&self, piece_ms: f64) -> Self {
-        let slowness = self.piece_ms / piece_ms;
-        Self {
-            per_second: self.per_second * slowness,
-            p50_ms: self.p50_ms / slowness,
-            p99_ms: self.p99_ms / slowness,
-            max_ms: self.max_ms / slowness,
-            piece_ms,
-            ..*self
-        }
-    }
 }
 
 impl fmt::Display for Slice {
@@ -86,23 +73,6 @@ impl fmt::Display for Slice {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_slow_machine_is_reckoned_up() {
-        let slice = Slice {
-            number: 1,
-            per_second: 500.0,
-            p50_ms: 2.0,
-            p99_ms: 8.0,
-            max_ms: 20.0,
-            node_bytes: 7,
-            piece_ms: 4.0,
-        };
-        let reckoned =
-            Slice { per_second: 1000.0, p50_ms: 1.0, p99_ms: 4.0, max_ms: 10.0, piece_ms: 2.0, ..slice };
-        assert_eq!(slice.at_pace(2.0), reckoned);
-        assert_eq!(slice.at_pace(4.0), slice);
-    }
 
     #[test]
     fn what_kvctl_tells_becomes_a_row() {

@@ -1,0 +1,115 @@
+//! How a node divides the memory that it may use (`--memory`). Pure.
+//!
+//! What the process itself takes comes off first: its program, its stacks, what an allocator cannot give back. The rest is
+//! shared out in parts of a hundred, each up to a size beyond which it brings nothing; what that leaves over goes to the
+//! state store, where every byte saves a read from the disk.
+
+const MIB: usize = 1 << 20;
+
+/// Off the top, bytes.
+const PROCESS_BYTES: usize = 64 * MIB;
+
+/// What a part gets of the rest, in percent, and at most, bytes.
+struct Part {
+    percent: usize,
+    bytes_max: usize,
+}
+
+/// Entries of the Raft logs that RocksDB has not written out: three memtables of 32 MiB. Larger ones make the replay after a
+/// crash longer.
+const LOG_MEMTABLES: Part = Part { percent: 12, bytes_max: 96 * MIB };
+/// Decoded ends of the Raft logs, for followers that lag by a hiccup.
+const LOG_TAILS: Part = Part { percent: 6, bytes_max: 64 * MIB };
+/// Entries that wait for the log device.
+const LOG_QUEUE: Part = Part { percent: 6, bytes_max: 64 * MIB };
+/// Requests of clients that were received and not yet answered.
+const REQUESTS: Part = Part { percent: 16, bytes_max: 256 * MIB };
+/// Replies of up to 4 MiB that are being made or not yet sent.
+const LARGE_REPLIES: Part = Part { percent: 10, bytes_max: 128 * MIB };
+
+/// The state store gets no more of all, percent: its allocations are of all sizes and lives, and leave gaps.
+const STATE_PERCENT_MAX: usize = 60;
+
+/// Who may use how much, bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryPlan {
+    /// Memtables, block cache and revisions of the state store.
+    pub state: usize,
+    /// Memtables of the log store.
+    pub log_memtables: usize,
+    /// Decoded ends of all logs.
+    pub log_tails: usize,
+    /// Entries that wait for the log device.
+    pub log_queue: usize,
+    /// Requests of clients.
+    pub requests: usize,
+    /// Large replies to clients.
+    pub large_replies: usize,
+}
+
+impl MemoryPlan {
+    /// Of so many bytes. Of less than the process takes, everything gets as if there were a little.
+    pub fn of(bytes: usize) -> Self {
+        let rest = bytes.saturating_sub(PROCESS_BYTES).max(PROCESS_BYTES / 2);
+        // Not of the product: `bytes` may be all that a machine can address.
+        let share = |part: &Part| (rest / 100 * part.percent).min(part.bytes_max);
+        let log_memtables = share(&LOG_MEMTABLES);
+        let log_tails = share(&LOG_TAILS);
+        let log_queue = share(&LOG_QUEUE);
+        let requests = share(&REQUESTS);
+        let large_replies = share(&LARGE_REPLIES);
+        let left = rest - log_memtables - log_tails - log_queue - requests - large_replies;
+        let state = left.min((bytes / 100 * STATE_PERCENT_MAX).max(PROCESS_BYTES / 4));
+        Self { state, log_memtables, log_tails, log_queue, requests, large_replies }
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        let Self { state, log_memtables, log_tails, log_queue, requests, large_replies } = self;
+        PROCESS_BYTES + state + log_memtables + log_tails + log_queue + requests + large_replies
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_together_is_what_was_given() {
+        for mebibytes in [128, 200, 256, 512, 1024, 6000, 100_000] {
+            let plan = MemoryPlan::of(mebibytes * MIB);
+            assert!(plan.total() <= mebibytes * MIB, "{mebibytes}: {plan:?}");
+            assert!(plan.state * 100 <= mebibytes * MIB * STATE_PERCENT_MAX, "{mebibytes}: {plan:?}");
+            assert!(plan.state >= 24 * MIB, "{mebibytes}: {plan:?}");
+        }
+    }
+
+    #[test]
+    fn more_memory_makes_no_part_smaller() {
+        let parts = |mebibytes| {
+            let plan = MemoryPlan::of(mebibytes * MIB);
+            [
+                plan.state,
+                plan.log_memtables,
+                plan.log_tails,
+                plan.log_queue,
+                plan.requests,
+                plan.large_replies,
+            ]
+        };
+        for mebibytes in (0..4096).step_by(16) {
+            let (less, more) = (parts(mebibytes), parts(mebibytes + 16));
+            assert!(
+                less.iter().zip(more).all(|(less, more)| *less <= more),
+                "{mebibytes}: {less:?} {more:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_ends_of_the_scale_are_no_trouble() {
+        assert!(MemoryPlan::of(0).state > 0);
+        let most = MemoryPlan::of(usize::MAX);
+        assert_eq!((most.log_memtables, most.requests), (96 * MIB, 256 * MIB));
+    }
+}
