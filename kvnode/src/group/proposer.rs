@@ -339,3 +339,67 @@ where
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use kv_proto::{
+        disk::v1::{Delete, operation},
+        peer::v1::refusal::Kind,
+    };
+
+    use super::*;
+
+    /// A proposer whose queue nobody empties but the test.
+    fn alone() -> (Proposer, mpsc::UnboundedReceiver<Pending<Reply>>) {
+        let (queue, incoming) = mpsc::unbounded_channel();
+        let admission = Arc::new(Semaphore::new(ADMITTED_BYTES_MAX));
+        let proposer = Proposer {
+            shard: ShardId(1),
+            queue,
+            admission,
+            room: Arc::default(),
+            refused: Counter::default(),
+        };
+        (proposer, incoming)
+    }
+
+    async fn refused(proposer: &Proposer) -> Refusal {
+        let delete = Delete { key: "k".into(), ..Delete::default() };
+        let operation = Operation { kind: Some(operation::Kind::Delete(delete)), ..Operation::default() };
+        let deadline = Instant::now() + Duration::from_secs(1);
+        proposer.propose(vec![operation], deadline).await.expect_err("nobody commits it")
+    }
+
+    /// What the task would propose of what is queued.
+    fn taken(incoming: &mut mpsc::UnboundedReceiver<Pending<Reply>>) -> Option<batch::Batch<Reply>> {
+        let mut queue = Queue::default();
+        queue.push(incoming.try_recv().expect("it was queued"));
+        let before_its_deadline = Instant::now() - Duration::from_secs(10);
+        queue.take(before_its_deadline, |reply| reply.claim.take(), drop)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_its_caller_gave_up_while_it_waited_is_never_proposed() {
+        let (proposer, mut incoming) = alone();
+        let refused = refused(&proposer).await;
+        assert_eq!((refused.kind(), refused.reason.as_str()), (Kind::NotApplied, refusal::EXPIRED));
+        assert!(taken(&mut incoming).is_none());
+        assert_eq!(proposer.admitted_bytes(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_proposed_before_its_deadline_is_unknown_after_it() {
+        let (proposer, mut incoming) = alone();
+        let proposing = async {
+            tokio::task::yield_now().await;
+            let under_way = taken(&mut incoming).expect("it is proposed");
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            drop(under_way);
+        };
+        let (refused, ()) = tokio::join!(refused(&proposer), proposing);
+        assert_eq!(refused.kind(), Kind::OutcomeUnknown);
+        assert!(refused.message.contains("deadline"), "{refused:?}");
+    }
+}

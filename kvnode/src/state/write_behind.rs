@@ -10,9 +10,9 @@
 //! and sessions) goes on once.
 //!
 //! Nothing changes for anybody: a batch is visible when it is written and durable with the next flush. What is gathered
-//! goes on as one batch, so a crash still goes back to a prefix of the writes. A view freezes what is gathered and lays
-//! it over a view of the store below: who reads never writes. Writers, flushes, ranges that are deleted and tables that
-//! come in let everything settle in the store below.
+//! goes on as one batch, so a crash still goes back to a prefix of the writes. A view shares what is gathered and lays it
+//! over a view of the store below: who reads never writes. What a view still looks at when more is written is frozen, and a
+//! new layer begun. Writers, flushes, ranges that are deleted and tables that come in let everything settle in the store below.
 
 use std::{
     cell::Cell,
@@ -49,7 +49,8 @@ type Above<'a> = BTreeMap<&'a [u8], Option<&'a Bytes>>;
 /// What the store below does not have yet, or has just now.
 #[derive(Debug, Default)]
 struct Layers {
-    active: Records,
+    /// The newest writes. Views share it, and while they do it does not change.
+    active: Arc<Records>,
     /// Newer than the store below, older than `active`.
     frozen: Frozen,
     /// Of names and values that were written since all settled.
@@ -59,21 +60,39 @@ struct Layers {
 }
 
 impl Layers {
-    fn put(&mut self, name: Vec<u8>, value: Option<Bytes>) {
-        self.bytes += name.len() + value.as_ref().map_or(0, Bytes::len);
-        self.active.insert(name, value);
+    /// Takes in what a batch changes, but for ranges.
+    fn take_in(&mut self, changes: Vec<Change>) {
+        if Arc::get_mut(&mut self.active).is_none() {
+            self.freeze();
+        }
+        // Nobody shares it now, so that this copies nothing.
+        let active = Arc::make_mut(&mut self.active);
+        for change in changes {
+            let (name, value) = match change {
+                Change::Put { name, value } => (name, Some(value)),
+                Change::Delete { name } => (name, None),
+                Change::DeleteRange(_) => continue,
+            };
+            self.bytes += name.len() + value.as_ref().map_or(0, Bytes::len);
+            active.insert(name, value);
+        }
     }
 
     fn get(&self, name: &[u8]) -> Option<&Option<Bytes>> {
         self.active.get(name).or_else(|| newest(&self.frozen, name))
     }
 
-    fn freeze(&mut self) -> Frozen {
-        if !self.active.is_empty() {
-            let next = HashMap::with_capacity(self.active.len());
-            self.frozen.push(Arc::new(mem::replace(&mut self.active, next)));
+    fn freeze(&mut self) {
+        let next = HashMap::with_capacity(self.active.len());
+        let frozen = mem::replace(&mut self.active, Arc::new(next));
+        if !frozen.is_empty() {
+            self.frozen.push(frozen);
         }
-        self.frozen.clone()
+    }
+
+    /// All of them, oldest first.
+    fn all(&self) -> Frozen {
+        self.frozen.iter().chain([&self.active]).filter(|layer| !layer.is_empty()).cloned().collect()
     }
 }
 
@@ -131,7 +150,8 @@ impl<E: StateEngine> WriteBehind<E> {
             let mut layers = self.change();
             check(&layers)?;
             layers.bytes = 0;
-            layers.freeze()
+            layers.freeze();
+            layers.frozen.clone()
         };
         if frozen.is_empty() {
             return Ok(());
@@ -265,21 +285,15 @@ impl<E: StateEngine> StateEngine for WriteBehind<E> {
         let is_full = {
             let mut layers = self.change();
             check(&layers)?;
-            for change in batch.changes {
-                match change {
-                    Change::Put { name, value } => layers.put(name, Some(value)),
-                    Change::Delete { name } => layers.put(name, None),
-                    Change::DeleteRange(_) => {}
-                }
-            }
+            layers.take_in(batch.changes);
             layers.bytes >= self.bytes_max || layers.frozen.len() > FROZEN_MAX
         };
         if is_full { self.settled(|| Ok(())) } else { Ok(()) }
     }
 
     fn view(&self, read: &mut dyn FnMut(&dyn View)) {
-        let mut layers = self.change();
-        let frozen = layers.freeze();
+        let layers = self.read();
+        let frozen = layers.all();
         let mut writers_wait = Some(layers);
         self.below.view(&mut |below| {
             // The moment of the store below is taken.
@@ -595,6 +609,23 @@ mod tests {
             assert_eq!(store.get(&name(2)).expect("a read"), three(2));
             assert_eq!(store.get(&name(1)).expect("a read"), None);
         });
+    }
+
+    #[test]
+    fn views_that_are_over_leave_nothing_and_others_keep_their_moment() {
+        let store = WriteBehind::new(Arc::new(MemoryEngine::new()), 10_000);
+        for round in 0..20 {
+            store.write(batch(&[(1, Some(round))])).expect("a write");
+            assert!(with_view(&store, |view| view.get(&name(1))).expect("a read").is_some());
+        }
+        assert_eq!(store.read().frozen.len(), 0);
+        with_view(&store, |view| {
+            store.write(batch(&[(1, None), (2, Some(7))])).expect("a write");
+            assert_eq!(view.get(&name(1)).expect("a read"), Some(Bytes::from(vec![19; 3])));
+            assert_eq!(view.get(&name(2)).expect("a read"), None);
+        });
+        assert_eq!(store.read().frozen.len(), 1);
+        assert_eq!(store.get(&name(1)).expect("a read"), None);
     }
 
     #[test]
