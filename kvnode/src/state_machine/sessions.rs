@@ -186,12 +186,18 @@ impl Sessions {
                 stamp.sequence
             )));
         }
-        // Asked only when it matters: what this write acknowledges makes room for it.
-        if self.kept >= SHARD_OUTCOMES_MAX && self.kept - session.kept_below(lowest) >= SHARD_OUTCOMES_MAX {
-            return Err(window_full(format!(
-                "the sessions of shard {} keep {SHARD_OUTCOMES_MAX} outcomes that are not acknowledged",
-                self.shard
-            )));
+        // Asked only when it matters: what this write acknowledges makes room for it. Who keeps much leaves as much to others, so
+        // that clients which never acknowledge do not stop those which do.
+        if self.kept + SESSION_OUTCOMES_MAX as usize > SHARD_OUTCOMES_MAX {
+            let acknowledged = session.kept_below(lowest);
+            let left = SHARD_OUTCOMES_MAX - (self.kept - acknowledged).min(SHARD_OUTCOMES_MAX);
+            let own = session.kept() - acknowledged;
+            if own >= left {
+                return Err(window_full(format!(
+                    "session {} keeps {own} outcomes that are not acknowledged, and the sessions of shard {} have room for {left} more",
+                    stamp.session_id, self.shard
+                )));
+            }
         }
         Ok(Verdict::Apply)
     }

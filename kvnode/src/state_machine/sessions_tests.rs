@@ -271,23 +271,33 @@ fn a_client_that_acknowledges_nothing_meets_the_end_of_its_window() {
 }
 
 #[test]
-fn a_shard_keeps_so_many_outcomes_and_a_write_may_make_its_own_room() {
+fn sessions_that_acknowledge_nothing_leave_room_for_others_and_a_write_may_make_its_own() {
     let (mut sessions, mut group) = (Sessions::new(SHARD), at(0, 0));
     let window = u64::from(SESSION_OUTCOMES_MAX);
-    let ids: Vec<u64> = (0..=SHARD_OUTCOMES_MAX as u64 / window)
-        .map(|_| sessions.open(&mut group, TTL_MS).unwrap())
-        .collect();
-    let (last, others) = ids.split_last().unwrap();
-    for id in others {
-        for sequence in 1..=window {
-            write(&mut sessions, &stamp(*id, sequence, 1), 0, 1).unwrap();
-        }
+    let full = reason::SESSION_WINDOW_FULL;
+    // Each keeps as much as it may; from some time on that is half of what is left.
+    let mut fill = || {
+        let id = sessions.open(&mut group, TTL_MS).unwrap();
+        let refused = (1..=window + 1).find_map(|sequence| {
+            let refused = write(&mut sessions, &stamp(id, sequence, 1), 0, 1).err()?;
+            assert_eq!(refused, full);
+            Some(sequence)
+        });
+        (id, refused.unwrap() - 1)
+    };
+    let others: Vec<(u64, u64)> = (0..20).map(|_| fill()).collect();
+    let kept: Vec<u64> = others.iter().map(|(_, kept)| *kept).collect();
+    assert_eq!(kept[..15], [window; 15]);
+    assert_eq!(kept[15..], [window / 2, window / 4, window / 8, window / 16, window / 32]);
+    let modest = sessions.open(&mut group, TTL_MS).unwrap();
+    for sequence in 1..10_000 {
+        let lowest = sequence.saturating_sub(50).max(1);
+        assert_eq!(write(&mut sessions, &stamp(modest, sequence, lowest), 0, 1), Ok((1, false)));
     }
-    assert_eq!(sessions.kept(), SHARD_OUTCOMES_MAX);
-    let full = Err(reason::SESSION_WINDOW_FULL.to_owned());
-    assert_eq!(write(&mut sessions, &stamp(*last, 1, 1), 0, 1), full);
-    assert_eq!(write(&mut sessions, &stamp(others[0], window + 10, 11), 0, 1), Ok((1, false)));
-    assert_eq!(write(&mut sessions, &stamp(*last, 1, 1), 0, 1), Ok((1, false)), "ten were acknowledged");
+    assert!(sessions.kept() < SHARD_OUTCOMES_MAX);
+    let (greedy, _) = others[0];
+    assert_eq!(write(&mut sessions, &stamp(greedy, window + 1, 1), 0, 1), Err(full.to_owned()));
+    assert_eq!(write(&mut sessions, &stamp(greedy, window + 10, window), 0, 1), Ok((1, false)));
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Increments are counted exactly, whatever happens to nodes and replies.
 //!
 //! A key's version counts its writes. Each writer knows how many it made, so at the end the versions of all keys must add
-//! up to what the writers know: a write that was applied twice, or was said to be applied and is not, shows.
+//! up to what the writers know: a write that was applied twice, or was said to be applied and is not, shows. Clients that come and
+//! go, and others whose sessions expire, are beside them ([`once`]).
+
+mod once;
 
 use std::{
     sync::{
@@ -16,6 +19,8 @@ use kv_client::{
 };
 use kv_cluster_tests::{Cluster, DEADLINE, Plan, seed, wait_until};
 use kv_faults::proxy::{Direction, Link, Proxy};
+use kv_proto::admin::v1::ReplicaStatus;
+use once::{Visitor, judge};
 use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tokio::task::JoinSet;
 
@@ -29,6 +34,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const FAULT_TIME: Duration = Duration::from_millis(400);
 /// Made between two faults.
 const WRITES_BETWEEN_FAULTS: u64 = 200;
+/// Of a write: a node that is away for some hundred of them needs a snapshot.
+const VALUE_BYTES: usize = 400;
 
 /// Writers and what they know.
 struct Writers {
@@ -43,10 +50,7 @@ impl Writers {
         let (stopped, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
-            let mut addresses: Vec<Address> = proxies
-                .iter()
-                .map(|proxy| proxy.address().to_string().parse().expect("an address"))
-                .collect();
+            let mut addresses = addresses(proxies);
             addresses.rotate_left(number % proxies.len());
             // The advertised addresses would lead past the proxies.
             let builder = Client::builder(addresses).timeout(TIMEOUT).streams(number % 2 == 0);
@@ -114,7 +118,7 @@ impl Writer {
 
     async fn put(&mut self) -> u64 {
         let key = self.key();
-        while let Err(error) = self.client.put(&key, "x").await {
+        while let Err(error) = self.client.put(&key, "x".repeat(VALUE_BYTES)).await {
             self.must_be_known(&error);
         }
         1
@@ -173,24 +177,30 @@ enum Fault {
     LoseReplies(usize),
     LoseAllReplies,
     Reset(usize),
+    /// From the other nodes, not from clients.
+    CutOff(usize),
+    /// Until the others' logs no longer reach back to what it has.
+    Away(usize),
 }
 
 impl Fault {
     fn choose(random: &mut SmallRng) -> Self {
         let node = random.random_range(0..3);
-        match random.random_range(0..8) {
-            0 | 1 => Self::Kill(node),
-            2 => Self::KillAll,
-            3 => Self::Pause(node),
-            4 | 5 => Self::LoseReplies(node),
-            6 => Self::LoseAllReplies,
-            _ => Self::Reset(node),
+        match random.random_range(0..10) {
+            0 => Self::Kill(node),
+            1 => Self::KillAll,
+            2 => Self::Pause(node),
+            3 | 4 => Self::LoseReplies(node),
+            5 => Self::LoseAllReplies,
+            6 => Self::Reset(node),
+            7 | 8 => Self::CutOff(node),
+            _ => Self::Away(node),
         }
     }
 
     fn begin(self, cluster: &mut Cluster, proxies: &[Proxy]) {
         match self {
-            Self::Kill(node) => cluster.nodes[node].kill(),
+            Self::Kill(node) | Self::Away(node) => cluster.nodes[node].kill(),
             Self::KillAll => cluster.kill_all(),
             Self::Pause(node) => cluster.nodes[node].pause(),
             Self::LoseReplies(node) => proxies[node].set(Direction::ToDialler, Link::Silent),
@@ -198,26 +208,60 @@ impl Fault {
                 proxies.iter().for_each(|proxy| proxy.set(Direction::ToDialler, Link::Silent));
             }
             Self::Reset(node) => proxies[node].set_both(Link::Reset),
+            Self::CutOff(node) => cluster.network.cut_off(&[node], Link::Silent),
+        }
+    }
+
+    /// As long as it takes.
+    async fn last(self, cluster: &Cluster, before: u64) {
+        match self {
+            Self::Away(_) => wait_purged(cluster, before).await,
+            _ => tokio::time::sleep(FAULT_TIME).await,
         }
     }
 
     fn end(self, cluster: &mut Cluster, proxies: &[Proxy]) {
         match self {
-            Self::Kill(node) => cluster.nodes[node].start(),
+            Self::Kill(node) | Self::Away(node) => cluster.nodes[node].start(),
             Self::KillAll => cluster.start_all(),
             Self::Pause(node) => cluster.nodes[node].resume(),
             Self::LoseReplies(_) | Self::LoseAllReplies | Self::Reset(_) => {
                 proxies.iter().for_each(Proxy::heal);
             }
+            Self::CutOff(_) => cluster.network.heal(),
         }
     }
 }
 
-/// The versions of all counters, added up.
-async fn counted(cluster: &Cluster) -> u64 {
+/// Of the busiest shard, as far as any node tells.
+async fn greatest(cluster: &Cluster, figure: fn(&ReplicaStatus) -> u64) -> u64 {
+    let statuses = cluster.statuses().await;
+    let replicas = statuses.iter().flatten().flat_map(|status| &status.replicas);
+    replicas.filter(|replica| replica.shard_id != 0).map(figure).max().unwrap_or_default()
+}
+
+/// Waits until the logs of a shard begin after `index`.
+async fn wait_purged(cluster: &Cluster, index: u64) {
+    let purged = wait_until("logs that do not reach back", DEADLINE, || async {
+        let purged = greatest(cluster, |replica| replica.purged_index).await;
+        if purged > index { Ok(()) } else { Err(format!("purged up to {purged} of {index}")) }
+    });
+    purged.await.unwrap_or_else(|error| panic!("{error}"));
+}
+
+fn addresses(proxies: &[Proxy]) -> Vec<Address> {
+    proxies.iter().map(|proxy| proxy.address().to_string().parse().expect("an address")).collect()
+}
+
+/// To the nodes themselves, when all is over.
+async fn client_of(cluster: &Cluster) -> Client {
     cluster.wait_whole().await;
     let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
-    let client = Client::connect(&addresses.join(",")).expect("there are addresses").with_timeout(TIMEOUT);
+    Client::connect(&addresses.join(",")).expect("there are addresses").with_timeout(TIMEOUT)
+}
+
+/// The versions of all counters, added up.
+async fn counted(client: &Client) -> u64 {
     let mut sum = 0;
     for number in 0..KEYS {
         let reply = client.get(format!("counter/{number}")).await.expect("all nodes serve");
@@ -229,20 +273,43 @@ async fn counted(cluster: &Cluster) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn increments_are_counted_exactly_whatever_happens_to_nodes_and_replies() {
     let mut random = seed::generator("increments_are_counted_exactly_whatever_happens_to_nodes_and_replies");
-    let Some(mut cluster) = Cluster::start(Plan::nodes(3)).await else { return };
+    // So little log is kept that an absence takes a snapshot.
+    let plan = Plan::nodes(3)
+        .with_network()
+        .with_flag("--log-retention-bytes", "64Ki")
+        .with_flag("--flush-interval", "1s");
+    let Some(mut cluster) = Cluster::start(plan).await else { return };
     let proxies = proxies(&cluster).await;
     let writers = Writers::start(&proxies, true, &mut random);
-    for _ in 0..seed::rounds(12) {
+    let mut visitor = |name| Visitor {
+        name,
+        addresses: addresses(&proxies),
+        random: SmallRng::seed_from_u64(random.random()),
+        stopped: writers.stopped.clone(),
+    };
+    let restarted = tokio::spawn(visitor("restarted").restart());
+    let napping = tokio::spawn(visitor("napping").nap());
+    // Each kind that is rare once at least.
+    let mut faults = vec![Fault::Away(0), Fault::CutOff(1)];
+    faults.extend((0..seed::rounds(12)).map(|_| Fault::choose(&mut random)));
+    for fault in faults {
         writers.progress().await;
-        let fault = Fault::choose(&mut random);
         eprintln!("{fault:?}");
+        let before = greatest(&cluster, |replica| replica.last_log_index).await;
         fault.begin(&mut cluster, &proxies);
-        tokio::time::sleep(FAULT_TIME).await;
+        fault.last(&cluster, before).await;
         fault.end(&mut cluster, &proxies);
     }
     writers.progress().await;
     let written = writers.finish().await;
-    assert_eq!(counted(&cluster).await, written);
+    let client = client_of(&cluster).await;
+    assert_eq!(counted(&client).await, written);
+    for visitor in [restarted, napping] {
+        let attempts = visitor.await.expect("a visitor does not panic");
+        let acknowledged = judge(&client, &attempts).await;
+        eprintln!("{acknowledged} of {} acknowledged", attempts.len());
+        assert!(acknowledged > 0);
+    }
 }
 
 /// The test above can fail: callers that repeat without sessions count too little.
@@ -260,6 +327,6 @@ async fn increments_without_sessions_that_are_repeated_are_applied_twice() {
         fault.end(&mut cluster, &proxies);
     }
     let written = writers.finish().await;
-    let counted = counted(&cluster).await;
+    let counted = counted(&client_of(&cluster).await).await;
     assert!(counted > written, "{counted} writes were applied, {written} known");
 }
