@@ -290,7 +290,7 @@ fn sessions_that_acknowledge_nothing_leave_room_for_others_and_a_write_may_make_
     assert_eq!(kept[..15], [window; 15]);
     assert_eq!(kept[15..], [window / 2, window / 4, window / 8, window / 16, window / 32]);
     let modest = sessions.open(&mut group, TTL_MS).unwrap();
-    for sequence in 1..10_000 {
+    for sequence in 1..10_000_u64 {
         let lowest = sequence.saturating_sub(50).max(1);
         assert_eq!(write(&mut sessions, &stamp(modest, sequence, lowest), 0, 1), Ok((1, false)));
     }
