@@ -45,6 +45,10 @@
 //! operation fails at once with [`Error::Overloaded`]. Operations that are under way together happen in any order.
 //! [`ClientBuilder::streams`] makes each a call of its own; nodes without streams get calls anyway.
 //!
+//! **Connections.** One to each node for all that, and one for scans, downloads, uploads and deletions of ranges, when there
+//! are any: they go as fast as their caller takes or gives their bytes, and hold back nothing else. One that is not read on
+//! keeps up to 2 MiB here.
+//!
 //! Requests go through one of the given nodes, which forwards them, or with [`Routing::Direct`] to the leader of the
 //! key's shard by the shard map, which is refreshed when an answer speaks of a newer epoch.
 //!

@@ -12,6 +12,7 @@
 mod fake;
 
 mod bulks;
+mod readers;
 mod retries;
 mod scans;
 mod sessions;

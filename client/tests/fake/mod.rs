@@ -14,7 +14,7 @@ mod small;
 mod store;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -59,6 +59,8 @@ pub struct State {
     scripts: Vec<VecDeque<Fault>>,
     /// (node id, method) of every call of `kv.v1` and of GetShardMap. Operations on streams count like calls.
     pub calls: Vec<(u64, &'static str)>,
+    /// Messages of a scan, a download and a deletion that connections have taken, by method.
+    pub taken: BTreeMap<&'static str, usize>,
     pub sessions: Sessions,
     pub streams: Streams,
 }
@@ -84,6 +86,7 @@ impl FakeCluster {
             pages_per_call: usize::MAX,
             scripts: vec![VecDeque::new(); nodes],
             calls: Vec::new(),
+            taken: BTreeMap::new(),
             sessions: Sessions::default(),
             streams: Streams::default(),
         };
