@@ -41,8 +41,8 @@
 //! **Streams.** Puts, gets, deletes and transactions travel on one stream of each connection. What queues up while the
 //! connection takes a message forms the next one, so a thousand tasks that share a client send few messages, and one task
 //! alone waits for nobody. The node's window bounds what is under way, and half of it what is under way for one shard. What
-//! exceeds it waits here, until its deadline; of that at most 16,384 operations or 64 MiB on a connection, beyond which an
-//! operation fails at once with [`Error::Overloaded`]. Operations that are under way together happen in any order.
+//! exceeds it waits here until its deadline, in the order in which it came; beyond 16,384 operations or 64 MiB for a shard,
+//! in the tasks of its callers. Operations that are under way together happen in any order.
 //! [`ClientBuilder::streams`] makes each a call of its own; nodes without streams get calls anyway.
 //!
 //! **Connections.** One to each node for all that, and one for scans, downloads, uploads and deletions of ranges, when there
