@@ -96,9 +96,9 @@ impl Call {
         call
     }
 
-    /// An attempt may have had its effect.
-    pub(crate) fn doubt(&mut self) {
-        self.perhaps = true;
+    /// Whether an attempt may have had its effect, for a caller who keeps that from here on.
+    pub(crate) fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.perhaps)
     }
 
     /// Whether an earlier attempt of a write may have had its effect.
@@ -108,10 +108,7 @@ impl Call {
 
     /// The operation's end with this failure, in the light of earlier attempts.
     pub(crate) fn end(&self, failure: Failure) -> Error {
-        if self.perhaps && failure.cause().happened() == Happened::No {
-            return Error::OutcomeUnknown(Box::new(failure));
-        }
-        Error::of(self.plan.kind, failure)
+        Error::end(self.plan.kind, failure, self.perhaps)
     }
 
     pub(crate) fn deadline(&self) -> Instant {

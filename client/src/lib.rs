@@ -56,6 +56,7 @@
 
 mod address;
 mod batch;
+mod bulk;
 mod call;
 mod client;
 mod delete_range;
@@ -80,7 +81,7 @@ mod upload;
 mod value;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
-pub use batch::{BulkOperation, BulkOutcome};
+pub use bulk::{BulkOperation, BulkOutcome};
 pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT};
 pub use delete_range::{DeleteRange, DeleteRangeStep};
 pub use download::{Download, DownloadOptions};

@@ -196,7 +196,7 @@ impl Call {
             if let Some(_turn) = lane.turn() {
                 // Somebody may have been quicker.
                 if core.knowledge.shard_of(slot) == shard && lane.session().is_none() {
-                    self.open(shard, slot, key).await?;
+                    self.open(shard, slot, key).await.map_err(|error| error.unsent(self.plan.operation))?;
                 }
                 continue;
             }
