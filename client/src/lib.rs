@@ -36,7 +36,8 @@
 //! it is first needed. Each has a sequence that goes along with each attempt, so that the shard applies it once and answers
 //! further attempts with the outcome of the first one. Only when that outcome is lost with its session a write ends as
 //! [`Error::OutcomeUnknown`]; and when the deadline comes first. [`ClientBuilder::sessions`] switches sessions off: then a write
-//! is repeated only when it surely did not happen, and never after its reply was lost.
+//! is repeated only when it surely did not happen, and never after its reply was lost. A session that is not used for 10 to 20 s
+//! is closed, and all of them when the last clone of a client is dropped; a program that ends calls [`Client::close`] before.
 //!
 //! **Streams.** Puts, gets, deletes and transactions travel on one stream of each connection. What queues up while the
 //! connection takes a message forms the next one, so a thousand tasks that share a client send few messages, and one task
@@ -52,7 +53,8 @@
 //! Requests go through one of the given nodes, which forwards them, or with [`Routing::Direct`] to the leader of the
 //! key's shard by the shard map, which is refreshed when an answer speaks of a newer epoch.
 //!
-//! Nothing here runs in the background except the connections themselves and one task for each stream, which ends with it.
+//! Nothing here runs in the background except the connections themselves, one task for each stream, which ends with it, and
+//! one for the sessions of a client, while there are any.
 
 mod address;
 mod batch;
@@ -63,6 +65,7 @@ mod delete_range;
 mod download;
 mod error;
 mod failure;
+mod keeper;
 mod options;
 mod pages;
 mod places;

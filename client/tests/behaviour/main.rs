@@ -12,6 +12,7 @@
 mod fake;
 
 mod bulks;
+mod closings;
 mod readers;
 mod retries;
 mod scans;
