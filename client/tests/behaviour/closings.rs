@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use kv_client::Client;
-use tokio::time::{advance, pause, resume};
+use tokio::time::{advance, pause, resume, timeout};
 
 use crate::{client, fake::FakeCluster, until};
 
@@ -43,7 +43,9 @@ async fn sessions_are_closed_when_the_last_clone_of_their_client_is_dropped() {
 
     cluster.release();
     assert!(write.await.unwrap().unwrap().applied);
-    until("the sessions are closed", || cluster.state().sessions.count() == 0).await;
+    // At once, and not with the next look.
+    let closed = until("the sessions are closed", || cluster.state().sessions.count() == 0);
+    timeout(LOOK / 2, closed).await.unwrap();
     assert_eq!((cluster.count("OpenSession"), cluster.count("CloseSession")), (2, 2));
 }
 

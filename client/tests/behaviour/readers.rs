@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use kv_client::{DownloadOptions, KeyRange, UploadOptions};
 
-use crate::{client, fake::FakeCluster, until};
+use crate::{
+    client,
+    fake::{Connections, FakeCluster},
+    until,
+};
 
 /// The client's window of a stream, bytes.
 const STREAM_WINDOW: usize = 2 << 20;
@@ -53,4 +57,19 @@ async fn readers_that_stand_still_hold_back_neither_writes_nor_each_other() {
         keys += page.kvs.len();
     }
     assert_eq!(keys, 10);
+}
+
+#[tokio::test]
+async fn readers_that_stand_still_take_no_place_of_operations() {
+    let calls = 4;
+    let cluster =
+        FakeCluster::with_connections(1, Connections { calls: Some(calls), ..Default::default() }).await;
+    let client = client(&cluster);
+    client.upload("large", vec![7; 2 * STREAM_WINDOW], UploadOptions::default()).await.unwrap();
+    let mut downloads = Vec::new();
+    for _ in 0..calls {
+        downloads.push(client.download("large", DownloadOptions::default()).await.unwrap().unwrap());
+    }
+    assert!(client.put("k", "v").await.unwrap().applied);
+    assert!(client.get("k").await.unwrap().kv.is_some());
 }

@@ -37,6 +37,15 @@ pub struct FakeCluster {
     runtimes: Vec<Option<Runtime>>,
 }
 
+/// Bounds of connections.
+#[derive(Clone, Copy, Default)]
+pub struct Connections {
+    /// They get a GOAWAY when they are so old.
+    pub age: Option<Duration>,
+    /// Calls of each that are under way at the same time.
+    pub calls: Option<u32>,
+}
+
 /// What the nodes share.
 pub struct Shared {
     state: Mutex<State>,
@@ -68,12 +77,17 @@ pub struct State {
 impl FakeCluster {
     /// Starts `nodes` nodes. Node 1 leads everything.
     pub async fn start(nodes: usize) -> Self {
-        Self::with_connections_of_age(nodes, None).await
+        Self::with_connections(nodes, Connections::default()).await
     }
 
     /// The same; connections get a GOAWAY when they are so old.
-    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
     pub async fn with_connections_of_age(nodes: usize, age: Option<Duration>) -> Self {
+        Self::with_connections(nodes, Connections { age, ..Connections::default() }).await
+    }
+
+    /// The same with bounds of connections.
+    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
+    pub async fn with_connections(nodes: usize, connections: Connections) -> Self {
         let listeners: Vec<TcpListener> =
             (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
@@ -93,7 +107,7 @@ impl FakeCluster {
         let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
         let nodes = listeners.into_iter().zip(1..).map(|(listener, id)| {
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, age));
+            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, connections));
             Some(runtime)
         });
         let runtimes = nodes.collect();
@@ -175,11 +189,11 @@ impl Shared {
     }
 }
 
-async fn serve(listener: TcpListener, node: FakeNode, age: Option<Duration>) {
+async fn serve(listener: TcpListener, node: FakeNode, connections: Connections) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let mut builder = Server::builder();
-    if let Some(age) = age {
+    let mut builder = Server::builder().max_concurrent_streams(connections.calls);
+    if let Some(age) = connections.age {
         builder = builder.max_connection_age(age);
     }
     let server = builder
