@@ -13,7 +13,7 @@ use crate::{
     client::Client,
     error::{Error, Result},
     failure::{Failure, LeaderHint},
-    pool::Node,
+    pool::{Node, Purpose},
     retry::{Cause, Decision, Happened, Kind, NO_REPLICA, Turn, decide, is_lasting_absence, pause},
     routing::{Route, Wish},
     shard_map::ShardMap,
@@ -43,6 +43,7 @@ pub(crate) struct Call {
     pub(crate) client: Client,
     pub(crate) plan: Plan,
     deadline: Instant,
+    purpose: Purpose,
     attempts: u32,
     wish: Wish,
     /// Whom no connection could be made to.
@@ -64,6 +65,7 @@ impl Call {
             client,
             plan,
             deadline,
+            purpose: Purpose::Operations,
             attempts: 0,
             wish: Wish::None,
             unreachable: Vec::new(),
@@ -72,6 +74,12 @@ impl Call {
             ended: 0,
             perhaps: false,
         }
+    }
+
+    /// The same on a connection apart: its messages come or go as fast as the caller takes or gives them.
+    pub(crate) fn transfer(mut self) -> Self {
+        self.purpose = Purpose::Transfers;
+        self
     }
 
     /// Another operation on behalf of this one, within what is left of its time.
@@ -88,9 +96,9 @@ impl Call {
         call
     }
 
-    /// An attempt may have had its effect.
-    pub(crate) fn doubt(&mut self) {
-        self.perhaps = true;
+    /// Whether an attempt may have had its effect, for a caller who keeps that from here on.
+    pub(crate) fn take_doubt(&mut self) -> bool {
+        std::mem::take(&mut self.perhaps)
     }
 
     /// Whether an earlier attempt of a write may have had its effect.
@@ -100,10 +108,7 @@ impl Call {
 
     /// The operation's end with this failure, in the light of earlier attempts.
     pub(crate) fn end(&self, failure: Failure) -> Error {
-        if self.perhaps && failure.cause().happened() == Happened::No {
-            return Error::OutcomeUnknown(Box::new(failure));
-        }
-        Error::of(self.plan.kind, failure)
+        Error::end(self.plan.kind, failure, self.perhaps)
     }
 
     pub(crate) fn deadline(&self) -> Instant {
@@ -125,10 +130,11 @@ impl Call {
             self.refresh_map().await;
             self.attempts += 1;
             let address = self.choose();
-            if let Some(node) = self.client.core().pool.connected(&address) {
+            let pool = &self.client.core().pool;
+            if let Some(node) = pool.connected(&address, self.purpose) {
                 return Ok(node);
             }
-            let problem = match timeout_at(self.deadline, self.client.core().pool.node(&address)).await {
+            let problem = match timeout_at(self.deadline, pool.node(&address, self.purpose)).await {
                 Ok(Ok(node)) => return Ok(node),
                 Ok(Err(error)) => full_message(&error),
                 Err(_) => "no connection until the deadline".to_owned(),
@@ -407,7 +413,12 @@ pub(crate) fn full_message(error: &dyn std::error::Error) -> String {
 /// Asks one node for its map; empty when it knows none newer than `epoch`.
 impl Client {
     async fn fetch_map(&self, address: &Address, epoch: u64) -> Result<ShardMap, String> {
-        let node = self.core().pool.node(address).await.map_err(|error| full_message(&error))?;
+        let node = self
+            .core()
+            .pool
+            .node(address, Purpose::Operations)
+            .await
+            .map_err(|error| full_message(&error))?;
         let request = kv_proto::admin::v1::GetShardMapRequest { newer_than_epoch: epoch };
         let map =
             node.admin().get_shard_map(request).await.map_err(|status| status.to_string())?.into_inner();

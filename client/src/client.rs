@@ -19,6 +19,7 @@ use crate::{
     address::{Address, AddressError},
     call::{Call, Plan},
     error::{Error, Result},
+    keeper::Clones,
     options::{GetOptions, ReadOptions, WriteOptions},
     pool::Pool,
     retry::Kind,
@@ -33,10 +34,11 @@ use crate::{
 /// An operation that nobody gave a time to ends after this.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A client of one cluster. Clones share connections and what was learned of the cluster.
+/// A client of one cluster. Clones share connections, sessions and what was learned of the cluster. When the last one is
+/// dropped, the sessions are closed in the background.
 #[derive(Clone, Debug)]
 pub struct Client {
-    core: Arc<Core>,
+    clones: Arc<Clones>,
     timeout: Duration,
     pinned: Option<Address>,
 }
@@ -187,7 +189,7 @@ impl ClientBuilder {
             session_ttl_ms: ttl_ms(self.session_ttl),
             rng: Mutex::new(rng),
         };
-        Ok(Client { core: Arc::new(core), timeout: self.timeout, pinned: None })
+        Ok(Client { timeout: self.timeout, ..Client::of(Clones::of(Arc::new(core))) })
     }
 }
 
@@ -235,11 +237,19 @@ impl Client {
 
     /// The addresses that the client was given.
     pub fn addresses(&self) -> &[Address] {
-        self.core.knowledge.given()
+        self.core().knowledge.given()
+    }
+
+    pub(crate) fn of(clones: Arc<Clones>) -> Self {
+        Self { clones, timeout: DEFAULT_TIMEOUT, pinned: None }
     }
 
     pub(crate) fn core(&self) -> &Core {
-        &self.core
+        self.clones.core()
+    }
+
+    pub(crate) fn clones(&self) -> &Arc<Clones> {
+        &self.clones
     }
 
     pub(crate) fn pinned(&self) -> Option<&Address> {
@@ -350,14 +360,14 @@ impl Client {
 
     /// How a small write may be repeated.
     pub(crate) fn write_kind(&self) -> Kind {
-        if self.core.has_sessions { Kind::Once } else { Kind::Write }
+        if self.core().has_sessions { Kind::Once } else { Kind::Write }
     }
 
     /// A reply's header. On a stream it leaves out the cluster, which the message has told.
     fn header(&self, header: Option<proto::ResponseHeader>) -> Header {
         let mut header = Header::from(header);
         if header.cluster_id.is_empty() {
-            header.cluster_id = self.core.pool.cluster_id();
+            header.cluster_id = self.core().pool.cluster_id();
         }
         header
     }

@@ -78,7 +78,7 @@ impl Client {
         options: DownloadOptions,
     ) -> Result<Option<Download>> {
         let key = Bytes::copy_from_slice(key.as_ref());
-        let mut call = self.call("Download", Kind::Read, read_route(&key, options.read));
+        let mut call = self.call("Download", Kind::Read, read_route(&key, options.read)).transfer();
         let request = proto::DownloadRequest {
             key,
             offset: options.offset,

@@ -36,7 +36,7 @@ pub enum Error {
     /// A limit of the cluster was reached; surely not applied.
     #[error("{0}")]
     Overloaded(Box<Failure>),
-    /// No answer to a read until the deadline.
+    /// No answer until the deadline to what changes nothing: a read, or the opening of the session that a write was to be in.
     #[error("{0}")]
     TimedOut(Box<Failure>),
     /// A write whose outcome nobody can tell: it may have been applied, may be applied yet, or never.
@@ -103,6 +103,65 @@ impl Error {
             (Kind::Read, Cause::OutcomeUnknown | Cause::Lost) => Self::TimedOut(failure),
             (_, Cause::DataLoss) => Self::DataLoss(failure),
             (_, Cause::Bug) => Self::Internal(failure),
+        }
+    }
+
+    /// The same, in the light of earlier attempts: one of them may have been applied.
+    pub(crate) fn end(kind: Kind, failure: Failure, in_doubt: bool) -> Self {
+        if in_doubt && failure.cause().happened() == Happened::No {
+            return Self::OutcomeUnknown(Box::new(failure));
+        }
+        Self::of(kind, failure)
+    }
+
+    /// The error once more, for one more operation that it ended.
+    pub(crate) fn again(&self) -> Self {
+        match self {
+            Self::Address(error) => Self::Address(error.clone()),
+            Self::InvalidArgument(failure) => Self::InvalidArgument(failure.clone()),
+            Self::Refused(failure) => Self::Refused(failure.clone()),
+            Self::Unreachable(failure) => Self::Unreachable(failure.clone()),
+            Self::Unavailable(failure) => Self::Unavailable(failure.clone()),
+            Self::Overloaded(failure) => Self::Overloaded(failure.clone()),
+            Self::TimedOut(failure) => Self::TimedOut(failure.clone()),
+            Self::OutcomeUnknown(failure) => Self::OutcomeUnknown(failure.clone()),
+            Self::DataLoss(failure) => Self::DataLoss(failure.clone()),
+            Self::Internal(failure) => Self::Internal(failure.clone()),
+            Self::Protocol { operation, problem } => Self::Protocol { operation, problem: problem.clone() },
+            Self::ChecksumMismatch { operation, expected, found } => {
+                Self::ChecksumMismatch { operation, expected: expected.clone(), found: found.clone() }
+            }
+            &Self::LengthMismatch { operation, expected_bytes, found_bytes } => {
+                Self::LengthMismatch { operation, expected_bytes, found_bytes }
+            }
+            Self::ValueReplaced => Self::ValueReplaced,
+            Self::Source(error) => Self::Source(io::Error::new(error.kind(), error.to_string())),
+            Self::Sink(error) => Self::Sink(io::Error::new(error.kind(), error.to_string())),
+        }
+    }
+
+    /// The end of `operation`, which was not sent because of this: it did not happen, whatever became of what failed.
+    pub(crate) fn unsent(self, operation: &'static str) -> Self {
+        if !self.may_have_happened() {
+            return self;
+        }
+        let why = self.failure().map_or_else(|| self.to_string(), ToString::to_string);
+        let failure = Failure::local(operation, None, Cause::NotApplied, format!("not sent: {why}"));
+        Self::Unavailable(Box::new(failure))
+    }
+
+    /// The end of an operation that met this after an attempt which may have been applied.
+    pub(crate) fn in_doubt(self) -> Self {
+        match self {
+            Self::InvalidArgument(failure)
+            | Self::Refused(failure)
+            | Self::Unreachable(failure)
+            | Self::Unavailable(failure)
+            | Self::Overloaded(failure)
+            | Self::TimedOut(failure)
+            | Self::DataLoss(failure)
+            | Self::Internal(failure) => Self::OutcomeUnknown(failure),
+            other => other,
         }
     }
 

@@ -36,28 +36,36 @@
 //! it is first needed. Each has a sequence that goes along with each attempt, so that the shard applies it once and answers
 //! further attempts with the outcome of the first one. Only when that outcome is lost with its session a write ends as
 //! [`Error::OutcomeUnknown`]; and when the deadline comes first. [`ClientBuilder::sessions`] switches sessions off: then a write
-//! is repeated only when it surely did not happen, and never after its reply was lost.
+//! is repeated only when it surely did not happen, and never after its reply was lost. A session that is not used for 10 to 20 s
+//! is closed, and all of them when the last clone of a client is dropped; a program that ends calls [`Client::close`] before.
 //!
 //! **Streams.** Puts, gets, deletes and transactions travel on one stream of each connection. What queues up while the
 //! connection takes a message forms the next one, so a thousand tasks that share a client send few messages, and one task
 //! alone waits for nobody. The node's window bounds what is under way, and half of it what is under way for one shard. What
-//! exceeds it waits here, until its deadline; of that at most 16,384 operations or 64 MiB on a connection, beyond which an
-//! operation fails at once with [`Error::Overloaded`]. Operations that are under way together happen in any order.
+//! exceeds it waits here until its deadline, in the order in which it came; beyond 16,384 operations or 64 MiB for a shard,
+//! in the tasks of its callers. Operations that are under way together happen in any order.
 //! [`ClientBuilder::streams`] makes each a call of its own; nodes without streams get calls anyway.
+//!
+//! **Connections.** One to each node for all that, and one for scans, downloads, uploads and deletions of ranges, when there
+//! are any: they go as fast as their caller takes or gives their bytes, and hold back nothing else. One that is not read on
+//! keeps up to 2 MiB here.
 //!
 //! Requests go through one of the given nodes, which forwards them, or with [`Routing::Direct`] to the leader of the
 //! key's shard by the shard map, which is refreshed when an answer speaks of a newer epoch.
 //!
-//! Nothing here runs in the background except the connections themselves and one task for each stream, which ends with it.
+//! Nothing here runs in the background except the connections themselves, one task for each stream, which ends with it, and
+//! one for the sessions of a client, while there are any.
 
 mod address;
 mod batch;
+mod bulk;
 mod call;
 mod client;
 mod delete_range;
 mod download;
 mod error;
 mod failure;
+mod keeper;
 mod options;
 mod pages;
 mod places;
@@ -76,7 +84,7 @@ mod upload;
 mod value;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
-pub use batch::{BulkOperation, BulkOutcome};
+pub use bulk::{BulkOperation, BulkOutcome};
 pub use client::{Client, ClientBuilder, DEFAULT_TIMEOUT};
 pub use delete_range::{DeleteRange, DeleteRangeStep};
 pub use download::{Download, DownloadOptions};

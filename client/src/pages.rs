@@ -32,7 +32,7 @@ pub(crate) struct Pages<R: Paged> {
 
 impl<R: Paged> Pages<R> {
     pub(crate) fn new(call: Call, request: R) -> Self {
-        Self { call, request, open: None }
+        Self { call: call.transfer(), request, open: None }
     }
 
     /// The next page; `None`: the stream ended in order, and the next call opens another one.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use kv_proto::kv::v1 as proto;
 
 use crate::{
-    batch::{BulkOutcome, again},
+    bulk::{BulkOutcome, Part},
     call::Call,
     client::slot,
     error::Error,
@@ -43,7 +43,7 @@ pub(crate) async fn places(call: &Call, operations: &[proto::WriteOperation]) ->
         let slot = slot(key);
         let shard = call.client.core().knowledge.shard_of(slot);
         if let Some(error) = nowhere.get(&shard) {
-            places.push(Place::Nowhere(again(error)));
+            places.push(Place::Nowhere(error.again()));
             continue;
         }
         let ticket = if places.is_empty() {
@@ -55,7 +55,7 @@ pub(crate) async fn places(call: &Call, operations: &[proto::WriteOperation]) ->
             Ok(Some(ticket)) => places.push(Place::Session(ticket)),
             Ok(None) => break,
             Err(error) => {
-                places.push(Place::Nowhere(again(&error)));
+                places.push(Place::Nowhere(error.again()));
                 nowhere.insert(shard, error);
             }
         }
@@ -68,18 +68,13 @@ pub(crate) async fn places(call: &Call, operations: &[proto::WriteOperation]) ->
 ///
 /// Who holds a place waits for no other: bulks that did could wait for one another, or for themselves, when the window of
 /// the new session is smaller.
-pub(crate) async fn renew(
-    call: &Call,
-    pending: Vec<usize>,
-    operations: &[proto::WriteOperation],
-    tickets: &mut [Option<Ticket>],
-    outcomes: &mut [Option<BulkOutcome>],
-) -> (Vec<usize>, Vec<usize>) {
-    let has_place = |index: &usize| call.plan.kind != Kind::Once || tickets[*index].is_some();
+pub(crate) async fn renew(call: &Call, pending: Vec<usize>, parts: &mut [Part]) -> (Vec<usize>, Vec<usize>) {
+    let has_place = |index: &usize| call.plan.kind != Kind::Once || parts[*index].ticket.is_some();
     let (mut ready, mut without): (VecDeque<usize>, VecDeque<usize>) =
         pending.into_iter().partition(has_place);
     while let Some(index) = without.pop_front() {
-        let key = key_of(&operations[index]);
+        let part = &mut parts[index];
+        let key = key_of(&part.operation);
         let ticket = if ready.is_empty() {
             call.ticket(slot(key), key).await.map(Some)
         } else {
@@ -87,14 +82,14 @@ pub(crate) async fn renew(
         };
         match ticket {
             Ok(Some(ticket)) => {
-                tickets[index] = Some(ticket);
+                part.ticket = Some(ticket);
                 ready.push_back(index);
             }
             Ok(None) => {
                 without.push_front(index);
                 break;
             }
-            Err(error) => outcomes[index] = Some(BulkOutcome::Failed(error)),
+            Err(error) => part.outcome = Some(BulkOutcome::Failed(error)),
         }
     }
     (ready.into(), without.into())

@@ -1,5 +1,8 @@
-//! One connection per node, made when first needed, shared by everybody, replaced when it failed; and on it one stream of
-//! operations.
+//! The connections to each node, made when first needed, shared by everybody, replaced when they failed: one for operations,
+//! with one stream of them on it, and one for what its caller reads or feeds at his own pace.
+//!
+//! Apart from each other, so that pages nobody takes and bytes that a node cannot take yet hold back no put: not in a window
+//! of HTTP/2, not in a socket, and not among the calls that a node lets a connection have.
 
 use std::{
     collections::BTreeMap,
@@ -30,10 +33,21 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// An idle connection through a silent network partition is noticed after this.
 const KEEP_ALIVE: KeepAlive =
     KeepAlive { interval: Duration::from_secs(10), timeout: Duration::from_secs(5) };
-/// So that an upload or download is not paced by round trips.
-const WINDOWS: Windows = Windows { stream: 2 * 1024 * 1024, connection: 8 * 1024 * 1024 };
+/// A stream's: so that a download is not paced by round trips. The connection's: the largest there is, which no streams
+/// together use up. Those that nobody reads would otherwise stop all others of their connection. So what waits here unread
+/// is bounded by 2 MiB for each stream that a caller has opened, of which a node lets a connection have some hundred at most.
+const WINDOWS: Windows = Windows { stream: 2 * 1024 * 1024, connection: (1 << 31) - 1 };
 /// Messages are at most 4 MiB both ways; what is above leaves room for a later server.
 const MAX_REPLY_BYTES: usize = 8 * 1024 * 1024;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Calls, and the stream of operations: whatever is answered at once, and taken at once.
+    Operations,
+    /// Scans, downloads, uploads: as fast as their caller is, or the shard.
+    Transfers,
+}
 
 /// A connected node. Clones share the connection and its stream of operations.
 #[derive(Clone, Debug)]
@@ -42,6 +56,7 @@ pub(crate) struct Node(Arc<Connected>);
 #[derive(Debug)]
 struct Connected {
     address: Address,
+    purpose: Purpose,
     connection: Connection,
     origin: Uri,
     /// Made when first needed, and again when it has ended.
@@ -89,7 +104,7 @@ impl Node {
     }
 }
 
-/// The place of one address.
+/// The place of one connection.
 #[derive(Debug, Default)]
 struct Place {
     node: Mutex<Option<Node>>,
@@ -106,10 +121,10 @@ impl Place {
     }
 }
 
-/// The connections of a client. Bounded by the number of nodes that it ever heard of.
+/// The connections of a client. Bounded by twice the number of nodes that it ever heard of.
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
-    places: Mutex<BTreeMap<Address, Arc<Place>>>,
+    places: Mutex<BTreeMap<Address, [Arc<Place>; 2]>>,
     /// As a stream told it.
     cluster_id: Arc<OnceLock<String>>,
 }
@@ -121,19 +136,21 @@ impl Pool {
     }
 
     /// The connection to `address`, when there is one.
-    pub(crate) fn connected(&self, address: &Address) -> Option<Node> {
-        self.places.lock().unwrap_or_else(PoisonError::into_inner).get(address)?.node()
+    pub(crate) fn connected(&self, address: &Address, purpose: Purpose) -> Option<Node> {
+        let places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(address)?[purpose as usize].node()
     }
 
     /// The connection to `address`, made now if there is none.
-    pub(crate) async fn node(&self, address: &Address) -> Result<Node, NoConnection> {
-        let place = self.place(address);
+    pub(crate) async fn node(&self, address: &Address, purpose: Purpose) -> Result<Node, NoConnection> {
+        let place = self.place(address, purpose);
         let _connecting = place.connecting.lock().await;
         if let Some(node) = place.node() {
             return Ok(node);
         }
         let node = Node(Arc::new(Connected {
             address: address.clone(),
+            purpose,
             connection: connect(address).await?,
             origin: address.uri().parse()?,
             stream: Mutex::default(),
@@ -147,14 +164,14 @@ impl Pool {
     /// Forgets the connection of a node that failed; the next caller makes a new one. A late failure of an old connection
     /// does not close the new one.
     pub(crate) fn discard(&self, failed: &Node) {
-        let place = self.place(failed.address());
+        let place = self.place(failed.address(), failed.0.purpose);
         let mut node = place.node.lock().unwrap_or_else(PoisonError::into_inner);
         node.take_if(|node| Arc::ptr_eq(&node.0, &failed.0));
     }
 
-    fn place(&self, address: &Address) -> Arc<Place> {
+    fn place(&self, address: &Address, purpose: Purpose) -> Arc<Place> {
         let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
-        places.entry(address.clone()).or_default().clone()
+        places.entry(address.clone()).or_default()[purpose as usize].clone()
     }
 }
 

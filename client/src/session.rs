@@ -29,12 +29,14 @@ pub(crate) struct Session {
     lowest: u64,
     /// From `lowest` on: whether it is finished. The first is not.
     finished: VecDeque<bool>,
+    /// The next sequence at the last look; 0 before the first one.
+    seen: u64,
 }
 
 impl Session {
     /// Nothing was sent in it yet. A `window` of 0 is one of 1.
     pub(crate) fn new(id: u64, window: usize) -> Self {
-        Self { id, window: window.max(1), lowest: 1, finished: VecDeque::new() }
+        Self { id, window: window.max(1), lowest: 1, finished: VecDeque::new(), seen: 0 }
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -49,6 +51,13 @@ impl Session {
         let sequence = self.lowest + self.finished.len() as u64;
         self.finished.push_back(false);
         Some(self.stamp(sequence))
+    }
+
+    /// Whether nobody waits for an outcome, and nobody came since the last look.
+    pub(crate) fn is_idle_since_last_look(&mut self) -> bool {
+        let next = self.lowest + self.finished.len() as u64;
+        let was_seen = std::mem::replace(&mut self.seen, next) == next;
+        was_seen && self.finished.is_empty()
     }
 
     /// The stamp of a further attempt: what was acknowledged meanwhile goes along.
@@ -82,6 +91,21 @@ mod tests {
     fn the_first_sequence_is_one_and_acknowledges_nothing() {
         let mut session = Session::new(9, 2);
         assert_eq!(session.next(), Some(Stamp { session_id: 9, sequence: 1, lowest_outstanding: 1 }));
+    }
+
+    #[test]
+    fn a_session_is_idle_when_nobody_came_since_the_last_look_and_nobody_waits() {
+        let mut session = Session::new(1, 8);
+        assert!(!session.is_idle_since_last_look(), "it was opened for somebody");
+        assert!(session.is_idle_since_last_look());
+        session.next();
+        assert!(!session.is_idle_since_last_look());
+        assert!(!session.is_idle_since_last_look(), "somebody waits");
+        session.finish(1);
+        assert!(session.is_idle_since_last_look());
+        session.next();
+        session.finish(2);
+        assert!(!session.is_idle_since_last_look(), "somebody came and went");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The sessions of a client: one for each shard that it writes to, opened when the first write needs it.
 //!
 //! Concurrent first writes wait for one opening. A write that the window has no room for waits until its deadline. A session
-//! that has expired gives way to a new one with the next write; nothing renews it but its use.
+//! that has expired gives way to a new one with the next write; nothing renews it but its use. The [`crate::keeper`] closes
+//! those that are not used.
 
 use std::{
     collections::HashMap,
@@ -25,6 +26,7 @@ use crate::{
     client::Client,
     error::{Error, Result},
     failure::Failure,
+    keeper::keep,
     retry::{Cause, Kind},
     routing::Route,
     session::{Session, Stamp},
@@ -38,6 +40,10 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub(crate) struct Sessions {
     /// By shard. That of shard 0 has no session ever: it is for those who open one by a key whose shard is not known.
     shards: Mutex<HashMap<u32, Arc<Lane>>>,
+    /// Whether there is a keeper. Locked before a lane, never while one is.
+    has_keeper: Mutex<bool>,
+    /// The keeper has something to look at: the clones of the client are gone, or the sessions.
+    roused: Notify,
 }
 
 /// The session of one shard, when there is one.
@@ -143,16 +149,57 @@ impl Sessions {
         self.shards().keys().all(|shard| *shard == 0)
     }
 
+    fn lanes(&self) -> Vec<Arc<Lane>> {
+        self.shards().values().cloned().collect()
+    }
+
     /// Takes every session out; later writes open new ones.
-    fn take(&self) -> Vec<u64> {
-        let lanes: Vec<Arc<Lane>> = self.shards().values().cloned().collect();
+    pub(crate) fn take(&self) -> Vec<u64> {
+        self.take_if(|_| true)
+    }
+
+    /// Takes out those that were not used since this was called last, and that nobody has a ticket of.
+    pub(crate) fn take_idle(&self) -> Vec<u64> {
+        self.take_if(Session::is_idle_since_last_look)
+    }
+
+    fn take_if(&self, mut is_taken: impl FnMut(&mut Session) -> bool) -> Vec<u64> {
+        let lanes = self.lanes();
         let taken = lanes.iter().filter_map(|lane| {
-            let session = lane.session().take();
+            let session = lane.session().take_if(&mut is_taken)?;
             // Who waits for its window goes on in another one.
             lane.moved.notify_waiters();
-            session
+            Some(session.id())
         });
-        taken.map(|session| session.id()).collect()
+        taken.collect()
+    }
+
+    /// Whether a keeper is to be started, by whoever asks.
+    pub(crate) fn needs_keeper(&self) -> bool {
+        !std::mem::replace(&mut *self.has_keeper(), true)
+    }
+
+    /// Whether the keeper may go: there is no session. Who opens one later needs another keeper, and is told so.
+    pub(crate) fn dismisses_keeper(&self) -> bool {
+        let mut has_keeper = self.has_keeper();
+        *has_keeper = self.lanes().iter().any(|lane| lane.session().is_some());
+        !*has_keeper
+    }
+
+    pub(crate) fn lost_keeper(&self) {
+        *self.has_keeper() = false;
+    }
+
+    pub(crate) fn rouse_keeper(&self) {
+        self.roused.notify_one();
+    }
+
+    pub(crate) async fn keeper_roused(&self) {
+        self.roused.notified().await;
+    }
+
+    fn has_keeper(&self) -> MutexGuard<'_, bool> {
+        self.has_keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -196,7 +243,7 @@ impl Call {
             if let Some(_turn) = lane.turn() {
                 // Somebody may have been quicker.
                 if core.knowledge.shard_of(slot) == shard && lane.session().is_none() {
-                    self.open(shard, slot, key).await?;
+                    self.open(shard, slot, key).await.map_err(|error| error.unsent(self.plan.operation))?;
                 }
                 continue;
             }
@@ -242,6 +289,7 @@ impl Call {
         let window = usize::try_from(reply.window).unwrap_or(usize::MAX);
         lane.session().get_or_insert_with(|| Session::new(reply.session_id, window));
         lane.moved.notify_waiters();
+        keep(self.client.clones());
         Ok(())
     }
 
@@ -255,11 +303,19 @@ impl Client {
     /// Closes the sessions that this client and its clones have opened, so that their shards need not keep them until they
     /// expire. Takes 2 s at most; what could not be closed expires by itself.
     ///
-    /// A client that is dropped without this leaves a session in each shard that it wrote to until it expires; a shard has 4,096
-    /// of them at most. Writes that are under way lose their session, and end with
-    /// an unknown outcome when they must be sent again. Later writes open new sessions.
+    /// Sessions that are not used for 10 to 20 s are closed without this, and all of them when the last clone is dropped, as
+    /// long as the runtime goes on. A program that ends calls this before. Writes that are under way lose their session, and end
+    /// with an unknown outcome when they must be sent again. Later writes open new sessions.
     pub async fn close(&self) {
-        let closing = self.core().sessions.take().into_iter().map(|session_id| {
+        let sessions = self.core().sessions.take();
+        // There is nothing left to keep.
+        self.core().sessions.rouse_keeper();
+        self.close_sessions(sessions).await;
+    }
+
+    /// Closes these, which nobody uses any more.
+    pub(crate) async fn close_sessions(&self, sessions: Vec<u64>) {
+        let closing = sessions.into_iter().map(|session_id| {
             let call = self.with_timeout(CLOSE_TIMEOUT).call("CloseSession", Kind::Read, Route::Any);
             call.unary(proto::CloseSessionRequest { session_id }, |node, request| async move {
                 node.kv().close_session(request).await
@@ -306,6 +362,25 @@ mod tests {
             ticket(&lane).unwrap().stamp(),
             Stamp { session_id: 5, sequence: 3, lowest_outstanding: 2 }
         );
+    }
+
+    #[test]
+    fn a_session_is_not_taken_while_somebody_has_a_ticket_of_it() {
+        let sessions = Sessions::default();
+        let lane = sessions.lane(1);
+        *lane.session() = Some(Session::new(5, 2));
+        let held = ticket(&lane).unwrap();
+        for _ in 0..3 {
+            assert!(sessions.take_idle().is_empty());
+        }
+        drop(held);
+        // Whoever comes last is seen by the next look.
+        drop(ticket(&lane));
+        assert!(sessions.take_idle().is_empty());
+        assert!(sessions.needs_keeper() && !sessions.needs_keeper() && !sessions.dismisses_keeper());
+        assert_eq!(sessions.take_idle(), [5]);
+        assert!(ticket(&lane).is_none(), "the next write opens another one");
+        assert!(sessions.dismisses_keeper() && sessions.needs_keeper());
     }
 
     #[test]

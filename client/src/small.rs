@@ -122,14 +122,18 @@ impl Call {
             && let Some(stream) = node.stream()
         {
             let shard = slot.map_or(0, |slot| self.client.core().knowledge.shard_of(slot));
-            let answer = match stream.send(operation.clone(), shard, limit) {
-                Ok(answer) => answer,
+            let ended = match stream.send(operation, shard, limit) {
+                Ok(answer) => {
+                    drop(stream);
+                    answer.await.unwrap_or(Ended::GONE)
+                }
+                Err(NotTaken::Full(place)) => {
+                    drop(stream);
+                    place.send(operation, limit, || self.attempt_deadline()).await
+                }
                 Err(NotTaken::Over) => return Err(Miss::Moved(Box::new(self.not_sent(node)), Blame::Nobody)),
-                Err(NotTaken::Full) => return Err(Miss::Failed(Box::new(self.full(node)), Blame::Nobody)),
             };
-            drop(stream);
-            let gone = Ended::Broken { sent: true, why: Why::Over };
-            return self.judge(node, answer.await.unwrap_or(gone));
+            return self.judge(node, ended);
         }
         match timeout_at(limit, self.unary_attempt(node, operation.clone())).await {
             Ok(Ok(answer)) => Ok(answer),
@@ -191,12 +195,6 @@ impl Call {
     fn not_sent(&self, node: &Node) -> Failure {
         let message = "the stream ended before this was sent";
         Failure::local(self.plan.operation, Some(node.address()), Cause::NotSent, message)
-    }
-
-    fn full(&self, node: &Node) -> Failure {
-        let cause = Cause::Exhausted { advised: false };
-        let message = "too many operations wait for this connection already";
-        Failure::local(self.plan.operation, Some(node.address()), cause, message)
     }
 
     /// A call of its own.

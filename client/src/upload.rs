@@ -110,7 +110,7 @@ impl Client {
         options: UploadOptions,
     ) -> Result<UploadReply> {
         let key = Bytes::copy_from_slice(key.as_ref());
-        let call = self.call("Upload", Kind::Write, Route::Leader(slot(&key)));
+        let call = self.call("Upload", Kind::Write, Route::Leader(slot(&key))).transfer();
         let source = source.into();
         // Named, so that the store keeps what it has when the stream breaks.
         let upload_id = if source.is_repeatable() { self.core().upload_id() } else { Bytes::new() };

@@ -8,12 +8,13 @@
 //!
 //! No timer makes messages larger: whatever is in the queue when the connection asks for the next message travels
 //! together. One task for each stream takes the answers and notices those whose time is over; an operation costs neither a
-//! task nor a timer.
+//! task nor a timer. Who finds too much of its shard waiting already stands in line ([`line`]).
 //!
 //! When a stream ends, whoever waits is told whether the operation was sent. What becomes of it is decided by whoever
 //! waits ([`crate::retry`]); the next operation makes a new stream.
 
 mod drive;
+mod line;
 mod outgoing;
 mod queue;
 
@@ -31,6 +32,7 @@ use tokio::{
 };
 use tonic::Status;
 
+use line::{Lines, Place};
 use queue::{Left, Queue, Waiting, Window};
 
 /// What may be under way before the node told its window: one message.
@@ -58,6 +60,11 @@ pub(crate) enum Ended {
     },
 }
 
+impl Ended {
+    /// The stream went without a word.
+    pub(crate) const GONE: Self = Self::Broken { sent: true, why: Why::Over };
+}
+
 /// Why a stream is over.
 #[derive(Clone, Debug)]
 pub(crate) enum Why {
@@ -70,11 +77,18 @@ pub(crate) enum Why {
 }
 
 /// An operation was not taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum NotTaken {
     /// The stream is over; another one will take it.
     Over,
-    /// Too much waits already.
+    /// Too much waits already. A place in the line of those that wait for room.
+    Full(Place),
+}
+
+/// The queue did not take an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum NotPushed {
+    Over,
     Full,
 }
 
@@ -97,6 +111,7 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue<Operation, Reply>,
+    lines: Lines,
     /// Of the connection, when it waits for something to send.
     waker: Option<Waker>,
     is_over: bool,
@@ -105,7 +120,8 @@ struct State {
 impl BatchStream {
     /// Opens a stream and spawns the task of its answers.
     pub(crate) fn start(kv: KvClient<Connection>, cluster_id: Arc<OnceLock<String>>) -> Self {
-        let state = State { queue: Queue::new(FIRST_WINDOW), waker: None, is_over: false };
+        let queue = Queue::new(FIRST_WINDOW);
+        let state = State { queue, lines: Lines::default(), waker: None, is_over: false };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), cluster_id });
         tokio::spawn(drive::drive(kv, shared.clone()));
         Self(shared)
@@ -119,31 +135,14 @@ impl BatchStream {
     /// Queues an operation on `shard` (0: not known), to be answered until `deadline`.
     pub(crate) fn send(
         &self,
-        operation: Operation,
+        operation: &Operation,
         shard: u32,
         deadline: Instant,
     ) -> Result<oneshot::Receiver<Ended>, NotTaken> {
-        let bytes = (encoded_len(&operation) + FRAME_BYTES) as u64;
-        let (reply, answer) = oneshot::channel();
-        let (waker, is_sooner) = {
-            let mut state = self.0.state();
-            if state.is_over {
-                return Err(NotTaken::Over);
-            }
-            let before = state.queue.next_deadline();
-            let waiting = Waiting { shard, bytes, deadline, operation, reply };
-            state.queue.push(waiting).map_err(|_| NotTaken::Full)?;
-            let is_sooner = state.queue.next_deadline() != before;
-            let waker = if state.queue.is_ready() { state.waker.take() } else { None };
-            (waker, is_sooner)
-        };
-        if is_sooner {
-            self.0.changed.notify_one();
-        }
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Ok(answer)
+        self.0.push(operation, shard, deadline, false).map_err(|why| match why {
+            NotPushed::Over => NotTaken::Over,
+            NotPushed::Full => NotTaken::Full(Place::at_the_end(&self.0, shard)),
+        })
     }
 }
 
@@ -158,12 +157,47 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts an operation into the queue. `in_turn`: it is the first of its line; others pass no line.
+    fn push(
+        &self,
+        operation: &Operation,
+        shard: u32,
+        deadline: Instant,
+        in_turn: bool,
+    ) -> Result<oneshot::Receiver<Ended>, NotPushed> {
+        let bytes = (encoded_len(operation) + FRAME_BYTES) as u64;
+        let (reply, answer) = oneshot::channel();
+        let (waker, is_sooner) = {
+            let mut state = self.state();
+            if state.is_over {
+                return Err(NotPushed::Over);
+            }
+            if state.queue.is_full(shard) || (!in_turn && state.lines.has(shard)) {
+                return Err(NotPushed::Full);
+            }
+            let before = state.queue.next_deadline();
+            state.queue.push(Waiting { shard, bytes, deadline, operation: operation.clone(), reply });
+            let is_sooner = state.queue.next_deadline() != before;
+            let waker = if state.queue.is_ready() { state.waker.take() } else { None };
+            (waker, is_sooner)
+        };
+        if is_sooner {
+            self.changed.notify_one();
+        }
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Ok(answer)
+    }
+
     /// Nothing more is taken, and everybody who waits is told.
     fn end(&self, why: &Why) {
         let (left, waker) = {
             let mut state = self.state();
             state.is_over = true;
-            (state.queue.fail(), state.waker.take())
+            let left = state.queue.fail();
+            state.tell_lines();
+            (left, state.waker.take())
         };
         self.changed.notify_one();
         if let Some(waker) = waker {
@@ -180,6 +214,7 @@ impl Shared {
         let (left, waker) = {
             let mut state = self.state();
             let left = state.queue.expire(now);
+            state.tell_lines();
             // One that did not fit may have kept others waiting.
             (left, if state.queue.is_ready() { state.waker.take() } else { None })
         };

@@ -52,6 +52,7 @@ impl Stream for Outgoing {
         }
         self.yielded = false;
         let operations = state.next_message(Instant::now());
+        state.tell_lines();
         if operations.is_empty() {
             // All of it was parked or is not awaited any more.
             state.waker = Some(context.waker().clone());

@@ -18,7 +18,8 @@ use std::collections::{HashMap, VecDeque};
 
 use tokio::time::Instant;
 
-/// What may wait beyond the window; more is refused. Each one has a caller that waits for it.
+/// What may wait beyond the window for one shard, before others stand in line. Callers hold their values anyway; this bounds
+/// what is left of those that gave up, until it is late.
 const WAITING_OPERATIONS_MAX: usize = 16_384;
 /// The same in bytes.
 const WAITING_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -68,11 +69,14 @@ struct Share {
 struct Lane<O, R> {
     share: Share,
     parked: VecDeque<Waiting<O, R>>,
+    /// Parked or ready.
+    waiting: usize,
+    waiting_bytes: u64,
 }
 
 impl<O, R> Default for Lane<O, R> {
     fn default() -> Self {
-        Self { share: Share::default(), parked: VecDeque::new() }
+        Self { share: Share::default(), parked: VecDeque::new(), waiting: 0, waiting_bytes: 0 }
     }
 }
 
@@ -98,8 +102,6 @@ pub(crate) struct Queue<O, R> {
     window: Window,
     ready: VecDeque<Ready<O, R>>,
     lanes: HashMap<u32, Lane<O, R>>,
-    waiting: usize,
-    waiting_bytes: u64,
     /// By the lower half of an id; its upper half counts uses, so that no id is used again soon.
     under_way: Vec<Option<UnderWay<R>>>,
     free: Vec<u32>,
@@ -116,8 +118,6 @@ impl<O, R> Queue<O, R> {
             window,
             ready: VecDeque::new(),
             lanes: HashMap::new(),
-            waiting: 0,
-            waiting_bytes: 0,
             under_way: Vec::new(),
             free: Vec::new(),
             uses: 0,
@@ -141,21 +141,26 @@ impl<O, R> Queue<O, R> {
         self.next_deadline
     }
 
-    /// Puts an operation behind the others. Returns it when too much waits.
-    pub(crate) fn push(&mut self, waiting: Waiting<O, R>) -> Result<(), Waiting<O, R>> {
-        if self.waiting >= WAITING_OPERATIONS_MAX || self.waiting_bytes >= WAITING_BYTES_MAX {
-            return Err(waiting);
-        }
-        self.waiting += 1;
-        self.waiting_bytes += waiting.bytes;
+    /// Whether so much waits for a shard that no more should be pushed.
+    pub(crate) fn is_full(&self, shard: u32) -> bool {
+        self.lanes.get(&shard).is_some_and(|lane| {
+            lane.waiting >= WAITING_OPERATIONS_MAX || lane.waiting_bytes >= WAITING_BYTES_MAX
+        })
+    }
+
+    /// Puts an operation behind the others. Whether there is room for it is asked before.
+    pub(crate) fn push(&mut self, waiting: Waiting<O, R>) {
         if self.next_deadline.is_none_or(|next| waiting.deadline < next) {
             self.next_deadline = Some(waiting.deadline);
         }
-        match self.lanes.get_mut(&waiting.shard) {
-            Some(lane) if !lane.parked.is_empty() => lane.parked.push_back(waiting),
-            _ => self.ready.push_back(Ready { waiting, granted: false }),
+        let lane = self.lanes.entry(waiting.shard).or_default();
+        lane.waiting += 1;
+        lane.waiting_bytes += waiting.bytes;
+        if lane.parked.is_empty() {
+            self.ready.push_back(Ready { waiting, granted: false });
+        } else {
+            lane.parked.push_back(waiting);
         }
-        Ok(())
     }
 
     /// Whether the next [`Self::take`] would give something, as far as the window goes.
@@ -182,7 +187,7 @@ impl<O, R> Queue<O, R> {
             let (shard, bytes, granted) = (next.shard, next.bytes, *granted);
             if !is_awaited(&next.reply) {
                 self.ready.pop_front();
-                self.not_waiting(bytes);
+                self.not_waiting(shard, bytes);
                 if granted {
                     self.give_back(shard, bytes);
                 }
@@ -205,7 +210,7 @@ impl<O, R> Queue<O, R> {
     }
 
     fn begin(&mut self, next: Waiting<O, R>) -> Taken<O> {
-        self.not_waiting(next.bytes);
+        self.not_waiting(next.shard, next.bytes);
         self.operations += 1;
         self.bytes += next.bytes;
         let index = self.free.pop().unwrap_or_else(|| {
@@ -220,9 +225,10 @@ impl<O, R> Queue<O, R> {
         Taken { id, bytes, deadline, operation }
     }
 
-    fn not_waiting(&mut self, bytes: u64) {
-        self.waiting -= 1;
-        self.waiting_bytes -= bytes;
+    fn not_waiting(&mut self, shard: u32, bytes: u64) {
+        let Some(lane) = self.lanes.get_mut(&shard) else { return };
+        lane.waiting -= 1;
+        lane.waiting_bytes -= bytes;
     }
 
     /// An answer came. Who waits for it; `None`: nobody any more, or it answers nothing.
@@ -277,8 +283,8 @@ impl<O, R> Queue<O, R> {
                     lane.parked.push_back(waiting);
                     continue;
                 }
-                self.waiting -= 1;
-                self.waiting_bytes -= waiting.bytes;
+                lane.waiting -= 1;
+                lane.waiting_bytes -= waiting.bytes;
                 left.push(Left { reply: waiting.reply, sent: false });
             }
         }
@@ -289,7 +295,7 @@ impl<O, R> Queue<O, R> {
                 self.ready.push_back(ready);
                 continue;
             }
-            self.not_waiting(ready.waiting.bytes);
+            self.not_waiting(ready.waiting.shard, ready.waiting.bytes);
             if ready.granted {
                 self.give_back(ready.waiting.shard, ready.waiting.bytes);
             }

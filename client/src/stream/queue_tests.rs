@@ -33,7 +33,7 @@ fn numbers(taken: &[(u64, u32)]) -> Vec<u32> {
 fn a_shard_takes_at_most_half_and_others_pass_it() {
     let mut queue = queue(4, 1000);
     for (number, shard) in [(0, 1), (1, 1), (2, 1), (3, 1), (4, 2), (5, 2), (6, 2)] {
-        queue.push(waiting(number, shard, 1, later())).unwrap();
+        queue.push(waiting(number, shard, 1, later()));
     }
     let first = take_all(&mut queue);
     assert_eq!(numbers(&first), [0, 1, 4, 5]);
@@ -46,9 +46,9 @@ fn a_shard_takes_at_most_half_and_others_pass_it() {
 #[test]
 fn bytes_count_as_well_and_something_huge_goes_alone() {
     let mut queue = queue(100, 100);
-    queue.push(waiting(0, 1, 30, later())).unwrap();
-    queue.push(waiting(1, 1, 30, later())).unwrap();
-    queue.push(waiting(2, 2, 300, later())).unwrap();
+    queue.push(waiting(0, 1, 30, later()));
+    queue.push(waiting(1, 1, 30, later()));
+    queue.push(waiting(2, 2, 300, later()));
     let first = take_all(&mut queue);
     assert_eq!(numbers(&first), [0]);
     queue.answered(first[0].0);
@@ -61,12 +61,12 @@ fn bytes_count_as_well_and_something_huge_goes_alone() {
 #[test]
 fn an_answer_to_nothing_is_ignored() {
     let mut queue = queue(4, 1000);
-    queue.push(waiting(0, 1, 1, later())).unwrap();
+    queue.push(waiting(0, 1, 1, later()));
     let (id, _) = take_all(&mut queue)[0];
     assert_eq!(queue.answered(id), Some(0));
     assert_eq!(queue.answered(id), None, "twice");
     assert_eq!(queue.answered(77), None);
-    queue.push(waiting(1, 1, 1, later())).unwrap();
+    queue.push(waiting(1, 1, 1, later()));
     assert_ne!(take_all(&mut queue)[0].0, id, "ids are not used again");
 }
 
@@ -74,7 +74,7 @@ fn an_answer_to_nothing_is_ignored() {
 fn what_nobody_waits_for_is_not_sent() {
     let mut queue = queue(4, 1000);
     for number in 0..3 {
-        queue.push(waiting(number, 1, 1, later())).unwrap();
+        queue.push(waiting(number, 1, 1, later()));
     }
     let taken: Vec<(u64, u32)> = std::iter::from_fn(|| queue.take(u64::MAX, |reply| *reply != 1))
         .map(|taken| (taken.id, taken.operation))
@@ -87,9 +87,9 @@ fn late_operations_lose_their_caller_and_keep_their_place() {
     let mut queue = queue(1, 1000);
     let now = Instant::now();
     let soon = now + Duration::from_secs(1);
-    queue.push(waiting(0, 1, 1, soon)).unwrap();
-    queue.push(waiting(1, 1, 1, soon)).unwrap();
-    queue.push(waiting(2, 1, 1, soon)).unwrap();
+    queue.push(waiting(0, 1, 1, soon));
+    queue.push(waiting(1, 1, 1, soon));
+    queue.push(waiting(2, 1, 1, soon));
     let first = take_all(&mut queue);
     assert_eq!(queue.next_deadline(), Some(soon));
     assert!(queue.expire(now).is_empty());
@@ -97,19 +97,26 @@ fn late_operations_lose_their_caller_and_keep_their_place() {
     assert_eq!(left.iter().filter(|left| left.sent).count(), 1);
     assert_eq!(left.len(), 3);
     assert_eq!(queue.next_deadline(), None);
-    queue.push(waiting(3, 1, 1, later())).unwrap();
+    queue.push(waiting(3, 1, 1, later()));
     assert!(take_all(&mut queue).is_empty(), "the node still counts the late one");
     assert_eq!(queue.answered(first[0].0), None);
     assert_eq!(numbers(&take_all(&mut queue)), [3]);
 }
 
 #[test]
-fn too_much_is_refused() {
+fn a_shard_for_which_too_much_waits_is_full_until_something_is_taken_and_others_are_not() {
     let mut queue = queue(1, 1000);
     for number in 0..16_384 {
-        queue.push(waiting(number, 1, 1, later())).unwrap();
+        assert!(!queue.is_full(1));
+        queue.push(waiting(number, 1, 1, later()));
     }
-    assert_eq!(queue.push(waiting(7, 1, 1, later())).unwrap_err().operation, 7);
+    assert!(queue.is_full(1) && !queue.is_full(2));
+    let taken = take_all(&mut queue);
+    assert!(taken.len() == 1 && !queue.is_full(1));
+    queue.push(waiting(0, 1, 64 << 20, later()));
+    assert!(queue.is_full(1));
+    assert!(!queue.expire(later()).is_empty());
+    assert!(!queue.is_full(1), "what is late waits no more");
 }
 
 proptest! {
@@ -131,7 +138,7 @@ proptest! {
             if step < 2 {
                 let number = u32::try_from(facts.len()).unwrap();
                 facts.insert(number, (shard, size));
-                queue.push(waiting(number, shard, size, later())).unwrap();
+                queue.push(waiting(number, shard, size, later()));
             } else if step == 2 {
                 let new = take_all(&mut queue);
                 taken.extend(new.iter().map(|(_, number)| *number));

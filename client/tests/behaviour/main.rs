@@ -12,6 +12,8 @@
 mod fake;
 
 mod bulks;
+mod closings;
+mod readers;
 mod retries;
 mod scans;
 mod sessions;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use kv_client::{BulkOperation, BulkOutcome, Code, Compare, Error, Precondition, Txn, WriteOptions};
+use kv_client::{BulkOperation, BulkOutcome, Client, Code, Compare, Error, Precondition, Txn, WriteOptions};
 
 use crate::{
     builder, client, direct,
@@ -264,4 +264,80 @@ async fn a_bulk_goes_in_pieces_when_its_next_session_has_a_smaller_window() {
     let written = bulk().await;
     assert!(written.iter().all(|outcome| matches!(outcome, BulkOutcome::Put(_))), "{written:?}");
     assert_eq!(cluster.state().store.revision, 81);
+}
+
+#[tokio::test]
+async fn what_was_never_sent_did_not_happen_when_no_session_is_opened() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.state().sessions.silent = true;
+    let client = client(&cluster).with_timeout(Duration::from_secs(1));
+    let puts = ["a", "b", "c"].map(|key| BulkOperation::put(key, "v", WriteOptions::default()));
+    for outcome in client.bulk_write(puts).await {
+        let BulkOutcome::Failed(error) = outcome else { panic!("{outcome:?}") };
+        assert!(matches!(error, Error::TimedOut(_)) && !error.may_have_happened(), "{error}");
+    }
+    assert_eq!(cluster.count("BulkWrite"), 0);
+}
+
+/// A bulk of 20 writes in one session, of which the next session takes three at a time. The first attempt is refused, since
+/// the session has expired.
+async fn bulk_in_pieces(cluster: &FakeCluster, client: &Client) -> Vec<BulkOutcome> {
+    client.put("{a}", "v").await.unwrap();
+    {
+        let sessions = &mut cluster.state().sessions;
+        sessions.window = 3;
+        sessions.expire_all();
+    }
+    let puts = (0..20).map(|key| BulkOperation::put(format!("{{a}}{key}"), "v", WriteOptions::default()));
+    client.bulk_write(puts).await
+}
+
+#[tokio::test]
+async fn only_what_was_sent_is_in_doubt_when_a_bulk_fails() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.state().sessions.window = 100;
+    let client = client(&cluster).with_timeout(Duration::from_millis(500));
+    // Of the put, the refused attempt, and those after it.
+    cluster.script(1, [Fault::None, Fault::None]);
+    cluster.script(1, std::iter::repeat_n(Fault::Lose(unknown()), 1000));
+    let outcomes = bulk_in_pieces(&cluster, &client).await;
+    let in_doubt: Vec<bool> = outcomes
+        .iter()
+        .map(|outcome| match outcome {
+            BulkOutcome::Failed(error) => error.may_have_happened(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(in_doubt[..3].iter().all(|in_doubt| *in_doubt), "{outcomes:?}");
+    assert!(!in_doubt[3..].iter().any(|in_doubt| *in_doubt), "{outcomes:?}");
+    assert_eq!(cluster.state().store.records.len(), 4, "the three were applied");
+}
+
+#[tokio::test]
+async fn doubt_about_one_piece_of_a_bulk_is_none_about_the_next() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.state().sessions.window = 100;
+    let client = client(&cluster);
+    // The put, 20 that are refused, three whose answer is lost, the same again. Then the session is gone once more.
+    cluster.state().sessions.expire_after = Some(1 + 20 + 3 + 3);
+    cluster.script(1, [Fault::None, Fault::None, Fault::Lose(unknown())]);
+    let outcomes = bulk_in_pieces(&cluster, &client).await;
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, BulkOutcome::Put(_))), "{outcomes:?}");
+    assert_eq!((cluster.count("OpenSession"), cluster.state().store.revision), (3, 22));
+}
+
+#[tokio::test]
+async fn a_bulk_whose_session_expired_between_attempts_is_unknown() {
+    let cluster = FakeCluster::start(1).await;
+    let client = client(&cluster);
+    client.put("{a}", "v").await.unwrap();
+    cluster.state().sessions.expire_after = Some(1 + 2);
+    cluster.script(1, [Fault::Lose(unknown())]);
+    let puts = ["{a}1", "{a}2"].map(|key| BulkOperation::put(key, "v", WriteOptions::default()));
+    for outcome in client.bulk_write(puts).await {
+        let BulkOutcome::Failed(error) = outcome else { panic!("{outcome:?}") };
+        assert!(matches!(error, Error::OutcomeUnknown(_)), "{error}");
+        assert_eq!(error.reason(), Some("SESSION_EXPIRED"));
+    }
+    assert_eq!(cluster.count("BulkWrite"), 2, "not in another session");
 }

@@ -2,8 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::future::join_all;
-use kv_client::{Error, GetOptions, Precondition};
+use kv_client::{Client, Error, GetOptions, Precondition, PutReply};
+use tokio::task::JoinHandle;
 
 use crate::{
     builder, client, direct,
@@ -84,6 +86,53 @@ async fn a_slow_shard_does_not_hold_back_the_others() {
         put.await.unwrap().unwrap();
     }
     assert_eq!(cluster.state().streams.exceeded, 0);
+}
+
+/// Puts a MiB each, of which more than 64 may not wait.
+fn large_puts(client: &Client, key: &str, count: usize) -> Vec<JoinHandle<Result<PutReply, Error>>> {
+    let value = Bytes::from(vec![7; 1_000_000]);
+    let put = |_| {
+        let (client, key, value) = (client.clone(), key.to_owned(), value.clone());
+        tokio::spawn(async move { client.put(key, value).await })
+    };
+    (0..count).map(put).collect()
+}
+
+#[tokio::test]
+async fn more_than_may_wait_stands_in_line_and_is_all_written() {
+    let cluster = FakeCluster::start(1).await;
+    let client = client(&cluster).with_timeout(Duration::from_secs(60));
+    client.put("k", "v").await.unwrap();
+    for put in large_puts(&client, "k", 300) {
+        assert!(put.await.unwrap().unwrap().applied);
+    }
+    assert_eq!((cluster.count("Put"), cluster.state().streams.exceeded), (301, 0));
+}
+
+#[tokio::test]
+async fn who_stands_in_line_ends_at_its_deadline_unsent_and_holds_back_no_other_shard() {
+    let cluster = FakeCluster::start(1).await;
+    let client = client(&cluster).with_timeout(Duration::from_secs(60));
+    let (slow, fast) = (FakeCluster::key_of_shard(1), FakeCluster::key_of_shard(2));
+    client.put(&slow, "v").await.unwrap();
+    client.put(&fast, "v").await.unwrap();
+    cluster.state().streams.slow_shard = Some(1);
+    let mut puts = large_puts(&client, &slow, 120);
+    until("the slow shard has its share", || cluster.held() == 4).await;
+
+    let in_time = tokio::time::timeout(Duration::from_secs(2), client.put(&fast, "v")).await;
+    assert!(in_time.expect("another shard has a line of its own, or none").unwrap().applied);
+    let late = client.with_timeout(Duration::from_millis(100)).put(&slow, "v").await.unwrap_err();
+    assert!(matches!(late, Error::Unavailable(_)), "{late}");
+    // Some that wait and some that stand in line, the first one among them, give up.
+    for given_up in puts.drain(40..80) {
+        given_up.abort();
+    }
+    cluster.release();
+    for put in puts {
+        assert!(put.await.unwrap().unwrap().applied);
+    }
+    assert_eq!((cluster.count("Put"), cluster.state().streams.exceeded), (83, 0));
 }
 
 #[tokio::test]

@@ -83,8 +83,12 @@ impl FakeNode {
             Some(Fault::BreakAfter(count, status)) => (count, Some(Err(status))),
             Some(Fault::EndAfter(count)) => (count, None),
         };
-        let messages = messages().into_iter().take(count).map(Ok).chain(end);
-        Ok(Response::new(stream::iter(messages.collect::<Vec<_>>()).boxed()))
+        let messages: Vec<_> = messages().into_iter().take(count).map(Ok).chain(end).collect();
+        let shared = self.shared.clone();
+        let messages = stream::iter(messages).inspect(move |_| {
+            *shared.state().taken.entry(method).or_default() += 1;
+        });
+        Ok(Response::new(messages.boxed()))
     }
 }
 

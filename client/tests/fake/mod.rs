@@ -14,7 +14,7 @@ mod small;
 mod store;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::{SocketAddr, TcpListener},
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -35,6 +35,15 @@ pub struct FakeCluster {
     pub shared: Arc<Shared>,
     /// Each node has a runtime of its own, so that a killed one takes its connections along.
     runtimes: Vec<Option<Runtime>>,
+}
+
+/// Bounds of connections.
+#[derive(Clone, Copy, Default)]
+pub struct Connections {
+    /// They get a GOAWAY when they are so old.
+    pub age: Option<Duration>,
+    /// Calls of each that are under way at the same time.
+    pub calls: Option<u32>,
 }
 
 /// What the nodes share.
@@ -59,6 +68,8 @@ pub struct State {
     scripts: Vec<VecDeque<Fault>>,
     /// (node id, method) of every call of `kv.v1` and of GetShardMap. Operations on streams count like calls.
     pub calls: Vec<(u64, &'static str)>,
+    /// Messages of a scan, a download and a deletion that connections have taken, by method.
+    pub taken: BTreeMap<&'static str, usize>,
     pub sessions: Sessions,
     pub streams: Streams,
 }
@@ -66,12 +77,17 @@ pub struct State {
 impl FakeCluster {
     /// Starts `nodes` nodes. Node 1 leads everything.
     pub async fn start(nodes: usize) -> Self {
-        Self::with_connections_of_age(nodes, None).await
+        Self::with_connections(nodes, Connections::default()).await
     }
 
     /// The same; connections get a GOAWAY when they are so old.
-    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
     pub async fn with_connections_of_age(nodes: usize, age: Option<Duration>) -> Self {
+        Self::with_connections(nodes, Connections { age, ..Connections::default() }).await
+    }
+
+    /// The same with bounds of connections.
+    #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
+    pub async fn with_connections(nodes: usize, connections: Connections) -> Self {
         let listeners: Vec<TcpListener> =
             (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
@@ -84,13 +100,14 @@ impl FakeCluster {
             pages_per_call: usize::MAX,
             scripts: vec![VecDeque::new(); nodes],
             calls: Vec::new(),
+            taken: BTreeMap::new(),
             sessions: Sessions::default(),
             streams: Streams::default(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
         let nodes = listeners.into_iter().zip(1..).map(|(listener, id)| {
             let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, age));
+            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, connections));
             Some(runtime)
         });
         let runtimes = nodes.collect();
@@ -172,11 +189,11 @@ impl Shared {
     }
 }
 
-async fn serve(listener: TcpListener, node: FakeNode, age: Option<Duration>) {
+async fn serve(listener: TcpListener, node: FakeNode, connections: Connections) {
     listener.set_nonblocking(true).unwrap();
     let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    let mut builder = Server::builder();
-    if let Some(age) = age {
+    let mut builder = Server::builder().max_concurrent_streams(connections.calls);
+    if let Some(age) = connections.age {
         builder = builder.max_connection_age(age);
     }
     let server = builder

@@ -38,6 +38,10 @@ pub struct Sessions {
     pub replays: usize,
     /// Openings that fail before one succeeds.
     pub refuse_openings: Vec<Status>,
+    /// Openings are not answered.
+    pub silent: bool,
+    /// All sessions expire when so many stamps have come.
+    pub expire_after: Option<usize>,
 }
 
 impl Default for Sessions {
@@ -49,6 +53,8 @@ impl Default for Sessions {
             stamps: Vec::new(),
             replays: 0,
             refuse_openings: Vec::new(),
+            silent: false,
+            expire_after: None,
         }
     }
 }
@@ -78,6 +84,9 @@ impl Sessions {
         let (id, sequence, lowest) = stamp;
         if id == 0 {
             return Ok(None);
+        }
+        if self.expire_after.take_if(|count| *count == self.stamps.len()).is_some() {
+            self.expire_all();
         }
         self.stamps.push(stamp);
         if id >> 48 != u64::from(shard) {
@@ -124,6 +133,10 @@ impl FakeNode {
             open_session_request::Shard::ShardId(_) => panic!("the client opens by key"),
         };
         let header = self.header(&key);
+        let silent = self.shared.state().sessions.silent;
+        if silent {
+            std::future::pending::<()>().await;
+        }
         let mut state = self.shared.state();
         state.calls.push((self.id, "OpenSession"));
         if let Some(status) = state.sessions.refuse_openings.pop() {
