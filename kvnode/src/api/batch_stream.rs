@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod desk;
+pub mod detached;
 pub mod engine;
 pub mod intake;
 pub mod ledger;

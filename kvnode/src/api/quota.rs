@@ -259,6 +259,14 @@ pub struct HeldBytes {
     bytes: Place,
 }
 
+impl HeldBytes {
+    /// Moves so many of them, or all that there are, to an owner that gives them back for itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        Self { connection: self.connection.clone(), bytes: self.bytes.split(bytes) }
+    }
+}
+
 impl Drop for HeldBytes {
     fn drop(&mut self) {
         self.connection.request_bytes.fetch_sub(self.bytes.count(), Ordering::Relaxed);

@@ -146,6 +146,15 @@ impl<const KINDS: usize> Place<KINDS> {
         true
     }
 
+    /// Moves `count` of it, or all that there is, to a place that is given back for itself.
+    #[must_use]
+    pub fn split(&mut self, count: usize) -> Self {
+        let own = self.count.get_mut();
+        let moved = count.min(*own);
+        *own -= moved;
+        Self { guest: self.guest.clone(), kind: self.kind, count: AtomicUsize::new(moved) }
+    }
+
     /// What it holds.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -234,6 +243,19 @@ mod tests {
         assert_eq!((bytes.count(), places.pool(0).taken), (50, 50));
         drop(bytes);
         assert_eq!(places.pool(0).taken, 0);
+    }
+
+    #[test]
+    fn parts_of_a_place_are_given_back_each_for_itself() {
+        let places = Places::<1>::new([100]);
+        let mut bytes = places.guest(from(1)).none(0);
+        assert!(bytes.grow(30));
+        let (part, rest) = (bytes.split(10), bytes.split(usize::MAX));
+        assert_eq!((bytes.count(), part.count(), rest.count()), (0, 10, 20));
+        drop((bytes, rest));
+        assert_eq!(places.pool(0).taken, 10);
+        drop(part);
+        assert_eq!((places.pool(0).taken, places.guests()), (0, 0));
     }
 
     #[test]

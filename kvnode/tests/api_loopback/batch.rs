@@ -16,7 +16,7 @@ use kv_topology::{KeyspaceId, ShardId, Slot};
 use kvnode::api::{
     admission::IdleLimits,
     batch_stream::BatchTerms,
-    limits::{BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS, Limit},
+    limits::{BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS, Limit, REQUEST_BYTES_PER_CONNECTION_MAX},
     server::Options,
 };
 use prost::Message;
@@ -230,6 +230,33 @@ async fn a_slow_shard_holds_nobody_else_up() {
     harness.store.slow([]);
     batch.told(102).await;
     assert!(batch.applied(1_000));
+}
+
+#[tokio::test]
+async fn a_slow_shard_keeps_the_bytes_of_its_own_operations_only() {
+    const MESSAGES: u64 = 160;
+    let harness = Harness::start().await;
+    harness.store.slow([shard_of(SLOW)]);
+    let mut batch = Batch::open(&harness).await;
+    let (keys, value) = (fast_keys().take(31).collect::<Vec<_>>(), value_of(16 << 10));
+    let fast = keys.len() as u64;
+    let is_slow = |id: &u64| *id >= 1 << 40;
+    for message in 0..MESSAGES {
+        let slow = BatchOperation { timeout_ms: 60_000, ..put((1 << 40) + message, SLOW, value.clone()) };
+        let others = keys.iter().zip(message * fast..).map(|(key, id)| put(id, key, value.clone()));
+        batch.send(others.chain([slow]).collect()).await;
+        batch.told(usize::try_from((message + 1) * fast).expect("few")).await;
+    }
+    assert!(MESSAGES * (fast + 1) * value.len() as u64 > REQUEST_BYTES_PER_CONNECTION_MAX as u64);
+    assert!(!batch.told.keys().any(is_slow) && batch.told.keys().all(|id| batch.applied(*id)));
+    let held = harness.taken(Limit::RequestBytes);
+    assert!(held < 8 << 20, "{held} B for {MESSAGES} operations without an answer");
+    harness.store.slow([]);
+    batch.told(usize::try_from(MESSAGES * (fast + 1)).expect("few")).await;
+    assert!(batch.told.keys().all(|id| batch.applied(*id)));
+    batch.close();
+    batch.ended().await.expect("an end in order");
+    everything_is_back(&harness).await;
 }
 
 #[tokio::test]

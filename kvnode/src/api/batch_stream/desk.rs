@@ -95,12 +95,12 @@ impl Desk {
         &mut self,
         operations: Vec<BatchOperation>,
         now: Instant,
-        hold: impl FnOnce(usize) -> Result<Option<Arc<HeldBytes>>, Refused>,
+        hold: impl FnOnce(usize) -> Result<Option<HeldBytes>, Refused>,
     ) -> Result<Vec<Errand>, Violation> {
         intake::enter(&operations, &mut self.ledger)?;
         self.tally.message(operations.len());
         let sizes = intake::sizes(&operations);
-        let held = match hold(intake::weight(&sizes)) {
+        let mut held = match hold(intake::weight(&sizes)) {
             Ok(held) => held,
             Err(refused) => {
                 self.turn_away(&operations, &refused);
@@ -117,10 +117,17 @@ impl Desk {
             self.ledger.refuse(id);
             self.push(kind, Answer::failed(id, failure));
         }
-        Ok(groups.into_iter().map(|group| self.begin(group, now, held.clone())).collect())
+        // Each call gives back its own bytes when it ends: a slow shard keeps those of its calls, not of their messages.
+        let message_bytes = sizes.iter().sum();
+        let begin = |mut group: Group| {
+            group.detach(message_bytes);
+            let held = held.as_mut().map(|held| held.split(group.weight()));
+            self.begin(group, now, held)
+        };
+        Ok(groups.into_iter().map(begin).collect())
     }
 
-    fn begin(&mut self, group: Group, came: Instant, held: Option<Arc<HeldBytes>>) -> Errand {
+    fn begin(&mut self, group: Group, came: Instant, held: Option<HeldBytes>) -> Errand {
         let returns_values = group.returns_values();
         let Group { shard, waiting, ask, deadline, .. } = group;
         let reading = match &ask {

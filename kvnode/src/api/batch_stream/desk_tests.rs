@@ -3,13 +3,14 @@ use std::{collections::BTreeMap, time::Duration};
 use kv_proto::{
     disk::v1::operation,
     kv::v1::{
-        DeleteRequest, GetRequest, KeyValue, PutRequest, TxnOperation, TxnRequest, batch_operation,
-        batch_result, key_value, txn_operation,
+        BatchRequest, DeleteRequest, GetRequest, KeyValue, PutRequest, TxnOperation, TxnRequest,
+        batch_operation, batch_result, key_value, txn_operation,
     },
     peer::v1::{DeleteOutcome, GetOutcome, PutOutcome, TxnOutcome, outcome},
 };
 use kv_topology::{GroupId, SLOT_COUNT, SlotRange, map::ShardEntry};
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 use crate::{api::limits::BATCH_WINDOW_OPERATIONS, refusal};
@@ -195,6 +196,53 @@ fn bytes_that_the_node_cannot_hold_are_refused_operation_by_operation() {
     let errands = desk.take(vec![get(1, "a"), put(2, "b")], Instant::now(), hold).expect("a good message");
     assert!(errands.is_empty() && desk.is_idle());
     assert_eq!(failures(&sent(&mut desk)).len(), 2);
+}
+
+/// Whether what a call asks for lies in the memory of `message`.
+fn is_slice_of(message: &bytes::Bytes, ask: &Ask) -> bool {
+    let memory = message.as_ptr_range();
+    let is_within = |field: &bytes::Bytes| memory.contains(&field.as_ptr());
+    match ask {
+        Ask::Read(reading) => reading.keys.iter().any(is_within),
+        Ask::Write(operations) => operations.iter().any(|operation| match operation.kind.as_ref() {
+            Some(operation::Kind::Put(put)) => is_within(&put.key) || is_within(&put.value),
+            other => panic!("{other:?}"),
+        }),
+    }
+}
+
+#[test]
+fn a_call_keeps_its_message_in_memory_only_when_it_is_most_of_it() {
+    let valued = |id, key: &str, bytes: usize| {
+        let (key, value) = (key.to_owned().into(), vec![u8::try_from(id).expect("few"); bytes].into());
+        put_operation(id, PutRequest { key, value, ..PutRequest::default() })
+    };
+    let (small, large) = (1 << 14, 1 << 20);
+    let messages = [
+        (vec![valued(1, "{a}", small), valued(2, "{b}", small), get(3, "{c}")], 0),
+        (vec![valued(1, "{a}", small), valued(2, "{b}", large), get(3, "{b}")], 1),
+        (vec![valued(1, "{a}", small), valued(2, "{a}", small)], 1),
+    ];
+    for (operations, kept) in messages {
+        let wanted: BTreeMap<_, _> = operations.iter().map(|one| (one.id, one.operation.clone())).collect();
+        let message: bytes::Bytes = BatchRequest { operations }.encode_to_vec().into();
+        let decoded = BatchRequest::decode(message.clone()).expect("a message").operations;
+        let errands = take(&mut desk(), decoded, Instant::now());
+        assert_eq!(errands.iter().filter(|errand| is_slice_of(&message, &errand.ask)).count(), kept);
+        for errand in &errands {
+            let Ask::Write(operations) = &errand.ask else { continue };
+            for operation in operations {
+                let Some(operation::Kind::Put(put)) = &operation.kind else { panic!("a put") };
+                let asked = wanted.values().flatten().any(|wanted| match wanted {
+                    batch_operation::Operation::Put(asked) => {
+                        asked.key == put.key && asked.value == put.value
+                    }
+                    _ => false,
+                });
+                assert!(asked, "what was copied is what was asked for");
+            }
+        }
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::{
         context::Context,
         error::Refused,
         limits::{BATCH_MESSAGES_AT_ONCE, Limit},
-        quota::{ConnectionQuota, HeldBytes, Share},
+        quota::{ConnectionQuota, Share},
     },
     refusal,
     router::store::Store,
@@ -247,9 +247,7 @@ where
         }
         self.desk.turn_to(self.context.store.map());
         let connection = self.connection.as_ref();
-        let hold = |bytes| -> Result<Option<Arc<HeldBytes>>, Refused> {
-            connection.map(|connection| connection.hold(bytes).map(Arc::new)).transpose()
-        };
+        let hold = |bytes| connection.map(|connection| connection.hold(bytes)).transpose();
         match self.desk.take(operations, Instant::now(), hold) {
             Ok(errands) => errands.into_iter().for_each(|errand| self.start(errand)),
             Err(violation) => self.end(Err(End::Refused(violation.into())), None),

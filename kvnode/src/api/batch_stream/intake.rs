@@ -16,7 +16,10 @@ use kv_topology::{ClusterMap, ShardId, Slot, map::SlotTable};
 use prost::Message;
 use tokio::time::Instant;
 
-use super::ledger::{Kind, Ledger, Reading, Waiting};
+use super::{
+    detached,
+    ledger::{Kind, Ledger, Reading, Waiting},
+};
 use crate::{
     api::{
         context::KEYSPACE,
@@ -102,9 +105,29 @@ pub struct Group {
     pub ask: Ask,
     /// The last of the operations'.
     pub deadline: Instant,
+    /// Encoded size of its operations.
+    pub bytes: usize,
 }
 
 impl Group {
+    /// What its operations count among the bytes of the node.
+    pub fn weight(&self) -> usize {
+        self.bytes + self.waiting.len() * BATCH_OPERATION_OVERHEAD_BYTES
+    }
+
+    /// Leaves its message, of which all operations have `message_bytes`: what it asks for is copied, unless it is most of
+    /// the message.
+    ///
+    /// Keys and values are slices of the message, and one of them keeps all of it in memory: a call to a shard without a
+    /// leader would hold far more than its window and what it counts. The size of an operation says nothing about that, so
+    /// there is no threshold for operations: a call holds less than twice what it counts, or a buffer of its own. The copy
+    /// is one allocation for a call, and less than a message in all.
+    pub fn detach(&mut self, message_bytes: usize) {
+        if self.bytes * 2 <= message_bytes {
+            detached::detach(&mut self.ask, self.bytes);
+        }
+    }
+
     /// Whether its answer may be large although nothing is read: a call of it needs the share of a large reply before it
     /// begins, since what it returns cannot be let go and read again.
     pub fn returns_values(&self) -> bool {
@@ -293,7 +316,7 @@ fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, wa
         };
         let waiting_room = Vec::with_capacity(room);
         let deadline = waiting.deadline;
-        groups.push(Group { shard, lane, patience, waiting: waiting_room, ask, deadline });
+        groups.push(Group { shard, lane, patience, waiting: waiting_room, ask, deadline, bytes: 0 });
         groups.len() - 1
     });
     let group = &mut groups[position];
@@ -304,5 +327,6 @@ fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, wa
         (Ask::Write(_), Asked::Read { .. }) | (Ask::Read(_), Asked::Write(_)) => return,
     }
     group.deadline = group.deadline.max(waiting.deadline);
+    group.bytes += waiting.bytes;
     group.waiting.push(Some(waiting));
 }

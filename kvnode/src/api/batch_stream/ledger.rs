@@ -66,8 +66,8 @@ pub struct Call {
     pub reading: Option<Reading>,
     /// When its message came.
     pub came: Instant,
-    /// Bytes of the message, until the last call of it has ended.
-    pub held: Option<std::sync::Arc<HeldBytes>>,
+    /// Its part of the message's bytes, until it has ended.
+    pub held: Option<HeldBytes>,
 }
 
 /// A call that is under way or put off.
