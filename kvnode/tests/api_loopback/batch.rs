@@ -9,8 +9,8 @@ use std::{
 
 use kv_proto::kv::v1::{
     BatchOperation, BatchRequest, BatchResponse, BatchWindow, Compare, DeleteRequest, Failure, GetRequest,
-    PutRequest, TxnOperation, TxnRequest, batch_operation::Operation, batch_result::Result as Told, compare,
-    key_value, txn_operation,
+    PutRequest, TxnOperation, TxnOperationResult, TxnRequest, batch_operation::Operation,
+    batch_result::Result as Told, compare, key_value, txn_operation, txn_operation_result,
 };
 use kv_topology::{KeyspaceId, ShardId, Slot};
 use kvnode::api::{
@@ -396,6 +396,40 @@ async fn large_values_come_all_in_messages_of_bounded_size_and_are_few_at_a_time
         let Told::Get(got) = &batch.told[&(100 + id)] else { panic!("{:?}", batch.told[&(100 + id)]) };
         let value = got.kv.as_ref().and_then(|kv| kv.value.as_ref());
         assert!(matches!(value, Some(key_value::Value::Inline(value)) if value.len() == 700 << 10), "{id}");
+    }
+    assert!(batch.largest <= 4 << 20, "{} B in one message", batch.largest);
+    batch.close();
+    batch.ended().await.expect("an end in order");
+    everything_is_back(&harness).await;
+}
+
+#[tokio::test]
+async fn values_that_writes_return_are_all_told_however_many_wait() {
+    const TXNS: u64 = 32;
+    let harness = Harness::start().await;
+    let mut client = harness.client().await;
+    for key in ["{t}a", "{t}b"] {
+        let put = PutRequest { key: key.into(), value: value_of(750 << 10), ..PutRequest::default() };
+        client.put(put).await.expect("a put");
+    }
+    let read = |key: &'static str| txn_operation::Operation::Get(crate::support::get(key));
+    let write = |id: u64| PutRequest { key: format!("{{t}}{id}").into(), ..PutRequest::default() };
+    let mut batch = Batch::open(&harness).await;
+    for id in 0..TXNS {
+        let all = [read("{t}a"), read("{t}b"), txn_operation::Operation::Put(write(id))];
+        let then = all.map(|operation| TxnOperation { operation: Some(operation) }).to_vec();
+        batch.send(vec![operation(id, Operation::Txn(TxnRequest { then, ..TxnRequest::default() }))]).await;
+    }
+    batch.told(usize::try_from(TXNS).expect("few")).await;
+    for id in 0..TXNS {
+        let Told::Txn(txn) = &batch.told[&id] else { panic!("{:?}", batch.told[&id]) };
+        let with_value = |result: &TxnOperationResult| match &result.result {
+            Some(txn_operation_result::Result::Get(get)) => {
+                get.kv.as_ref().is_some_and(|kv| kv.value.is_some())
+            }
+            _ => false,
+        };
+        assert_eq!(txn.results.iter().filter(|result| with_value(result)).count(), 2, "{id}");
     }
     assert!(batch.largest <= 4 << 20, "{} B in one message", batch.largest);
     batch.close();

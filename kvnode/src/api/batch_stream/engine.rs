@@ -43,7 +43,8 @@ const RETRY_AFTER_MS: u32 = 50;
 
 /// What a call of the store brought.
 enum Done {
-    Written(usize, Result<Vec<Outcome>, Refusal>),
+    /// With the share of its reply, if it returns values.
+    Written(usize, Result<Vec<Outcome>, Refusal>, Option<Share>),
     Read(usize, Result<Got, Refused>),
     /// A read that was put off, with the share of its reply.
     Again(usize, Result<(Option<Share>, Got), Refused>),
@@ -82,8 +83,8 @@ pub struct Engine<S, R> {
     running: FuturesUnordered<BoxFuture<'static, Done>>,
     /// A read that was put off is under way.
     reads_again: bool,
-    /// Of a large reply that waits to be sent.
-    large: Option<Share>,
+    /// Of large replies that wait to be sent.
+    large: Vec<Share>,
     phase: Phase,
     /// When the connection is too old.
     ends_at: Option<Instant>,
@@ -122,7 +123,7 @@ where
             draining: streams.draining.clone(),
             running: FuturesUnordered::new(),
             reads_again: false,
-            large: None,
+            large: Vec::new(),
             phase: Phase::Open,
             ends_at,
             drained_at: None,
@@ -207,17 +208,26 @@ where
         let mut grant = || match connection {
             None => true,
             Some(connection) => {
-                *large = connection.large_reply_now();
-                large.is_some()
+                let share = connection.large_reply_now();
+                let granted = share.is_some();
+                large.extend(share);
+                granted
             }
         };
         match done {
-            Done::Written(number, result) => desk.written(number, result, now, &mut grant),
+            Done::Written(number, result, share) => {
+                desk.written(number, result, now);
+                // Given back at once when the values turned out to be small.
+                if let Some(share) = share.filter(|_| desk.exceeds_small()) {
+                    large.push(share);
+                    desk.granted();
+                }
+            }
             Done::Read(number, result) => desk.read(number, result, now, &mut grant),
             Done::Again(number, result) => {
                 self.reads_again = false;
                 let result = result.map(|(share, got)| {
-                    *large = share;
+                    large.extend(share);
                     desk.granted();
                     got
                 });
@@ -265,12 +275,13 @@ where
                         Some(connection) => connection.large_reply(deadline).await.map(Some),
                         None => Ok(None),
                     };
-                    let written = match share {
-                        // Held until the answer is here.
-                        Ok(_share) => context.store.write(shard, operations, deadline).await,
-                        Err(_) => Err(no_place()),
-                    };
-                    Done::Written(number, written)
+                    match share {
+                        Ok(share) => {
+                            let written = context.store.write(shard, operations, deadline).await;
+                            Done::Written(number, written, share)
+                        }
+                        Err(_) => Done::Written(number, Err(no_place()), None),
+                    }
                 };
                 write.boxed()
             }
@@ -314,9 +325,10 @@ where
             Ok(permit) => {
                 self.unread_since = None;
                 let results = self.desk.message();
-                let share = if self.desk.has_answers() { None } else { self.large.take() };
+                let is_last = !self.desk.has_answers();
+                let shares = if is_last { std::mem::take(&mut self.large) } else { Vec::new() };
                 let message = BatchResponse { results, ..BatchResponse::default() };
-                permit.send(Parcel { message, share });
+                permit.send(Parcel { message, shares });
             }
             Err(TrySendError::Full(())) => {
                 let since = *self.unread_since.get_or_insert(now);
