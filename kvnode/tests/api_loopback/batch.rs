@@ -16,7 +16,10 @@ use kv_topology::{KeyspaceId, ShardId, Slot};
 use kvnode::api::{
     admission::IdleLimits,
     batch_stream::BatchTerms,
-    limits::{BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS, Limit, REQUEST_BYTES_PER_CONNECTION_MAX},
+    limits::{
+        BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS, LARGE_REPLIES_PER_CONNECTION_MAX, Limit,
+        REQUEST_BYTES_PER_CONNECTION_MAX, STREAM_AHEAD_BYTES,
+    },
     server::Options,
 };
 use prost::Message;
@@ -244,7 +247,7 @@ async fn a_slow_shard_keeps_the_bytes_of_its_own_operations_only() {
     for message in 0..MESSAGES {
         let slow = BatchOperation { timeout_ms: 60_000, ..put((1 << 40) + message, SLOW, value.clone()) };
         let others = keys.iter().zip(message * fast..).map(|(key, id)| put(id, key, value.clone()));
-        batch.send(others.chain([slow]).collect()).await;
+        batch.send([slow].into_iter().chain(others).collect()).await;
         batch.told(usize::try_from((message + 1) * fast).expect("few")).await;
     }
     assert!(MESSAGES * (fast + 1) * value.len() as u64 > REQUEST_BYTES_PER_CONNECTION_MAX as u64);
@@ -404,6 +407,41 @@ async fn large_values_come_all_in_messages_of_bounded_size_and_are_few_at_a_time
 }
 
 #[tokio::test]
+async fn large_values_of_a_slow_shard_hold_up_none_of_another_one() {
+    const VALUES: u64 = 24;
+    let harness = Harness::start().await;
+    let (mut client, fast) = (harness.client().await, FAST.as_str());
+    for key in [SLOW, fast] {
+        let put = PutRequest { key: key.into(), value: value_of(700 << 10), ..PutRequest::default() };
+        client.put(put).await.expect("a put");
+    }
+    let patient = |id, key| BatchOperation { timeout_ms: 60_000, ..get(id, key) };
+    let mut batch = Batch::open(&harness).await;
+    batch.send((0..VALUES).flat_map(|id| [patient(id, SLOW), patient(VALUES + id, fast)]).collect()).await;
+    // More than fits at once: values of both are read again, several times.
+    let slow_told = |batch: &Batch| batch.told.keys().filter(|id| **id < VALUES).count();
+    while slow_told(&batch) == 0 {
+        batch.told(batch.told.len() + 1).await;
+    }
+    harness.store.slow([shard_of(SLOW)]);
+    let all = usize::try_from(VALUES).expect("few");
+    while batch.told.len() < all + slow_told(&batch) {
+        batch.told(batch.told.len() + 1).await;
+    }
+    assert!(slow_told(&batch) < all, "some of them are still put off");
+    harness.store.slow([]);
+    batch.told(2 * all).await;
+    let has_value = |told: &Told| match told {
+        Told::Get(got) => got.kv.as_ref().is_some_and(|kv| kv.value.is_some()),
+        _ => false,
+    };
+    assert!(batch.told.values().all(has_value));
+    batch.close();
+    batch.ended().await.expect("an end in order");
+    everything_is_back(&harness).await;
+}
+
+#[tokio::test]
 async fn values_that_writes_return_are_all_told_however_many_wait() {
     const TXNS: u64 = 32;
     let harness = Harness::start().await;
@@ -420,6 +458,15 @@ async fn values_that_writes_return_are_all_told_however_many_wait() {
         let then = all.map(|operation| TxnOperation { operation: Some(operation) }).to_vec();
         batch.send(vec![operation(id, Operation::Txn(TxnRequest { then, ..TxnRequest::default() }))]).await;
     }
+    // Nothing is read yet: those whose values wait hold their places, and the others wait for one.
+    let places = LARGE_REPLIES_PER_CONNECTION_MAX;
+    until("large replies", || harness.taken(Limit::LargeReplies) == places).await;
+    let calls = || harness.store.deadlines.lock().expect("no panic").len();
+    let before = calls();
+    for _ in 0..10 {
+        harness.serves().await;
+    }
+    assert!(calls() - before <= 2 * 10 + places, "{} transactions went on", calls() - before - 2 * 10);
     batch.told(usize::try_from(TXNS).expect("few")).await;
     for id in 0..TXNS {
         let Told::Txn(txn) = &batch.told[&id] else { panic!("{:?}", batch.told[&id]) };
@@ -459,7 +506,8 @@ async fn a_client_that_reads_no_answers_is_not_read_any_more_and_its_stream_ende
     until("a stream that holds a large reply", || harness.taken(Limit::LargeReplies) > 0).await;
     harness.serves().await;
     until("the end of the stream", || harness.taken(Limit::Streams) == 0).await;
-    assert_eq!(harness.taken(Limit::RequestBytes), 0);
+    let counted = harness.taken(Limit::RequestBytes);
+    assert!(counted <= STREAM_AHEAD_BYTES, "{counted} B of a stream that is read no more");
     let reads = harness.store.reads.load(Ordering::Relaxed);
     assert!(reads < 5_000, "{reads} reads for a client that takes nothing");
     batch.close();
