@@ -263,14 +263,9 @@ impl Desk {
         });
     }
 
-    /// The next read that was let go. To be asked when nothing waits to be sent.
+    /// The next read that was let go, of a shard of which none is under way again. To be asked when nothing waits to be sent.
     pub fn again(&mut self) -> Option<(usize, ShardId, Reading, Instant)> {
         self.ledger.again()
-    }
-
-    /// Whether reads were let go.
-    pub fn has_put_off(&self) -> bool {
-        self.ledger.has_put_off()
     }
 
     /// Another large reply may be held from now on, until nothing waits to be sent.

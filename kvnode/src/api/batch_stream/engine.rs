@@ -81,8 +81,6 @@ pub struct Engine<S, R> {
     connection: Option<Arc<ConnectionQuota>>,
     draining: watch::Receiver<bool>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// A read that was put off is under way.
-    reads_again: bool,
     /// Of large replies that wait to be sent.
     large: Vec<Share>,
     phase: Phase,
@@ -122,7 +120,6 @@ where
             connection,
             draining: streams.draining.clone(),
             running: FuturesUnordered::new(),
-            reads_again: false,
             large: Vec::new(),
             phase: Phase::Open,
             ends_at,
@@ -225,7 +222,6 @@ where
             }
             Done::Read(number, result) => desk.read(number, result, now, &mut grant),
             Done::Again(number, result) => {
-                self.reads_again = false;
                 let result = result.map(|(share, got)| {
                     large.extend(share);
                     desk.granted();
@@ -293,14 +289,17 @@ where
         self.running.push(call);
     }
 
-    /// Reads again what was let go, one after the other, when nothing else waits to be sent: with the share of a large
-    /// reply, for which it waits without holding anything.
+    /// Reads again what was let go, of each shard one after the other, when nothing else waits to be sent.
     fn read_again(&mut self) {
-        if self.reads_again || self.desk.has_answers() || !self.desk.has_put_off() {
-            return;
+        while !self.desk.has_answers()
+            && let Some((number, shard, reading, deadline)) = self.desk.again()
+        {
+            self.start_again(number, shard, reading, deadline);
         }
-        let Some((number, shard, reading, deadline)) = self.desk.again() else { return };
-        self.reads_again = true;
+    }
+
+    /// With the share of a large reply, for which it waits without holding anything.
+    fn start_again(&mut self, number: usize, shard: ShardId, reading: Reading, deadline: Instant) {
         let (context, connection) = (self.context.clone(), self.connection.clone());
         let again = async move {
             let share = match &connection {
