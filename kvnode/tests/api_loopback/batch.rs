@@ -453,11 +453,12 @@ async fn values_that_writes_return_are_all_told_however_many_wait() {
     let read = |key: &'static str| txn_operation::Operation::Get(crate::support::get(key));
     let write = |id: u64| PutRequest { key: format!("{{t}}{id}").into(), ..PutRequest::default() };
     let mut batch = Batch::open(&harness).await;
-    for id in 0..TXNS {
+    let txn = |id| {
         let all = [read("{t}a"), read("{t}b"), txn_operation::Operation::Put(write(id))];
         let then = all.map(|operation| TxnOperation { operation: Some(operation) }).to_vec();
-        batch.send(vec![operation(id, Operation::Txn(TxnRequest { then, ..TxnRequest::default() }))]).await;
-    }
+        operation(id, Operation::Txn(TxnRequest { then, ..TxnRequest::default() }))
+    };
+    batch.send((0..TXNS).map(txn).collect()).await;
     // Nothing is read yet: those whose values wait hold their places, and the others wait for one.
     let places = LARGE_REPLIES_PER_CONNECTION_MAX;
     until("large replies", || harness.taken(Limit::LargeReplies) == places).await;

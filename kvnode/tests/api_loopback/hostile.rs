@@ -260,7 +260,7 @@ async fn a_reflection_stream_that_asks_nothing_is_ended() {
     let mut client = ServerReflectionClient::new(harness.channel().await);
     let question = MessageRequest::ListServices(String::new());
     let question = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
-    let (sender, questions) = tokio::sync::mpsc::channel(1);
+    let (sender, questions) = mpsc::channel(1);
     sender.send(question).await.expect("room");
     let questions = tokio_stream::wrappers::ReceiverStream::new(questions);
     let mut answers = client.server_reflection_info(questions).await.expect("a stream").into_inner();
