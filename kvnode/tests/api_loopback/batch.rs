@@ -410,20 +410,23 @@ async fn large_values_come_all_in_messages_of_bounded_size_and_are_few_at_a_time
 async fn large_values_of_a_slow_shard_hold_up_none_of_another_one() {
     const VALUES: u64 = 24;
     let harness = Harness::start().await;
-    let (mut client, fast) = (harness.client().await, FAST.as_str());
-    for key in [SLOW, fast] {
-        let put = PutRequest { key: key.into(), value: value_of(700 << 10), ..PutRequest::default() };
+    let mut client = harness.client().await;
+    let key_of = |shard| (0..).map(|number| format!("k{number}")).find(|key| shard_of(key) == ShardId(shard));
+    // The slow one would be asked first, if they were asked in turn.
+    let [slow, fast] = [1, 2].map(|shard| key_of(shard).expect("there are many"));
+    for key in [&slow, &fast] {
+        let put = PutRequest { key: key.clone().into(), value: value_of(700 << 10), ..PutRequest::default() };
         client.put(put).await.expect("a put");
     }
-    let patient = |id, key| BatchOperation { timeout_ms: 60_000, ..get(id, key) };
+    let patient = |id, key: &str| BatchOperation { timeout_ms: 60_000, ..get(id, key) };
     let mut batch = Batch::open(&harness).await;
-    batch.send((0..VALUES).flat_map(|id| [patient(id, SLOW), patient(VALUES + id, fast)]).collect()).await;
+    batch.send((0..VALUES).flat_map(|id| [patient(id, &slow), patient(VALUES + id, &fast)]).collect()).await;
     // More than fits at once: values of both are read again, several times.
     let slow_told = |batch: &Batch| batch.told.keys().filter(|id| **id < VALUES).count();
     while slow_told(&batch) == 0 {
         batch.told(batch.told.len() + 1).await;
     }
-    harness.store.slow([shard_of(SLOW)]);
+    harness.store.slow([shard_of(&slow)]);
     let all = usize::try_from(VALUES).expect("few");
     while batch.told.len() < all + slow_told(&batch) {
         batch.told(batch.told.len() + 1).await;
