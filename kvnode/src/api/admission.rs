@@ -11,10 +11,11 @@ use tonic::Status;
 use tracing::Span;
 
 use super::{
-    body::RequestBody,
+    body::{Counted, RequestBody},
     error,
-    limits::Limit,
+    limits::{Limit, STREAM_AHEAD_BYTES},
     quota::{ConnectionQuota, InFlight},
+    unfinished::{Unfinished, Until},
 };
 
 /// Who calls what.
@@ -52,25 +53,36 @@ pub struct IdleLimits {
     pub batch: Duration,
 }
 
+/// How the bytes of a method's requests count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counts {
+    /// Not at all: a health check is no more than a name, and is answered by a node that is full.
+    Nothing,
+    /// As they come, until it is answered.
+    All,
+    /// Streamed: what may be unread and the beginning of a message from the beginning on, the rest of a message as it comes.
+    Streamed(Until),
+}
+
 /// What a method is held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Terms {
     /// Whose places it takes.
     limit: Limit,
-    /// Whether its bytes count until it is answered. Those of streamed requests do not: they are read piece by piece.
-    counts_bytes: bool,
+    counts: Counts,
     idle_max: Duration,
 }
 
 impl Terms {
     fn of(method: &str, idle: IdleLimits) -> Self {
-        let terms = |limit, counts_bytes, idle_max| Self { limit, counts_bytes, idle_max };
+        let terms = |limit, counts, idle_max| Self { limit, counts, idle_max };
+        let streamed = |until, idle_max| terms(Limit::Requests, Counts::Streamed(until), idle_max);
         match method {
-            UPLOAD => terms(Limit::Requests, false, idle.request),
-            BATCH => terms(Limit::Requests, false, idle.batch),
-            _ if method.starts_with(HEALTH) => terms(Limit::HealthChecks, false, idle.request),
-            _ if method.starts_with(REFLECTION) => terms(Limit::Requests, false, idle.reflection),
-            _ => terms(Limit::Requests, true, idle.request),
+            UPLOAD => streamed(Until::Next, idle.request),
+            BATCH => streamed(Until::Whole, idle.batch),
+            _ if method.starts_with(HEALTH) => terms(Limit::HealthChecks, Counts::Nothing, idle.request),
+            _ if method.starts_with(REFLECTION) => streamed(Until::Next, idle.reflection),
+            _ => terms(Limit::Requests, Counts::All, idle.request),
         }
     }
 }
@@ -111,6 +123,9 @@ impl Admission {
         let terms = Terms::of(method, self.idle);
         let refused = |refused| error::describe(&refused, &ClusterMap::default()).status();
         let in_flight = connection.request(terms.limit).map_err(refused)?;
+        if let Counts::Streamed(_) = terms.counts {
+            in_flight.received(STREAM_AHEAD_BYTES).map_err(refused)?;
+        }
         let span = tracing::debug_span!("call", method, trace_id = trace_id(headers).unwrap_or_default());
         Ok(Admitted { in_flight, span, terms })
     }
@@ -119,8 +134,13 @@ impl Admission {
 impl Admitted {
     /// The request, whose bytes count as the method's terms say.
     pub fn counted(&self, request: Request<Received>) -> Request<RequestBody> {
-        let Terms { counts_bytes, idle_max, limit: _ } = self.terms;
-        request.map(|body| RequestBody::new(body, self.in_flight.clone(), counts_bytes, idle_max))
+        let Terms { counts, idle_max, limit: _ } = self.terms;
+        let counted = match counts {
+            Counts::Nothing => Counted::No,
+            Counts::All => Counted::All,
+            Counts::Streamed(until) => Counted::Unfinished(Unfinished::new(self.in_flight.clone(), until)),
+        };
+        request.map(|body| RequestBody::new(body, self.in_flight.clone(), counted, idle_max))
     }
 }
 
@@ -149,17 +169,18 @@ mod tests {
             batch: Duration::from_secs(3),
         };
         let of = |method: &str| {
-            let Terms { limit, counts_bytes, idle_max } = Terms::of(method, idle);
-            (limit, counts_bytes, idle_max.as_secs())
+            let Terms { limit, counts, idle_max } = Terms::of(method, idle);
+            (limit, counts, idle_max.as_secs())
         };
-        assert_eq!(of("/kv.v1.Kv/Put"), (Limit::Requests, true, 1));
-        assert_eq!(of("/no.such/Method"), (Limit::Requests, true, 1));
-        assert_eq!(of("/kv.v1.Kv/Upload"), (Limit::Requests, false, 1));
-        assert_eq!(of("/kv.v1.Kv/Batch"), (Limit::Requests, false, 3));
-        assert_eq!(of("/grpc.health.v1.Health/Watch"), (Limit::HealthChecks, false, 1));
+        let streamed = Counts::Streamed;
+        assert_eq!(of("/kv.v1.Kv/Put"), (Limit::Requests, Counts::All, 1));
+        assert_eq!(of("/no.such/Method"), (Limit::Requests, Counts::All, 1));
+        assert_eq!(of("/kv.v1.Kv/Upload"), (Limit::Requests, streamed(Until::Next), 1));
+        assert_eq!(of("/kv.v1.Kv/Batch"), (Limit::Requests, streamed(Until::Whole), 3));
+        assert_eq!(of("/grpc.health.v1.Health/Watch"), (Limit::HealthChecks, Counts::Nothing, 1));
         for version in ["v1", "v1alpha"] {
             let method = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
-            assert_eq!(of(&method), (Limit::Requests, false, 2));
+            assert_eq!(of(&method), (Limit::Requests, streamed(Until::Next), 2));
         }
     }
 

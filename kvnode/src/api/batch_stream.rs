@@ -14,6 +14,7 @@
 
 pub mod answer;
 pub mod desk;
+pub mod detached;
 pub mod engine;
 pub mod intake;
 pub mod ledger;
@@ -95,7 +96,7 @@ pub struct Parcel {
     /// As it is sent.
     pub message: BatchResponse,
     /// Held until the transport comes for the next one.
-    pub share: Option<Share>,
+    pub shares: Vec<Share>,
 }
 
 /// How a stream ended; unset while it has not.
@@ -165,7 +166,7 @@ impl End {
 struct Pulled {
     parcels: mpsc::Receiver<Parcel>,
     /// Of the message that was pulled last.
-    held: Option<Share>,
+    held: Vec<Share>,
 }
 
 fn replies<S: Store>(
@@ -174,13 +175,13 @@ fn replies<S: Store>(
     context: &Arc<Context<S>>,
 ) -> impl Stream<Item = Result<BatchResponse, Status>> + Send + use<S> {
     let context = context.clone();
-    stream::unfold(Some(Pulled { parcels, held: None }), move |pulled| {
+    stream::unfold(Some(Pulled { parcels, held: Vec::new() }), move |pulled| {
         let (verdict, context) = (verdict.clone(), context.clone());
         async move {
             let mut pulled = pulled?;
-            pulled.held = None;
-            if let Some(Parcel { message, share }) = pulled.parcels.recv().await {
-                pulled.held = share;
+            pulled.held.clear();
+            if let Some(Parcel { message, shares }) = pulled.parcels.recv().await {
+                pulled.held = shares;
                 return Some((Ok(message), Some(pulled)));
             }
             let ended = || {

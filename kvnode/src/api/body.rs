@@ -1,7 +1,7 @@
 //! The bodies of requests and replies, counted.
 //!
-//! A request's bytes count until its reply is sent; a body that stops coming ends with an error. Each piece of a
-//! reply counts until HTTP/2 drops it, which it does when the last byte was written or
+//! A request's bytes count until its reply is sent, those of a stream until they are handed over; a body that stops coming
+//! ends with an error. Each piece of a reply counts until HTTP/2 drops it, which it does when the last byte was written or
 //! copied for the next write.
 
 use std::{
@@ -18,16 +18,26 @@ use tokio::time::{Instant, Sleep};
 use tonic::{Code, Status};
 
 use super::{
-    error,
+    error::{self, Refused},
     quota::{ConnectionQuota, InFlight, Share},
+    unfinished::Unfinished,
 };
+
+/// How the bytes of a request count.
+pub enum Counted {
+    /// Not at all.
+    No,
+    /// Until the reply was sent.
+    All,
+    /// Those of a streamed request, as far as they were not handed over.
+    Unfinished(Unfinished),
+}
 
 /// The body of a request.
 pub struct RequestBody {
     inner: Received,
     in_flight: Arc<InFlight>,
-    /// Streamed requests are read piece by piece: their handlers bound what they hold.
-    counted: bool,
+    counted: Counted,
     idle_max: Duration,
     /// Runs while bytes are waited for.
     idle: Option<Pin<Box<Sleep>>>,
@@ -35,8 +45,19 @@ pub struct RequestBody {
 
 impl RequestBody {
     /// Wraps `inner`.
-    pub fn new(inner: Received, in_flight: Arc<InFlight>, counted: bool, idle_max: Duration) -> Self {
+    pub fn new(inner: Received, in_flight: Arc<InFlight>, counted: Counted, idle_max: Duration) -> Self {
         Self { inner, in_flight, counted, idle_max, idle: None }
+    }
+
+    fn count(&mut self, data: &[u8]) -> Result<(), Refused> {
+        match &mut self.counted {
+            Counted::No => Ok(()),
+            Counted::All => self.in_flight.received(data.len()),
+            Counted::Unfinished(unfinished) => {
+                unfinished.came(data);
+                Ok(())
+            }
+        }
     }
 
     fn poll_idle(&mut self, context: &mut Context<'_>) -> Poll<Status> {
@@ -48,6 +69,10 @@ impl RequestBody {
     }
 }
 
+fn status_of(refused: &Refused) -> Status {
+    error::describe(refused, &Default::default()).status()
+}
+
 impl Body for RequestBody {
     type Data = Bytes;
     type Error = Status;
@@ -56,6 +81,11 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Counted::Unfinished(unfinished) = &mut self.counted
+            && let Err(refused) = ready!(unfinished.poll_room(context))
+        {
+            return Poll::Ready(Some(Err(status_of(&refused))));
+        }
         let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(context) else {
             return self.poll_idle(context).map(|status| Some(Err(status)));
         };
@@ -70,11 +100,11 @@ impl Body for RequestBody {
         if is_cut {
             return Poll::Ready(Some(Err(Status::unavailable("the client cancelled the request"))));
         }
-        if let (true, Some(Ok(frame))) = (self.counted, &frame)
-            && let Some(data) = frame.data_ref()
-            && let Err(refused) = self.in_flight.received(data.len())
+        let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        if let Some(data) = data
+            && let Err(refused) = self.count(data)
         {
-            return Poll::Ready(Some(Err(error::describe(&refused, &Default::default()).status())));
+            return Poll::Ready(Some(Err(status_of(&refused))));
         }
         Poll::Ready(frame)
     }

@@ -23,6 +23,7 @@ use super::{
     download::download,
     error::Refused,
     limits::SMALL_REPLY_BYTES_MAX,
+    port::Arrival,
     quota::{ConnectionQuota, Share},
     scan::scan,
     upload::upload,
@@ -36,20 +37,25 @@ pub type Replies<T> = BoxStream<'static, Result<T, Status>>;
 pub struct Caller {
     /// Its time.
     pub deadline: Deadline,
+    /// When it must be answered, if it is unary: the same moment for each of its steps.
+    until: Instant,
     /// Its connection; `None` without a server around it.
     connection: Option<Arc<ConnectionQuota>>,
 }
 
 impl Caller {
-    /// Of a request that has just come in.
+    /// Of a request; without a server around it, of one that has just come in.
     pub fn of<T>(request: &Request<T>) -> Self {
-        let deadline = Deadline::of(request.metadata(), Instant::now());
-        Self { deadline, connection: request.extensions().get().cloned() }
+        let arrival = request.extensions().get::<Arrival>();
+        let at = arrival.map_or_else(Instant::now, |arrival| arrival.at);
+        let deadline = Deadline::of(request.metadata(), at);
+        let connection = arrival.map(|arrival| arrival.connection.clone());
+        Self { deadline, until: deadline.unary(at), connection }
     }
 
     /// When a unary call must be answered.
     pub fn until(&self) -> Instant {
-        self.deadline.unary(Instant::now())
+        self.until
     }
 
     /// Its connection; `None` without a server around it.
@@ -291,5 +297,31 @@ impl<S: Store> Kv for KvService<S> {
         let share = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
         let messages = download(self.0.clone(), request.into_inner(), caller.deadline).await;
         self.answer(messages.map(|messages| replies(self.0.clone(), messages, share)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::api::{limits::DEADLINE_DEFAULT, quota::NodeQuota};
+
+    #[tokio::test(start_paused = true)]
+    async fn all_steps_of_a_unary_call_share_the_time_that_begins_with_its_arrival() {
+        let node = NodeQuota::new(usize::MAX, usize::MAX, Default::default());
+        let connection = ConnectionQuota::new(&node, ([127, 0, 0, 1], 9).into()).expect("room");
+        let at = Instant::now();
+        for (timeout, until) in [(None, DEADLINE_DEFAULT), (Some("3S"), Duration::from_secs(3))] {
+            let mut request = Request::new(());
+            request.extensions_mut().insert(Arrival { at, connection: connection.clone() });
+            if let Some(timeout) = timeout {
+                request.metadata_mut().insert("grpc-timeout", timeout.parse().expect("ASCII"));
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+            let caller = Caller::of(&request);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            assert_eq!(caller.until(), at + until, "{timeout:?}");
+        }
     }
 }

@@ -186,10 +186,22 @@ pub const STOP_GRACE: Duration = Duration::from_secs(10);
 pub const STOP_NOTICE: Duration = Duration::from_millis(200);
 /// Between two looks of a connection at its time limits.
 pub const CONNECTION_TICK: Duration = Duration::from_millis(500);
-/// HTTP/2 window of a stream and of a connection, bytes: what a client may send before a handler reads it.
-pub const STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-/// See [`STREAM_WINDOW_BYTES`].
-pub const CONNECTION_WINDOW_BYTES: u32 = 4 * 1024 * 1024;
+/// HTTP/2 window of a stream, bytes: what a client may send before a handler reads it. A chunk of an upload: enough for the
+/// next one to be here when there is room for it. Unary requests are read as they come, and count then.
+pub const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// What a streamed request counts among [`REQUEST_BYTES_IN_FLIGHT_MAX`] from its beginning to its end, whatever of it is
+/// there: its window, which may be left unread, and as much of a message that is being read.
+pub const STREAM_AHEAD_BYTES: usize = 2 * STREAM_WINDOW_BYTES as usize;
+
+/// HTTP/2 window of a connection with so many streams, bytes. All of them together cannot use it up: what is left unread on
+/// some, because their shards stand still, holds up no other. So it bounds nothing by itself.
+pub const fn connection_window_bytes(streams: u32) -> u32 {
+    /// RFC 9113, 6.9.1.
+    const WINDOW_BYTES_MAX: u32 = (1 << 31) - 1;
+    let all = STREAM_WINDOW_BYTES.saturating_mul(streams.saturating_add(1));
+    if all < WINDOW_BYTES_MAX { all } else { WINDOW_BYTES_MAX }
+}
 /// Headers of a request, bytes.
 pub const HEADER_BYTES_MAX: u32 = 16 * 1024;
 /// Advice to a caller that met a limit or a shard without a leader.

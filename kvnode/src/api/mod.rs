@@ -39,5 +39,6 @@ pub mod services;
 pub mod session;
 pub mod text;
 pub mod txn;
+pub mod unfinished;
 pub mod upload;
 pub mod validate;

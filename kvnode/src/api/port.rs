@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use kv_http2::{Received, server::Handler};
+use tokio::time::Instant;
 use tonic::body::Body;
 use tracing::Instrument;
 
@@ -16,6 +17,15 @@ use super::{
     services::Services,
 };
 use crate::router::store::Store;
+
+/// What is known of a request when its headers have come.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// When. Its time counts from here: what waits for its body and for its turn is part of it.
+    pub at: Instant,
+    /// Where.
+    pub connection: Arc<ConnectionQuota>,
+}
 
 /// What all connections share.
 pub struct Port<S: Store> {
@@ -45,13 +55,17 @@ impl<S: Store> Reception<S> {
         Self { port, connection }
     }
 
-    async fn answer(&self, request: Request<Received>) -> (Response<Body>, Option<Arc<InFlight>>) {
+    async fn answer(
+        &self,
+        request: Request<Received>,
+        at: Instant,
+    ) -> (Response<Body>, Option<Arc<InFlight>>) {
         let admitted = match self.port.admission.admit(&request, &self.connection) {
             Ok(admitted) => admitted,
             Err(status) => return (status.into_http(), None),
         };
         let mut request = admitted.counted(request);
-        request.extensions_mut().insert(self.connection.clone());
+        request.extensions_mut().insert(Arrival { at, connection: self.connection.clone() });
         let Admitted { in_flight, span, .. } = admitted;
         let Ok(reply) = self.port.services.call(request).instrument(span).await;
         (reply, Some(in_flight))
@@ -62,8 +76,9 @@ impl<S: Store> Handler for Reception<S> {
     type Body = MeasuredBody<ReplyBody>;
 
     async fn handle(&self, request: Request<Received>) -> Response<Self::Body> {
+        let at = Instant::now();
         let mut call = self.port.calls.begin(request.uri().path());
-        let (mut reply, in_flight) = self.answer(request).await;
+        let (mut reply, in_flight) = self.answer(request, at).await;
         call.end_with(reply.headers());
         let share = reply.extensions_mut().remove::<Share>();
         reply.map(|body| MeasuredBody::new(ReplyBody::new(body, in_flight, share), call))

@@ -159,12 +159,16 @@ impl ConnectionQuota {
     }
 
     fn grow(&self, place: &Place, bytes: usize) -> Result<(), Refused> {
+        if self.try_grow(place, bytes) { Ok(()) } else { Err(self.node.refused(Limit::RequestBytes)) }
+    }
+
+    fn try_grow(&self, place: &Place, bytes: usize) -> bool {
         let own = self.request_bytes.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if own > REQUEST_BYTES_PER_CONNECTION_MAX || !place.grow(bytes) {
+        let grown = own <= REQUEST_BYTES_PER_CONNECTION_MAX && place.grow(bytes);
+        if !grown {
             self.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
-            return Err(self.node.refused(Limit::RequestBytes));
         }
-        Ok(())
+        grown
     }
 
     /// Admits a scan, upload, download or Batch stream.
@@ -244,6 +248,29 @@ impl InFlight {
     pub fn received(&self, bytes: usize) -> Result<(), Refused> {
         self.connection.grow(&self.bytes, bytes)
     }
+
+    /// The same; false: too many are held. It is no refusal yet.
+    pub fn try_received(&self, bytes: usize) -> bool {
+        self.connection.try_grow(&self.bytes, bytes)
+    }
+
+    /// The same, as soon as there is room for them.
+    ///
+    /// # Errors
+    /// When there was none until `deadline`.
+    pub async fn room(self: Arc<Self>, bytes: usize, deadline: Instant) -> Result<(), Refused> {
+        let kind = Limit::RequestBytes as usize;
+        let grown = self.connection.address.retry(kind, || self.try_received(bytes).then_some(()));
+        timeout_at(deadline, grown).await.map_err(|_| self.connection.node.refused(Limit::RequestBytes))
+    }
+
+    /// Bytes that were received are no longer held.
+    pub fn give_back(&self, bytes: usize) {
+        if bytes > 0 {
+            self.connection.request_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.bytes.give_back(bytes);
+        }
+    }
 }
 
 impl Drop for InFlight {
@@ -257,6 +284,14 @@ impl Drop for InFlight {
 pub struct HeldBytes {
     connection: Arc<ConnectionQuota>,
     bytes: Place,
+}
+
+impl HeldBytes {
+    /// Moves so many of them, or all that there are, to an owner that gives them back for itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        Self { connection: self.connection.clone(), bytes: self.bytes.split(bytes) }
+    }
 }
 
 impl Drop for HeldBytes {

@@ -191,8 +191,9 @@ async fn all_ended(open: &mut JoinSet<()>) {
 }
 
 fn http(options: &Options) -> http2::Options {
+    let connection = limits::connection_window_bytes(options.streams_per_connection_max);
     http2::Options {
-        windows: Windows { stream: limits::STREAM_WINDOW_BYTES, connection: limits::CONNECTION_WINDOW_BYTES },
+        windows: Windows { stream: limits::STREAM_WINDOW_BYTES, connection },
         keep_alive: KeepAlive { interval: limits::KEEPALIVE_INTERVAL, timeout: limits::KEEPALIVE_INTERVAL },
         streams_max: options.streams_per_connection_max,
         header_bytes_max: limits::HEADER_BYTES_MAX,

@@ -81,6 +81,14 @@ impl<const KINDS: usize> Places<KINDS> {
         lock(&self.guests).len()
     }
 
+    /// Something of this kind was given back.
+    fn tell(&self, kind: usize) {
+        // Most kinds are never waited for. Who begins to wait now looks at the pool after this change.
+        if self.waiting[kind].load(Ordering::Relaxed) > 0 {
+            self.freed[kind].notify_waiters();
+        }
+    }
+
     /// How full one kind is.
     pub fn pool(&self, kind: usize) -> Pool {
         *lock(&self.pools[kind])
@@ -109,13 +117,18 @@ impl<const KINDS: usize> Guest<KINDS> {
     /// wakes one of each origin, however many wait.
     pub async fn take(self: &Arc<Self>, kind: usize) -> Place<KINDS> {
         let _turn = self.turns[kind].lock().await;
+        self.retry(kind, || self.try_take(kind)).await
+    }
+
+    /// Attempts something now, and whenever a place of this kind was given back, until it succeeds.
+    pub async fn retry<T>(&self, kind: usize, mut attempt: impl FnMut() -> Option<T>) -> T {
         let _waiting = Waiting::begin(&self.places.waiting[kind]);
         loop {
             let mut freed = pin!(self.places.freed[kind].notified());
             // Before looking: what is given back after the look is heard of.
             freed.as_mut().enable();
-            if let Some(place) = self.try_take(kind) {
-                return place;
+            if let Some(got) = attempt() {
+                return got;
             }
             freed.await;
         }
@@ -146,6 +159,26 @@ impl<const KINDS: usize> Place<KINDS> {
         true
     }
 
+    /// Moves `count` of it, or all that there is, to a place that is given back for itself.
+    #[must_use]
+    pub fn split(&mut self, count: usize) -> Self {
+        let own = self.count.get_mut();
+        let moved = count.min(*own);
+        *own -= moved;
+        Self { guest: self.guest.clone(), kind: self.kind, count: AtomicUsize::new(moved) }
+    }
+
+    /// Gives `count` of it back, or all that there is.
+    pub fn give_back(&self, count: usize) {
+        let mut pool = lock(&self.guest.places.pools[self.kind]);
+        let less = count.min(self.count.load(Ordering::Relaxed));
+        self.count.fetch_sub(less, Ordering::Relaxed);
+        pool.taken -= less;
+        self.guest.taken[self.kind].fetch_sub(less, Ordering::Relaxed);
+        drop(pool);
+        self.guest.places.tell(self.kind);
+    }
+
     /// What it holds.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
@@ -155,17 +188,8 @@ impl<const KINDS: usize> Place<KINDS> {
 impl<const KINDS: usize> Drop for Place<KINDS> {
     fn drop(&mut self) {
         let count = *self.count.get_mut();
-        if count == 0 {
-            return;
-        }
-        let places = &self.guest.places;
-        let mut pool = lock(&places.pools[self.kind]);
-        pool.taken -= count;
-        self.guest.taken[self.kind].fetch_sub(count, Ordering::Relaxed);
-        drop(pool);
-        // Most kinds are never waited for. Who begins to wait now looks at the pool after this change.
-        if places.waiting[self.kind].load(Ordering::Relaxed) > 0 {
-            places.freed[self.kind].notify_waiters();
+        if count > 0 {
+            self.give_back(count);
         }
     }
 }
@@ -234,6 +258,21 @@ mod tests {
         assert_eq!((bytes.count(), places.pool(0).taken), (50, 50));
         drop(bytes);
         assert_eq!(places.pool(0).taken, 0);
+    }
+
+    #[test]
+    fn parts_of_a_place_are_given_back_each_for_itself() {
+        let places = Places::<1>::new([100]);
+        let mut bytes = places.guest(from(1)).none(0);
+        assert!(bytes.grow(30));
+        let (part, rest) = (bytes.split(10), bytes.split(usize::MAX));
+        assert_eq!((bytes.count(), part.count(), rest.count()), (0, 10, 20));
+        drop((bytes, rest));
+        assert_eq!(places.pool(0).taken, 10);
+        part.give_back(4);
+        assert_eq!((places.pool(0).taken, part.count()), (6, 6));
+        drop(part);
+        assert_eq!((places.pool(0).taken, places.guests()), (0, 0));
     }
 
     #[test]

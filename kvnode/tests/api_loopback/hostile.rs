@@ -1,7 +1,14 @@
 //! Clients that mean harm, and others that must not notice.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{
+    future::poll_fn,
+    net::Ipv4Addr,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use kv_proto::{
     codec::INNER_MESSAGES_MAX,
     kv::v1::{
@@ -12,14 +19,19 @@ use kv_proto::{
 use kvnode::api::{
     admission::IdleLimits,
     connection::Patience,
-    limits::{LARGE_REPLIES_PER_CONNECTION_MAX, Limit, STREAMS_PER_CONNECTION_MAX},
+    limits::{
+        LARGE_REPLIES_PER_CONNECTION_MAX, Limit, MESSAGE_BYTES_MAX, REQUEST_BYTES_PER_CONNECTION_MAX,
+        STREAM_AHEAD_BYTES, STREAMS_PER_CONNECTION_MAX,
+    },
     server::Options,
+    unfinished::UNFINISHED_FREE_BYTES,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    sync::mpsc,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
@@ -27,6 +39,7 @@ use tonic_reflection::pb::v1::{
     ServerReflectionRequest, server_reflection_client::ServerReflectionClient,
     server_reflection_request::MessageRequest,
 };
+use tower_service::Service;
 
 use crate::{
     raw::{PING, RawClient},
@@ -185,6 +198,61 @@ async fn a_health_check_that_stops_coming_is_given_up() {
     until("its place back", || harness.taken(Limit::HealthChecks) == 0).await;
 }
 
+/// The body of a request that does not come to its end; it breaks when its sender is gone.
+struct Unfinished(mpsc::Receiver<Bytes>);
+
+impl Unfinished {
+    /// A message of 4 MiB but for its last bytes.
+    fn message() -> (mpsc::Sender<Bytes>, Self) {
+        let length = u32::try_from(MESSAGE_BYTES_MAX).expect("short").to_be_bytes();
+        let piece = Bytes::from_static(&[0; 16 << 10]);
+        let pieces = MESSAGE_BYTES_MAX / piece.len();
+        let (sender, receiver) = mpsc::channel(pieces);
+        sender.try_send([&[0], &length[..]].concat().into()).expect("room");
+        (1..pieces).for_each(|_| sender.try_send(piece.clone()).expect("room"));
+        (sender, Self(receiver))
+    }
+}
+
+impl http_body::Body for Unfinished {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<http_body::Frame<Bytes>, Status>>> {
+        let piece = ready!(self.0.poll_recv(context)).ok_or_else(|| Status::aborted("broken off"));
+        Poll::Ready(Some(piece.map(http_body::Frame::data)))
+    }
+}
+
+#[tokio::test]
+async fn messages_without_an_end_count_and_take_no_more_than_a_connection_may_hold() {
+    let harness = Harness::start().await;
+    let channel = harness.channel().await;
+    let send = |path: &'static str| {
+        let mut channel = channel.clone();
+        let (sender, body) = Unfinished::message();
+        let answered = tokio::spawn(async move {
+            poll_fn(|context| channel.poll_ready(context)).await.expect("an open connection");
+            let request = http::Request::post(path).header("content-type", "application/grpc");
+            channel.call(request.body(tonic::body::Body::new(body)).expect("a request")).await
+        });
+        (sender, answered)
+    };
+    let mut streams = vec![send("/kv.v1.Kv/Batch"), send("/kv.v1.Kv/Upload")];
+    let each = STREAM_AHEAD_BYTES + MESSAGE_BYTES_MAX - (16 << 10) - UNFINISHED_FREE_BYTES;
+    until("most of two messages", || harness.taken(Limit::RequestBytes) >= 2 * each).await;
+    streams.extend((0..16).map(|_| send("/kv.v1.Kv/Batch")));
+    let nearly = REQUEST_BYTES_PER_CONNECTION_MAX - (256 << 10);
+    until("all that it may hold", || harness.taken(Limit::RequestBytes) >= nearly).await;
+    assert!(harness.taken(Limit::RequestBytes) <= REQUEST_BYTES_PER_CONNECTION_MAX);
+    harness.serves().await;
+    drop(streams);
+    until("what they held", || harness.taken(Limit::RequestBytes) == 0).await;
+}
+
 #[tokio::test]
 async fn a_reflection_stream_that_asks_nothing_is_ended() {
     let idle = IdleLimits { reflection: Duration::from_millis(200), ..Options::default().idle };
@@ -192,7 +260,7 @@ async fn a_reflection_stream_that_asks_nothing_is_ended() {
     let mut client = ServerReflectionClient::new(harness.channel().await);
     let question = MessageRequest::ListServices(String::new());
     let question = ServerReflectionRequest { host: String::new(), message_request: Some(question) };
-    let (sender, questions) = tokio::sync::mpsc::channel(1);
+    let (sender, questions) = mpsc::channel(1);
     sender.send(question).await.expect("room");
     let questions = tokio_stream::wrappers::ReceiverStream::new(questions);
     let mut answers = client.server_reflection_info(questions).await.expect("a stream").into_inner();

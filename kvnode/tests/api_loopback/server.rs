@@ -8,10 +8,11 @@ use kv_proto::{
 };
 use kvnode::api::{
     admission::{Call, IdleLimits},
+    limits::{DEADLINE_DEFAULT, Limit},
     server::Options,
 };
 use prost::Message;
-use tokio::{net::TcpStream, sync::mpsc};
+use tokio::{net::TcpStream, sync::mpsc, time::Instant};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tonic_health::pb::{
@@ -21,7 +22,7 @@ use tonic_types::StatusExt;
 
 use crate::{
     raw::{GOAWAY, RawClient},
-    support::{Harness, field, get, told, value_of, within},
+    support::{Harness, field, get, told, until, value_of, within},
 };
 
 #[tokio::test]
@@ -39,6 +40,24 @@ async fn a_message_over_the_limit_is_refused_by_its_length_alone() {
 }
 
 #[tokio::test]
+async fn the_time_of_a_call_begins_with_its_headers() {
+    let harness = Harness::start().await;
+    let mut client = RawClient::connect(&harness).await;
+    client.open(1, "/kv.v1.Kv/Put").await;
+    until("its headers", || harness.taken(Limit::Requests) == 1).await;
+    let came = Instant::now();
+    // Its body takes a while: that is what is measured.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let put = PutRequest { key: "k".into(), value: "v".into(), ..PutRequest::default() }.encode_to_vec();
+    let length = u32::try_from(put.len()).expect("short").to_be_bytes();
+    client.frame(0, 1, 1, &[&[0], &length[..], &put].concat()).await.expect("an open connection");
+    within("the reply", client.headers_of(1)).await;
+    let deadlines = harness.store.deadlines.lock().expect("no panic").clone();
+    assert_eq!(deadlines.len(), 1);
+    assert!(deadlines[0] <= came + DEADLINE_DEFAULT, "{:?} late", deadlines[0] - came - DEADLINE_DEFAULT);
+}
+
+#[tokio::test]
 async fn beyond_the_limit_requests_are_refused_with_advice_and_health_still_answers() {
     let harness = Harness::with(Options { requests_max: 4, ..Options::default() }).await;
     let mut held = Vec::new();
@@ -51,7 +70,7 @@ async fn beyond_the_limit_requests_are_refused_with_advice_and_health_still_answ
         held.push(tokio::spawn(async move { client.upload(ReceiverStream::new(messages)).await }));
         senders.push(sender);
     }
-    crate::support::until("two uploads", || harness.store.open_uploads() == 2).await;
+    until("two uploads", || harness.store.open_uploads() == 2).await;
     let mut client = harness.client().await;
     let status = client.get(get("k")).await.expect_err("full");
     assert_eq!(told(&status), (Code::ResourceExhausted, "REQUESTS_IN_FLIGHT".to_owned()));
@@ -74,7 +93,7 @@ async fn a_request_that_stops_coming_is_given_up() {
     sender.send(UploadRequest { part: Some(upload_request::Part::Header(header)) }).await.expect("room");
     let status = within("the end", client.upload(ReceiverStream::new(messages))).await.expect_err("idle");
     assert_eq!(told(&status), (Code::Unavailable, "NOT_APPLIED_UPLOAD_INTERRUPTED".to_owned()));
-    crate::support::until("the abort", || harness.store.open_uploads() == 0).await;
+    until("the abort", || harness.store.open_uploads() == 0).await;
 }
 
 #[tokio::test]
@@ -148,7 +167,7 @@ async fn the_end_is_not_serving_then_goaway_then_closed() {
     sender.send(UploadRequest { part: Some(upload_request::Part::Header(header)) }).await.expect("room");
     let mut client = harness.client().await;
     let endless = tokio::spawn(async move { client.upload(ReceiverStream::new(messages)).await });
-    crate::support::until("the upload", || harness.store.open_uploads() == 1).await;
+    until("the upload", || harness.store.open_uploads() == 1).await;
 
     let mut old = harness.client().await;
     harness.stop();
@@ -159,7 +178,7 @@ async fn the_end_is_not_serving_then_goaway_then_closed() {
     harness.ended().await;
     assert!(within("the end of the upload", endless).await.expect("no panic").is_err());
     assert!(TcpStream::connect(address).await.is_err(), "the port is free");
-    crate::support::until("the abort", || store.open_uploads() == 0).await;
+    until("the abort", || store.open_uploads() == 0).await;
     assert!(store.keys().is_empty());
 }
 

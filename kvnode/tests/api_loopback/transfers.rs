@@ -1,8 +1,12 @@
 //! Uploads and downloads through gRPC on loopback, over the fake store.
 
-use std::sync::atomic::Ordering;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use bytes::Bytes;
+use futures::{Stream, StreamExt};
 use kv_proto::{
     disk::v1::operation,
     kv::v1::{
@@ -11,13 +15,14 @@ use kv_proto::{
     },
     peer::v1::{read_request, refusal::Kind},
 };
-use kvnode::api::limits::{CHUNK_BYTES, UPLOAD_WINDOW_CHUNKS};
+use kv_topology::{KeyspaceId, Slot};
+use kvnode::api::limits::{CHUNK_BYTES, Limit, STREAM_WINDOW_BYTES, UPLOAD_WINDOW_CHUNKS};
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, transport::Channel};
 
-use crate::fake::{Asked, refusal};
+use crate::fake::{Asked, map_of, refusal};
 use crate::support::{Harness, field, metadata, told, until, upload, upload_messages, value_of, within};
 
 fn header(key: &'static str) -> upload_request::Header {
@@ -126,6 +131,52 @@ async fn any_slice_of_a_value_can_be_read() {
     }
     let status = download(&mut client, whole("none")).await.expect_err("absent");
     assert_eq!(told(&status), (Code::NotFound, "KEY_NOT_FOUND".to_owned()));
+}
+
+/// The messages of a value of 4 MiB, and how many bytes of it were taken by the transport.
+fn counted_upload(key: &'static str) -> (impl Stream<Item = UploadRequest>, Arc<AtomicUsize>) {
+    let taken = Arc::new(AtomicUsize::new(0));
+    let counted = taken.clone();
+    let messages = upload_messages(header(key), &value_of(4 << 20), 16 << 10);
+    let messages = tokio_stream::iter(messages).inspect(move |message| {
+        if let Some(upload_request::Part::Data(data)) = &message.part {
+            counted.fetch_add(data.len(), Ordering::Relaxed);
+        }
+    });
+    (messages, taken)
+}
+
+#[tokio::test]
+async fn uploads_to_a_shard_that_stands_still_hold_up_no_other_on_their_connection() {
+    const UPLOADS: usize = 8;
+    let harness = Harness::start().await;
+    let shard_of = |key: &str| map_of(5).shard_of(Slot::of(KeyspaceId(0), key.as_bytes()));
+    let slow = shard_of("{slow}").expect("all slots are owned");
+    harness.store.slow([slow]);
+    let fast = (0..).map(|number| format!("k{number}")).find(|key| shard_of(key) != Some(slow));
+    let fast = Bytes::from(fast.expect("there are many"));
+    let mut client = harness.client().await;
+    let mut uploads = Vec::new();
+    for _ in 0..UPLOADS {
+        let (messages, taken) = counted_upload("{slow}");
+        let mut client = client.clone();
+        uploads.push(tokio::spawn(async move { client.upload(messages).await }));
+        // As far as the node lets it, or nearly: each of them has its window.
+        let most = STREAM_WINDOW_BYTES as usize / 4 * 3;
+        until("most of a window", || taken.load(Ordering::Relaxed) >= most).await;
+    }
+    until("their places", || harness.taken(Limit::Streams) == UPLOADS).await;
+    let counted = harness.taken(Limit::RequestBytes);
+    assert!(counted >= UPLOADS * STREAM_WINDOW_BYTES as usize, "{counted} B counted");
+    for _ in 0..20 {
+        let put = PutRequest { key: fast.clone(), value: value_of(64 << 10), ..PutRequest::default() };
+        within("a put beside them", client.put(put)).await.expect("a put");
+    }
+    harness.store.slow([]);
+    for upload in uploads {
+        within("an upload", upload).await.expect("no panic").expect("an upload");
+    }
+    until("what they held", || harness.taken(Limit::RequestBytes) == 0).await;
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 //! Headers leave the cluster id out: the stream tells it once.
 
 use kv_proto::{
-    kv::v1::{BatchResult, Failure, KeyValue, batch_result, key_value, txn_operation_result},
+    kv::v1::{BatchResult, Failure, KeyValue, batch_result, key_value},
     peer::v1::{GetOutcome, Outcome, Refusal, ReplyContext, outcome},
 };
 use kv_topology::{ClusterMap, ShardId};
@@ -48,31 +48,6 @@ impl Answer {
 
     fn ok(id: u64, result: batch_result::Result, weight: usize) -> Self {
         Self { result: BatchResult { id, result: Some(result) }, code: Code::Ok, weight }
-    }
-
-    /// Leaves out all values: what is done cannot be refused any more. The caller sees keys without values, as in a read of
-    /// metadata, and asks again.
-    pub fn strip(&mut self) {
-        let without = |kv: &mut Option<KeyValue>| {
-            if let Some(kv) = kv {
-                kv.value = None;
-            }
-        };
-        match &mut self.result.result {
-            Some(batch_result::Result::Put(put)) => without(&mut put.previous),
-            Some(batch_result::Result::Delete(delete)) => without(&mut delete.previous),
-            Some(batch_result::Result::Txn(txn)) => {
-                for one in txn.results.iter_mut().filter_map(|result| result.result.as_mut()) {
-                    match one {
-                        txn_operation_result::Result::Get(get) => without(&mut get.kv),
-                        txn_operation_result::Result::Put(put) => without(&mut put.previous),
-                        txn_operation_result::Result::Delete(delete) => without(&mut delete.previous),
-                    }
-                }
-            }
-            Some(batch_result::Result::Get(_) | batch_result::Result::Failure(_)) | None => {}
-        }
-        self.weight = self.result.encoded_len();
     }
 }
 

@@ -49,8 +49,8 @@ pub struct Desk {
     atlas: Atlas,
     /// The stream's own deadline.
     until: Option<Instant>,
-    /// Beside its own bytes the outbox may hold a large reply.
-    has_large: bool,
+    /// Large replies that the outbox may hold beside its own bytes.
+    large_replies: usize,
     /// What was counted since it was last looked at.
     pub tally: Tally,
 }
@@ -63,7 +63,7 @@ impl Desk {
             outbox: Outbox::default(),
             atlas: Atlas::new(map),
             until,
-            has_large: false,
+            large_replies: 0,
             tally: Tally::default(),
         }
     }
@@ -95,12 +95,12 @@ impl Desk {
         &mut self,
         operations: Vec<BatchOperation>,
         now: Instant,
-        hold: impl FnOnce(usize) -> Result<Option<Arc<HeldBytes>>, Refused>,
+        hold: impl FnOnce(usize) -> Result<Option<HeldBytes>, Refused>,
     ) -> Result<Vec<Errand>, Violation> {
         intake::enter(&operations, &mut self.ledger)?;
         self.tally.message(operations.len());
         let sizes = intake::sizes(&operations);
-        let held = match hold(intake::weight(&sizes)) {
+        let mut held = match hold(intake::weight(&sizes)) {
             Ok(held) => held,
             Err(refused) => {
                 self.turn_away(&operations, &refused);
@@ -117,10 +117,17 @@ impl Desk {
             self.ledger.refuse(id);
             self.push(kind, Answer::failed(id, failure));
         }
-        Ok(groups.into_iter().map(|group| self.begin(group, now, held.clone())).collect())
+        // Each call gives back its own bytes when it ends: a slow shard keeps those of its calls, not of their messages.
+        let message_bytes = sizes.iter().sum();
+        let begin = |mut group: Group| {
+            group.detach(message_bytes);
+            let held = held.as_mut().map(|held| held.split(group.weight()));
+            self.begin(group, now, held)
+        };
+        Ok(groups.into_iter().map(begin).collect())
     }
 
-    fn begin(&mut self, group: Group, came: Instant, held: Option<Arc<HeldBytes>>) -> Errand {
+    fn begin(&mut self, group: Group, came: Instant, held: Option<HeldBytes>) -> Errand {
         let returns_values = group.returns_values();
         let Group { shard, waiting, ask, deadline, .. } = group;
         let reading = match &ask {
@@ -156,30 +163,22 @@ impl Desk {
         if all <= BATCH_REPLY_BYTES {
             return true;
         }
-        self.has_large = self.has_large || grant();
-        self.has_large && all <= BATCH_REPLY_BYTES + MESSAGE_BYTES_MAX
+        if self.large_replies == 0 && grant() {
+            self.granted();
+        }
+        self.large_replies > 0 && all <= BATCH_REPLY_BYTES + self.large_replies * MESSAGE_BYTES_MAX
     }
 
-    /// The store has answered writes.
-    pub fn written(
-        &mut self,
-        number: usize,
-        result: Result<Vec<Outcome>, Refusal>,
-        now: Instant,
-        grant: Grant<'_>,
-    ) {
+    /// The store has answered writes. All that they return is told, since it cannot be asked for again: a call that returns
+    /// values had the share of a large reply when it began.
+    pub fn written(&mut self, number: usize, result: Result<Vec<Outcome>, Refusal>, now: Instant) {
         self.tally.ended(self.ledger.call(number), now);
         let map = self.map();
         match result {
             Ok(outcomes) => {
                 let mut outcomes = InOrder::new(outcomes);
-                self.settle(number, usize::MAX, |desk, result, waiting| {
-                    let outcome = outcomes.at(result);
-                    let mut answer = answer::of_write(waiting, outcome, &map);
-                    if !desk.fits(answer.weight, grant) {
-                        answer.strip();
-                    }
-                    answer
+                self.settle(number, usize::MAX, |result, waiting| {
+                    answer::of_write(waiting, outcomes.at(result), &map)
                 });
             }
             Err(refusal) => self.fail(number, &answer::failure(&Refused::Store(refusal), &map)),
@@ -204,7 +203,7 @@ impl Desk {
             Ok((context, GotKeys { results })) => {
                 let fitting = self.fitting(results.iter().map(answer::weight_of), grant);
                 let mut results = InOrder::new(results);
-                self.settle(number, fitting, |_, result, waiting| {
+                self.settle(number, fitting, |result, waiting| {
                     let got = results.at(result).unwrap_or_default();
                     answer::of_read(waiting, context.as_ref(), got)
                 });
@@ -227,19 +226,19 @@ impl Desk {
         &mut self,
         number: usize,
         count: usize,
-        mut answer: impl FnMut(&mut Self, usize, super::ledger::Waiting) -> Answer,
+        mut answer: impl FnMut(usize, super::ledger::Waiting) -> Answer,
     ) {
         let most = self.ledger.call(number).map_or(0, |call| call.waiting.len());
         let mut settled = Vec::with_capacity(most);
         self.ledger.settle(number, count, |result, waiting| settled.push((result, waiting)));
         for (result, waiting) in settled {
-            let answer = answer(self, result, waiting);
+            let answer = answer(result, waiting);
             self.push(waiting.kind, answer);
         }
     }
 
     fn fail(&mut self, number: usize, failure: &Failure) {
-        self.settle(number, usize::MAX, |_, _, waiting| Answer::failed(waiting.id, failure.clone()));
+        self.settle(number, usize::MAX, |_, waiting| Answer::failed(waiting.id, failure.clone()));
     }
 
     /// Answers what is overdue.
@@ -264,19 +263,19 @@ impl Desk {
         });
     }
 
-    /// The next read that was let go. To be asked when nothing waits to be sent.
+    /// The next read that was let go, of a shard of which none is under way again. To be asked when nothing waits to be sent.
     pub fn again(&mut self) -> Option<(usize, ShardId, Reading, Instant)> {
         self.ledger.again()
     }
 
-    /// Whether reads were let go.
-    pub fn has_put_off(&self) -> bool {
-        self.ledger.has_put_off()
+    /// Another large reply may be held from now on, until nothing waits to be sent.
+    pub fn granted(&mut self) {
+        self.large_replies += 1;
     }
 
-    /// A large reply may be held from now on, until nothing waits to be sent.
-    pub fn granted(&mut self) {
-        self.has_large = true;
+    /// Whether what waits to be sent is more than what needs no share.
+    pub fn exceeds_small(&self) -> bool {
+        self.outbox.bytes() > BATCH_REPLY_BYTES
     }
 
     /// Whether another message may be taken: while the client takes its answers.
@@ -289,10 +288,12 @@ impl Desk {
         !self.outbox.is_empty()
     }
 
-    /// The answers of the next message; with the last ones the room for a large reply is given up.
+    /// The answers of the next message; with the last ones the room for large replies is given up.
     pub fn message(&mut self) -> Vec<BatchResult> {
         let results = self.outbox.message();
-        self.has_large = self.has_large && !self.outbox.is_empty();
+        if self.outbox.is_empty() {
+            self.large_replies = 0;
+        }
         results
     }
 

@@ -3,13 +3,14 @@ use std::{collections::BTreeMap, time::Duration};
 use kv_proto::{
     disk::v1::operation,
     kv::v1::{
-        DeleteRequest, GetRequest, KeyValue, PutRequest, TxnOperation, TxnRequest, batch_operation,
-        batch_result, key_value, txn_operation,
+        BatchRequest, DeleteRequest, GetRequest, KeyValue, PutRequest, TxnOperation, TxnRequest,
+        batch_operation, batch_result, key_value, txn_operation,
     },
     peer::v1::{DeleteOutcome, GetOutcome, PutOutcome, TxnOutcome, outcome},
 };
 use kv_topology::{GroupId, SLOT_COUNT, SlotRange, map::ShardEntry};
 use proptest::prelude::*;
+use prost::Message;
 
 use super::*;
 use crate::{api::limits::BATCH_WINDOW_OPERATIONS, refusal};
@@ -197,6 +198,53 @@ fn bytes_that_the_node_cannot_hold_are_refused_operation_by_operation() {
     assert_eq!(failures(&sent(&mut desk)).len(), 2);
 }
 
+/// Whether what a call asks for lies in the memory of `message`.
+fn is_slice_of(message: &bytes::Bytes, ask: &Ask) -> bool {
+    let memory = message.as_ptr_range();
+    let is_within = |field: &bytes::Bytes| memory.contains(&field.as_ptr());
+    match ask {
+        Ask::Read(reading) => reading.keys.iter().any(is_within),
+        Ask::Write(operations) => operations.iter().any(|operation| match operation.kind.as_ref() {
+            Some(operation::Kind::Put(put)) => is_within(&put.key) || is_within(&put.value),
+            other => panic!("{other:?}"),
+        }),
+    }
+}
+
+#[test]
+fn a_call_keeps_its_message_in_memory_only_when_it_is_most_of_it() {
+    let valued = |id, key: &str, bytes: usize| {
+        let (key, value) = (key.to_owned().into(), vec![u8::try_from(id).expect("few"); bytes].into());
+        put_operation(id, PutRequest { key, value, ..PutRequest::default() })
+    };
+    let (small, large) = (1 << 14, 1 << 20);
+    let messages = [
+        (vec![valued(1, "{a}", small), valued(2, "{b}", small), get(3, "{c}")], 0),
+        (vec![valued(1, "{a}", small), valued(2, "{b}", large), get(3, "{b}")], 1),
+        (vec![valued(1, "{a}", small), valued(2, "{a}", small)], 1),
+    ];
+    for (operations, kept) in messages {
+        let wanted: BTreeMap<_, _> = operations.iter().map(|one| (one.id, one.operation.clone())).collect();
+        let message: bytes::Bytes = BatchRequest { operations }.encode_to_vec().into();
+        let decoded = BatchRequest::decode(message.clone()).expect("a message").operations;
+        let errands = take(&mut desk(), decoded, Instant::now());
+        assert_eq!(errands.iter().filter(|errand| is_slice_of(&message, &errand.ask)).count(), kept);
+        for errand in &errands {
+            let Ask::Write(operations) = &errand.ask else { continue };
+            for operation in operations {
+                let Some(operation::Kind::Put(put)) = &operation.kind else { panic!("a put") };
+                let asked = wanted.values().flatten().any(|wanted| match wanted {
+                    batch_operation::Operation::Put(asked) => {
+                        asked.key == put.key && asked.value == put.value
+                    }
+                    _ => false,
+                });
+                assert!(asked, "what was copied is what was asked for");
+            }
+        }
+    }
+}
+
 #[test]
 fn reads_and_writes_that_are_overdue_are_told_apart() {
     let (mut desk, now) = (desk(), Instant::now());
@@ -211,7 +259,7 @@ fn reads_and_writes_that_are_overdue_are_told_apart() {
 }
 
 #[test]
-fn large_values_are_let_go_and_read_again_and_those_of_writes_are_left_out() {
+fn large_values_are_let_go_and_read_again_and_those_of_writes_are_told() {
     let (mut desk, now) = (desk(), Instant::now());
     let reads = take(&mut desk, (0..10).map(|id| get(id, "{r}")).collect(), now);
     desk.read(reads[0].number, Ok(got(10, 400 << 10)), now, &mut || false);
@@ -223,25 +271,44 @@ fn large_values_are_let_go_and_read_again_and_those_of_writes_are_left_out() {
     assert_eq!(ids(&sent(&mut desk)), [2, 3, 4, 5, 6, 7, 8, 9]);
 
     let writes = take(&mut desk, (0..4).map(|id| exchange(id, "{w}")).collect(), now);
-    assert_eq!(
-        writes.iter().map(|errand| errand.returns_values).collect::<Vec<_>>(),
-        [true, true],
-        "two of each"
-    );
-    let outcome = applied(
-        &{
-            let Ask::Write(operations) = &writes[0].ask else { panic!("writes") };
-            operations[0].clone()
-        },
-        &value(600 << 10),
-    );
-    desk.written(writes[0].number, Ok(vec![outcome.clone(); 2]), now, &mut || false);
-    desk.written(writes[1].number, Ok(vec![outcome; 2]), now, &mut || false);
+    assert!(writes.iter().all(|errand| errand.returns_values));
+    let mut outcomes = 0;
+    for errand in writes {
+        let Ask::Write(operations) = &errand.ask else { panic!("writes") };
+        assert!(operations.len() <= 3, "what fits into a reply");
+        outcomes += operations.len();
+        let applied = operations.iter().map(|operation| applied(operation, &value(1 << 20))).collect();
+        desk.written(errand.number, Ok(applied), now);
+        assert!(desk.exceeds_small(), "its share is still needed");
+    }
+    assert_eq!(outcomes, 4);
     let with_value = |result: &BatchResult| match &result.result {
         Some(batch_result::Result::Put(put)) => put.previous.as_ref().is_some_and(|kv| kv.value.is_some()),
         other => panic!("{other:?}"),
     };
-    assert_eq!(sent(&mut desk).iter().map(with_value).collect::<Vec<_>>(), [true, false, false, false]);
+    assert_eq!(sent(&mut desk).iter().map(with_value).collect::<Vec<_>>(), [true; 4]);
+    assert!(!desk.exceeds_small());
+}
+
+#[test]
+fn a_transaction_that_returns_values_goes_alone_and_those_that_return_none_together() {
+    let txn = |id: u64, metadata_only| {
+        let get = GetRequest { key: "{t}".into(), metadata_only, ..GetRequest::default() };
+        let then = vec![TxnOperation { operation: Some(txn_operation::Operation::Get(get)) }];
+        let txn = TxnRequest { then, ..TxnRequest::default() };
+        BatchOperation { id, operation: Some(batch_operation::Operation::Txn(txn)), ..Default::default() }
+    };
+    let operations = (0..6).map(|id| txn(id, id % 2 == 0)).collect();
+    let errands = take(&mut desk(), operations, Instant::now());
+    let mut calls: Vec<_> = errands
+        .iter()
+        .map(|errand| match &errand.ask {
+            Ask::Write(operations) => (errand.returns_values, operations.len()),
+            Ask::Read(_) => panic!("writes"),
+        })
+        .collect();
+    calls.sort_unstable();
+    assert_eq!(calls, [(false, 3), (true, 1), (true, 1), (true, 1)]);
 }
 
 /// A step of a stream's life.
@@ -287,7 +354,7 @@ fn end_call(desk: &mut Desk, errand: Errand, how: u8, bytes: usize, now: Instant
                 }
                 _ => Ok(outcomes),
             };
-            desk.written(errand.number, result, now, grant);
+            desk.written(errand.number, result, now);
         }
         Ask::Read(reading) => {
             let count = reading.keys.len();

@@ -32,7 +32,7 @@ use crate::{
         context::Context,
         error::Refused,
         limits::{BATCH_MESSAGES_AT_ONCE, Limit},
-        quota::{ConnectionQuota, HeldBytes, Share},
+        quota::{ConnectionQuota, Share},
     },
     refusal,
     router::store::Store,
@@ -43,7 +43,8 @@ const RETRY_AFTER_MS: u32 = 50;
 
 /// What a call of the store brought.
 enum Done {
-    Written(usize, Result<Vec<Outcome>, Refusal>),
+    /// With the share of its reply, if it returns values.
+    Written(usize, Result<Vec<Outcome>, Refusal>, Option<Share>),
     Read(usize, Result<Got, Refused>),
     /// A read that was put off, with the share of its reply.
     Again(usize, Result<(Option<Share>, Got), Refused>),
@@ -80,10 +81,8 @@ pub struct Engine<S, R> {
     connection: Option<Arc<ConnectionQuota>>,
     draining: watch::Receiver<bool>,
     running: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// A read that was put off is under way.
-    reads_again: bool,
-    /// Of a large reply that waits to be sent.
-    large: Option<Share>,
+    /// Of large replies that wait to be sent.
+    large: Vec<Share>,
     phase: Phase,
     /// When the connection is too old.
     ends_at: Option<Instant>,
@@ -121,8 +120,7 @@ where
             connection,
             draining: streams.draining.clone(),
             running: FuturesUnordered::new(),
-            reads_again: false,
-            large: None,
+            large: Vec::new(),
             phase: Phase::Open,
             ends_at,
             drained_at: None,
@@ -207,17 +205,25 @@ where
         let mut grant = || match connection {
             None => true,
             Some(connection) => {
-                *large = connection.large_reply_now();
-                large.is_some()
+                let share = connection.large_reply_now();
+                let granted = share.is_some();
+                large.extend(share);
+                granted
             }
         };
         match done {
-            Done::Written(number, result) => desk.written(number, result, now, &mut grant),
+            Done::Written(number, result, share) => {
+                desk.written(number, result, now);
+                // Given back at once when the values turned out to be small.
+                if let Some(share) = share.filter(|_| desk.exceeds_small()) {
+                    large.push(share);
+                    desk.granted();
+                }
+            }
             Done::Read(number, result) => desk.read(number, result, now, &mut grant),
             Done::Again(number, result) => {
-                self.reads_again = false;
                 let result = result.map(|(share, got)| {
-                    *large = share;
+                    large.extend(share);
                     desk.granted();
                     got
                 });
@@ -247,9 +253,7 @@ where
         }
         self.desk.turn_to(self.context.store.map());
         let connection = self.connection.as_ref();
-        let hold = |bytes| -> Result<Option<Arc<HeldBytes>>, Refused> {
-            connection.map(|connection| connection.hold(bytes).map(Arc::new)).transpose()
-        };
+        let hold = |bytes| connection.map(|connection| connection.hold(bytes)).transpose();
         match self.desk.take(operations, Instant::now(), hold) {
             Ok(errands) => errands.into_iter().for_each(|errand| self.start(errand)),
             Err(violation) => self.end(Err(End::Refused(violation.into())), None),
@@ -267,12 +271,13 @@ where
                         Some(connection) => connection.large_reply(deadline).await.map(Some),
                         None => Ok(None),
                     };
-                    let written = match share {
-                        // Held until the answer is here.
-                        Ok(_share) => context.store.write(shard, operations, deadline).await,
-                        Err(_) => Err(no_place()),
-                    };
-                    Done::Written(number, written)
+                    match share {
+                        Ok(share) => {
+                            let written = context.store.write(shard, operations, deadline).await;
+                            Done::Written(number, written, share)
+                        }
+                        Err(_) => Done::Written(number, Err(no_place()), None),
+                    }
                 };
                 write.boxed()
             }
@@ -284,14 +289,17 @@ where
         self.running.push(call);
     }
 
-    /// Reads again what was let go, one after the other, when nothing else waits to be sent: with the share of a large
-    /// reply, for which it waits without holding anything.
+    /// Reads again what was let go, of each shard one after the other, when nothing else waits to be sent.
     fn read_again(&mut self) {
-        if self.reads_again || self.desk.has_answers() || !self.desk.has_put_off() {
-            return;
+        while !self.desk.has_answers()
+            && let Some((number, shard, reading, deadline)) = self.desk.again()
+        {
+            self.start_again(number, shard, reading, deadline);
         }
-        let Some((number, shard, reading, deadline)) = self.desk.again() else { return };
-        self.reads_again = true;
+    }
+
+    /// With the share of a large reply, for which it waits without holding anything.
+    fn start_again(&mut self, number: usize, shard: ShardId, reading: Reading, deadline: Instant) {
         let (context, connection) = (self.context.clone(), self.connection.clone());
         let again = async move {
             let share = match &connection {
@@ -316,9 +324,10 @@ where
             Ok(permit) => {
                 self.unread_since = None;
                 let results = self.desk.message();
-                let share = if self.desk.has_answers() { None } else { self.large.take() };
+                let is_last = !self.desk.has_answers();
+                let shares = if is_last { std::mem::take(&mut self.large) } else { Vec::new() };
                 let message = BatchResponse { results, ..BatchResponse::default() };
-                permit.send(Parcel { message, share });
+                permit.send(Parcel { message, shares });
             }
             Err(TrySendError::Full(())) => {
                 let since = *self.unread_since.get_or_insert(now);

@@ -16,19 +16,23 @@ use kv_topology::{ClusterMap, ShardId, Slot, map::SlotTable};
 use prost::Message;
 use tokio::time::Instant;
 
-use super::ledger::{Kind, Ledger, Reading, Waiting};
+use super::{
+    detached,
+    ledger::{Kind, Ledger, Reading, Waiting},
+};
 use crate::{
     api::{
         context::KEYSPACE,
         error::Refused,
         limits::{
             BATCH_MESSAGE_OPERATIONS_MAX, BATCH_OPERATION_OVERHEAD_BYTES, DEADLINE_DEFAULT, DEADLINE_MAX,
+            INLINE_VALUE_BYTES_MAX, KEY_BYTES_MAX, REPLY_BYTES_MAX,
         },
         operation as op, txn,
         validate::{self, Violation},
     },
     group::room::stores_values,
-    state_machine::txn::returns_value,
+    state_machine::{limits::TXN_REPLY_BYTES_MAX, txn::returns_value},
 };
 
 /// The reason of what does not fit into the window.
@@ -68,22 +72,41 @@ pub enum Ask {
     Read(Reading),
 }
 
-/// Writes of one call that return values. A transaction may return 3 MiB of them, and the answer of another node is a message
-/// of 8 MiB.
-const RETURNING_WRITES_MAX: usize = 2;
+/// What writes return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Returned {
+    /// No values.
+    Nothing,
+    /// One at most: puts and deletes.
+    Value,
+    /// Several: transactions, of up to [`TXN_REPLY_BYTES_MAX`].
+    Values,
+}
+
+impl Returned {
+    /// Writes of one call: what they return fits into one large reply, of which they have the share.
+    fn operations_max(self) -> usize {
+        const ALL: usize = REPLY_BYTES_MAX;
+        match self {
+            Self::Nothing => usize::MAX,
+            Self::Value => ALL / (INLINE_VALUE_BYTES_MAX + KEY_BYTES_MAX),
+            Self::Values => ALL / TXN_REPLY_BYTES_MAX,
+        }
+    }
+}
 
 /// Operations that share it go into one call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Lane {
-    Write { in_session: bool, stores_values: bool, returns_values: bool },
+    Write { in_session: bool, stores_values: bool, returned: Returned },
     Read { options: ReadOptions, metadata_only: bool },
 }
 
 impl Lane {
     fn operations_max(self) -> usize {
         match self {
-            Self::Write { returns_values: true, .. } => RETURNING_WRITES_MAX,
-            Self::Write { .. } | Self::Read { .. } => usize::MAX,
+            Self::Write { returned, .. } => returned.operations_max(),
+            Self::Read { .. } => usize::MAX,
         }
     }
 }
@@ -102,23 +125,46 @@ pub struct Group {
     pub ask: Ask,
     /// The last of the operations'.
     pub deadline: Instant,
+    /// Encoded size of its operations.
+    pub bytes: usize,
 }
 
 impl Group {
+    /// What its operations count among the bytes of the node.
+    pub fn weight(&self) -> usize {
+        self.bytes + self.waiting.len() * BATCH_OPERATION_OVERHEAD_BYTES
+    }
+
+    /// Leaves its message, of which all operations have `message_bytes`: what it asks for is copied, unless it is most of
+    /// the message.
+    ///
+    /// Keys and values are slices of the message, and one of them keeps all of it in memory: a call to a shard without a
+    /// leader would hold far more than its window and what it counts. The size of an operation says nothing about that, so
+    /// there is no threshold for operations: a call holds less than twice what it counts, or a buffer of its own. The copy
+    /// is one allocation for a call, and less than a message in all.
+    pub fn detach(&mut self, message_bytes: usize) {
+        if self.bytes * 2 <= message_bytes {
+            detached::detach(&mut self.ask, self.bytes);
+        }
+    }
+
     /// Whether its answer may be large although nothing is read: a call of it needs the share of a large reply before it
     /// begins, since what it returns cannot be let go and read again.
     pub fn returns_values(&self) -> bool {
-        matches!(self.lane, Lane::Write { returns_values: true, .. })
+        matches!(self.lane, Lane::Write { returned: Returned::Value | Returned::Values, .. })
     }
 }
 
-fn returns_values(operation: &Operation) -> bool {
-    match &operation.kind {
-        Some(operation::Kind::Put(put)) => put.return_previous,
-        Some(operation::Kind::Delete(delete)) => delete.return_previous,
-        Some(operation::Kind::Txn(txn)) => txn.then.iter().chain(&txn.r#else).any(returns_value),
-        _ => false,
-    }
+fn returned(operation: &Operation) -> Returned {
+    let (returns, what) = match &operation.kind {
+        Some(operation::Kind::Put(put)) => (put.return_previous, Returned::Value),
+        Some(operation::Kind::Delete(delete)) => (delete.return_previous, Returned::Value),
+        Some(operation::Kind::Txn(txn)) => {
+            (txn.then.iter().chain(&txn.r#else).any(returns_value), Returned::Values)
+        }
+        _ => (false, Returned::Nothing),
+    };
+    if returns { what } else { Returned::Nothing }
 }
 
 /// An operation that is answered at once.
@@ -235,7 +281,7 @@ impl Asked {
             Self::Write(operation) => Lane::Write {
                 in_session: operation.session_id != 0,
                 stores_values: stores_values(operation),
-                returns_values: returns_values(operation),
+                returned: returned(operation),
             },
             Self::Read { options, metadata_only, .. } => {
                 Lane::Read { options: *options, metadata_only: *metadata_only }
@@ -293,7 +339,7 @@ fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, wa
         };
         let waiting_room = Vec::with_capacity(room);
         let deadline = waiting.deadline;
-        groups.push(Group { shard, lane, patience, waiting: waiting_room, ask, deadline });
+        groups.push(Group { shard, lane, patience, waiting: waiting_room, ask, deadline, bytes: 0 });
         groups.len() - 1
     });
     let group = &mut groups[position];
@@ -304,5 +350,6 @@ fn join(groups: &mut Vec<Group>, shard: ShardId, patience: u32, asked: Asked, wa
         (Ask::Write(_), Asked::Read { .. }) | (Ask::Read(_), Asked::Write(_)) => return,
     }
     group.deadline = group.deadline.max(waiting.deadline);
+    group.bytes += waiting.bytes;
     group.waiting.push(Some(waiting));
 }

@@ -4,9 +4,10 @@
 //! their time is over; whichever comes first, each is answered once and leaves the window then. A call whose operations
 //! have all been answered stays until it has ended, so that its number means nothing else meanwhile.
 //!
-//! A read that brought more than there is room for is put off: its operations wait on, and are asked for again.
+//! A read that brought more than there is room for is put off: its operations wait on, and are asked for again, one read of
+//! each shard at a time: those of a shard that does not answer hold up none of another one.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use bytes::Bytes;
 use kv_proto::kv::v1::ReadOptions;
@@ -66,8 +67,8 @@ pub struct Call {
     pub reading: Option<Reading>,
     /// When its message came.
     pub came: Instant,
-    /// Bytes of the message, until the last call of it has ended.
-    pub held: Option<std::sync::Arc<HeldBytes>>,
+    /// Its part of the message's bytes, until it has ended.
+    pub held: Option<HeldBytes>,
 }
 
 /// A call that is under way or put off.
@@ -88,7 +89,9 @@ pub struct Ledger {
     window: Window,
     calls: Vec<Option<Open>>,
     free: Vec<usize>,
-    put_off: VecDeque<usize>,
+    put_off: BTreeMap<ShardId, VecDeque<usize>>,
+    /// Shards of which a read that was put off is under way again.
+    asked_again: BTreeSet<ShardId>,
     /// No operation has its deadline before.
     earliest: Option<Instant>,
 }
@@ -161,11 +164,15 @@ impl Ledger {
             None => (0..all.min(count)).for_each(|at| settle(at, at)),
         }
         open.left -= load.operations;
-        self.window.give_back(open.call.shard, load);
+        let shard = open.call.shard;
+        self.window.give_back(shard, load);
+        if open.asked.is_some() {
+            self.asked_again.remove(&shard);
+        }
         if open.left == 0 {
             self.remove(number);
         } else {
-            self.put_off.push_back(number);
+            self.put_off.entry(shard).or_default().push_back(number);
         }
     }
 
@@ -174,9 +181,16 @@ impl Ledger {
         self.free.push(number);
     }
 
-    /// The next read that was put off, if it is still waited for: its number, and what to ask for now.
+    /// The next read that was put off, of a shard of which none is under way again, if it is still waited for: its number, and
+    /// what to ask for now.
     pub fn again(&mut self) -> Option<(usize, ShardId, Reading, Instant)> {
-        while let Some(number) = self.put_off.pop_front() {
+        loop {
+            let is_free = |shard: &&ShardId| !self.asked_again.contains(shard);
+            let shard = *self.put_off.keys().find(is_free)?;
+            let Some(number) = self.put_off.get_mut(&shard).and_then(VecDeque::pop_front) else {
+                self.put_off.remove(&shard);
+                continue;
+            };
             let Some(open) = self.calls[number].as_mut() else { continue };
             let waiting = || open.call.waiting.iter().enumerate().filter(|(_, waiting)| waiting.is_some());
             let deadline = waiting().filter_map(|(_, waiting)| Some(waiting.as_ref()?.deadline)).max();
@@ -187,11 +201,10 @@ impl Ledger {
             let asked: Vec<_> = waiting().map(|(position, _)| position).collect();
             let keys = asked.iter().filter_map(|position| reading.keys.get(*position).cloned()).collect();
             let reading = Reading { keys, ..*reading };
-            let shard = open.call.shard;
             open.asked = Some(asked);
+            self.asked_again.insert(shard);
             return Some((number, shard, reading, deadline));
         }
-        None
     }
 
     /// Gives every operation whose time is over to `answer`, with its shard.
@@ -241,11 +254,6 @@ impl Ledger {
     /// Whether every operation has its answer.
     pub fn is_idle(&self) -> bool {
         self.ids.is_empty()
-    }
-
-    /// Whether reads are put off.
-    pub fn has_put_off(&self) -> bool {
-        !self.put_off.is_empty()
     }
 }
 

@@ -10,13 +10,17 @@ fn waiting(id: u64, deadline: Instant) -> Waiting {
 
 /// A read of one shard; each operation has its own deadline.
 fn open(ledger: &mut Ledger, now: Instant, operations: &[(u64, u64)]) -> usize {
+    open_at(ledger, SHARD, now, operations)
+}
+
+fn open_at(ledger: &mut Ledger, shard: ShardId, now: Instant, operations: &[(u64, u64)]) -> usize {
     ledger.enter(operations.iter().map(|(id, _)| *id)).expect("fresh ids");
     let waiting = |(id, ms): &(u64, u64)| Some(waiting(*id, now + Duration::from_millis(*ms)));
-    assert!(operations.iter().all(|_| ledger.take(SHARD, 10)));
+    assert!(operations.iter().all(|_| ledger.take(shard, 10)));
     let keys = operations.iter().map(|(id, _)| Bytes::from(id.to_string())).collect();
     let reading = Some(Reading { keys, ..Reading::default() });
     let waiting = operations.iter().map(waiting).collect();
-    ledger.open(Call { shard: SHARD, waiting, reading, came: now, held: None })
+    ledger.open(Call { shard, waiting, reading, came: now, held: None })
 }
 
 fn settled(ledger: &mut Ledger, number: usize, count: usize) -> Vec<(usize, u64)> {
@@ -72,7 +76,6 @@ fn what_is_put_off_is_asked_for_again_as_far_as_it_is_waited_for() {
     let (mut ledger, now) = (Ledger::default(), Instant::now());
     let number = open(&mut ledger, now, &[(1, 50), (2, 50), (3, 900), (4, 50), (5, 800)]);
     assert_eq!(settled(&mut ledger, number, 1), [(0, 1)]);
-    assert!(ledger.has_put_off());
     assert_eq!(expired(&mut ledger, now + Duration::from_millis(60)), [2, 4]);
     let (again, shard, reading, deadline) = ledger.again().expect("it was put off");
     assert_eq!((again, shard, deadline), (number, SHARD, now + Duration::from_millis(900)));
@@ -93,4 +96,26 @@ fn what_is_put_off_and_not_waited_for_any_more_is_not_asked_for() {
     assert_eq!(expired(&mut ledger, now + Duration::from_millis(50)), [1]);
     assert!(ledger.again().is_none());
     assert_eq!(open(&mut ledger, now, &[(1, 50)]), number, "its number is free again");
+}
+
+#[test]
+fn each_shard_is_asked_again_one_read_at_a_time_and_waits_for_no_other() {
+    let (mut ledger, now) = (Ledger::default(), Instant::now());
+    let numbers: Vec<_> = [(1, 1), (2, 1), (3, 2), (4, 2)]
+        .map(|(id, shard)| {
+            let number = open_at(&mut ledger, ShardId(shard), now, &[(id, 50)]);
+            settled(&mut ledger, number, 0);
+            number
+        })
+        .into();
+    let again = |ledger: &mut Ledger| ledger.again().map(|(number, shard, ..)| (number, shard.get()));
+    assert_eq!(again(&mut ledger), Some((numbers[0], 1)));
+    assert_eq!(again(&mut ledger), Some((numbers[2], 2)), "another shard");
+    assert_eq!(again(&mut ledger), None, "one of each is under way");
+    assert_eq!(settled(&mut ledger, numbers[2], 0), [], "put off once more");
+    assert_eq!(again(&mut ledger), Some((numbers[3], 2)), "the first shard is still busy");
+    assert_eq!(settled(&mut ledger, numbers[3], 1), [(0, 4)]);
+    assert_eq!(settled(&mut ledger, numbers[0], 1), [(0, 1)]);
+    assert_eq!(again(&mut ledger), Some((numbers[1], 1)));
+    assert_eq!(again(&mut ledger), Some((numbers[2], 2)));
 }
