@@ -305,11 +305,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::{limits::DEADLINE_DEFAULT, quota::NodeQuota};
+    use crate::api::{
+        limits::DEADLINE_DEFAULT,
+        quota::{Capacity, NodeQuota},
+    };
 
     #[tokio::test(start_paused = true)]
     async fn all_steps_of_a_unary_call_share_the_time_that_begins_with_its_arrival() {
-        let node = NodeQuota::new(usize::MAX, usize::MAX, Default::default());
+        let node = NodeQuota::new(&Capacity::default(), Default::default());
         let connection = ConnectionQuota::new(&node, ([127, 0, 0, 1], 9).into()).expect("room");
         let at = Instant::now();
         for (timeout, until) in [(None, DEADLINE_DEFAULT), (Some("3S"), Duration::from_secs(3))] {

@@ -51,13 +51,40 @@ pub struct NodeQuota {
     epoch: Instant,
 }
 
+/// What a node has for its clients, where that may be less than the limits of the API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// See [`Limit::Connections`].
+    pub connections: usize,
+    /// See [`Limit::Requests`].
+    pub requests: usize,
+    /// See [`Limit::RequestBytes`].
+    pub request_bytes: usize,
+    /// See [`Limit::LargeReplies`].
+    pub large_replies: usize,
+}
+
+impl Default for Capacity {
+    /// All that the API allows.
+    fn default() -> Self {
+        Self {
+            connections: Limit::Connections.max(),
+            requests: Limit::Requests.max(),
+            request_bytes: Limit::RequestBytes.max(),
+            large_replies: Limit::LargeReplies.max(),
+        }
+    }
+}
+
 impl NodeQuota {
-    /// With the limits of the API, but no more connections and requests than these, and counters of what is refused.
-    pub fn new(connections: usize, requests: usize, refused: Refusals) -> Arc<Self> {
+    /// With the limits of the API or this capacity, whichever is less, and counters of what is refused.
+    pub fn new(capacity: &Capacity, refused: Refusals) -> Arc<Self> {
         let max = Limit::ALL.map(|limit| match limit {
-            Limit::Connections => limit.max().min(connections),
-            Limit::Requests => limit.max().min(requests),
-            Limit::RequestBytes | Limit::LargeReplies | Limit::Streams | Limit::HealthChecks => limit.max(),
+            Limit::Connections => limit.max().min(capacity.connections),
+            Limit::Requests => limit.max().min(capacity.requests),
+            Limit::RequestBytes => limit.max().min(capacity.request_bytes),
+            Limit::LargeReplies => limit.max().min(capacity.large_replies),
+            Limit::Streams | Limit::HealthChecks => limit.max(),
         });
         let (places, ended) = (Places::new(max), AtomicBool::new(false));
         Arc::new(Self { places, refused, ended, epoch: Instant::now() })
@@ -309,7 +336,7 @@ mod tests {
     }
 
     fn node() -> Arc<NodeQuota> {
-        NodeQuota::new(usize::MAX, usize::MAX, Refusals::default())
+        NodeQuota::new(&Capacity::default(), Refusals::default())
     }
 
     #[test]

@@ -24,7 +24,7 @@ use super::{
     limits,
     measure::{ApiMetrics, Calls},
     port::{Port, Reception},
-    quota::NodeQuota,
+    quota::{Capacity, NodeQuota},
     services::Services,
     text::KvTextService,
 };
@@ -37,10 +37,8 @@ pub struct Options {
     pub metrics: ApiMetrics,
     /// Decides who may call what.
     pub authorize: Authorize,
-    /// Connections at the same time.
-    pub connections_max: usize,
-    /// Requests at the same time.
-    pub requests_max: usize,
+    /// What clients may hold, where that is less than the limits of the API.
+    pub capacity: Capacity,
     /// Requests of one connection at the same time.
     pub streams_per_connection_max: u32,
     /// Time limits of connections.
@@ -62,8 +60,7 @@ impl Default for Options {
         Self {
             metrics: ApiMetrics::default(),
             authorize: allow_all(),
-            connections_max: limits::CONNECTIONS_MAX,
-            requests_max: limits::REQUESTS_IN_FLIGHT_MAX,
+            capacity: Capacity::default(),
             streams_per_connection_max: limits::STREAMS_PER_CONNECTION_MAX,
             patience: Patience { preface: limits::PREFACE_DEADLINE, send_stall: limits::SEND_STALL_MAX },
             idle: IdleLimits {
@@ -100,7 +97,7 @@ pub async fn serve<S: Store, N: Node>(
     stop: impl Future<Output = ()> + Send,
 ) -> Result<(), ServeError> {
     let metrics = &options.metrics;
-    let quota = NodeQuota::new(options.connections_max, options.requests_max, metrics.refusals());
+    let quota = NodeQuota::new(&options.capacity, metrics.refusals());
     // Served once in a node's life; in tests a second server shows the first one's.
     metrics.quota.set(quota.clone()).ok();
     let (drain, draining) = watch::channel(false);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::api::{
     limits::{Limit, REQUEST_BYTES_PER_CONNECTION_MAX},
-    quota::{ConnectionQuota, NodeQuota, Refusals},
+    quota::{Capacity, ConnectionQuota, NodeQuota, Refusals},
 };
 
 fn message(bytes: usize) -> Vec<u8> {
@@ -15,7 +15,7 @@ fn message(bytes: usize) -> Vec<u8> {
 }
 
 fn connection() -> (Arc<NodeQuota>, Arc<ConnectionQuota>) {
-    let node = NodeQuota::new(usize::MAX, usize::MAX, Refusals::default());
+    let node = NodeQuota::new(&Capacity::default(), Refusals::default());
     let connection = ConnectionQuota::new(&node, ([127, 0, 0, 1], 9).into()).expect("room");
     (node, connection)
 }

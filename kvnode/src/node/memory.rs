@@ -4,6 +4,8 @@
 //! shared out in parts of a hundred, each up to a size beyond which it brings nothing; what that leaves over goes to the
 //! state store, where every byte saves a read from the disk.
 
+use crate::{api::limits::MESSAGE_BYTES_MAX, config::ByteCount};
+
 const MIB: usize = 1 << 20;
 
 /// Off the top, bytes.
@@ -24,8 +26,11 @@ const LOG_TAILS: Part = Part { percent: 6, bytes_max: 64 * MIB };
 const LOG_QUEUE: Part = Part { percent: 6, bytes_max: 64 * MIB };
 /// Requests of clients that were received and not yet answered.
 const REQUESTS: Part = Part { percent: 16, bytes_max: 256 * MIB };
-/// Replies of up to 4 MiB that are being made or not yet sent.
+/// Replies of up to [`MESSAGE_BYTES_MAX`] that are being made or not yet sent.
 const LARGE_REPLIES: Part = Part { percent: 10, bytes_max: 128 * MIB };
+
+/// Requests and replies are served even where a share has no room for two of the largest.
+const TWO_MESSAGES: usize = 2 * MESSAGE_BYTES_MAX;
 
 /// The state store gets no more of all, percent: its allocations are of all sizes and lives, and leave gaps.
 const STATE_PERCENT_MAX: usize = 60;
@@ -49,15 +54,16 @@ pub struct MemoryPlan {
 
 impl MemoryPlan {
     /// Of so many bytes. Of less than the process takes, everything gets as if there were a little.
-    pub fn of(bytes: usize) -> Self {
+    pub fn of(bytes: ByteCount) -> Self {
+        let bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
         let rest = bytes.saturating_sub(PROCESS_BYTES).max(PROCESS_BYTES / 2);
         // Not of the product: `bytes` may be all that a machine can address.
         let share = |part: &Part| (rest / 100 * part.percent).min(part.bytes_max);
         let log_memtables = share(&LOG_MEMTABLES);
         let log_tails = share(&LOG_TAILS);
         let log_queue = share(&LOG_QUEUE);
-        let requests = share(&REQUESTS);
-        let large_replies = share(&LARGE_REPLIES);
+        let requests = share(&REQUESTS).max(TWO_MESSAGES);
+        let large_replies = share(&LARGE_REPLIES).max(TWO_MESSAGES);
         let left = rest - log_memtables - log_tails - log_queue - requests - large_replies;
         let state = left.min((bytes / 100 * STATE_PERCENT_MAX).max(PROCESS_BYTES / 4));
         Self { state, log_memtables, log_tails, log_queue, requests, large_replies }
@@ -76,8 +82,8 @@ mod tests {
 
     #[test]
     fn everything_together_is_what_was_given() {
-        for mebibytes in [128, 200, 256, 512, 1024, 6000, 100_000] {
-            let plan = MemoryPlan::of(mebibytes * MIB);
+        for mebibytes in [128_usize, 200, 256, 512, 1024, 6000, 100_000] {
+            let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
             assert!(plan.total() <= mebibytes * MIB, "{mebibytes}: {plan:?}");
             assert!(plan.state * 100 <= mebibytes * MIB * STATE_PERCENT_MAX, "{mebibytes}: {plan:?}");
             assert!(plan.state >= 24 * MIB, "{mebibytes}: {plan:?}");
@@ -86,8 +92,8 @@ mod tests {
 
     #[test]
     fn more_memory_makes_no_part_smaller() {
-        let parts = |mebibytes| {
-            let plan = MemoryPlan::of(mebibytes * MIB);
+        let parts = |mebibytes: usize| {
+            let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
             [
                 plan.state,
                 plan.log_memtables,
@@ -108,8 +114,8 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_scale_are_no_trouble() {
-        assert!(MemoryPlan::of(0).state > 0);
-        let most = MemoryPlan::of(usize::MAX);
+        assert!(MemoryPlan::of(ByteCount(0)).state > 0);
+        let most = MemoryPlan::of(ByteCount(u64::MAX));
         assert_eq!((most.log_memtables, most.requests), (96 * MIB, 256 * MIB));
     }
 }

@@ -59,7 +59,7 @@ use self::{
     store::NodeStore, stores::Stores,
 };
 use crate::{
-    api::{context::Context, health::Health, server},
+    api::{context::Context, health::Health, limits::MESSAGE_BYTES_MAX, quota::Capacity, server},
     config::{Config, Listeners},
     data_dir::DataDir,
     http::{self, Observed, Verdict},
@@ -109,7 +109,7 @@ impl Node {
         let watched = disk.clone();
         spawner.spawn("disk space", async move { watched.watch().await });
         let metrics = Metrics::new();
-        let memory = MemoryPlan::of(usize::try_from(config.memory.0).unwrap_or(usize::MAX));
+        let memory = MemoryPlan::of(config.memory);
         let meters = Meters::of(&metrics, &Limits::default(), &memory);
         let stores = Stores::open(&dir, &config, &memory, &spawner, fatal.clone(), &meters.log).await?;
         forget_unfinished_founding(&mut dir, &stores).await.context("clearing an unfinished founding")?;
@@ -246,8 +246,14 @@ fn serve_clients(
         let stopping = async {
             stopping.await.ok();
         };
-        let connections_max = OpenFiles::of_this_process().clients;
-        let options = server::Options { metrics, connections_max, ..server::Options::default() };
+        let memory = MemoryPlan::of(node.config.memory);
+        let capacity = Capacity {
+            connections: OpenFiles::of_this_process().clients,
+            request_bytes: memory.requests,
+            large_replies: memory.large_replies / MESSAGE_BYTES_MAX,
+            ..Capacity::default()
+        };
+        let options = server::Options { metrics, capacity, ..server::Options::default() };
         let ended = server::serve(listener, context, node, told, options, stopping).await;
         if let Err(error) = ended {
             tracing::error!(%error, "the client port has failed");

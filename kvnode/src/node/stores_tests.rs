@@ -57,7 +57,7 @@ async fn open(path: &Path) -> Result<(Stores, DataDir, Tasks), StoresError> {
         Stores::open(
             &dir,
             &config,
-            &MemoryPlan::of(0),
+            &MemoryPlan::of(config.memory),
             &tasks.spawner(),
             fatal,
             &crate::metrics::LogMetrics::default(),

@@ -75,7 +75,7 @@ async fn founded_up_to(steps: usize) -> TempDir {
     let stores = Stores::open(
         &dir,
         &config,
-        &MemoryPlan::of(0),
+        &MemoryPlan::of(config.memory),
         &tasks.spawner(),
         fatal(),
         &crate::metrics::LogMetrics::default(),

@@ -23,6 +23,7 @@ use kvnode::api::{
         LARGE_REPLIES_PER_CONNECTION_MAX, Limit, MESSAGE_BYTES_MAX, REQUEST_BYTES_PER_CONNECTION_MAX,
         STREAM_AHEAD_BYTES, STREAMS_PER_CONNECTION_MAX,
     },
+    quota::Capacity,
     server::Options,
     unfinished::UNFINISHED_FREE_BYTES,
 };
@@ -131,8 +132,8 @@ async fn messages_that_would_become_too_much_are_refused_as_bytes() {
 #[tokio::test]
 async fn a_flood_of_one_address_leaves_places_to_others_and_is_forgotten() {
     const MAX: usize = 64;
-    let harness =
-        Harness::with(Options { connections_max: MAX, requests_max: MAX, ..Options::default() }).await;
+    let capacity = Capacity { connections: MAX, requests: MAX, ..Capacity::default() };
+    let harness = Harness::with(Options { capacity, ..Options::default() }).await;
     let mut flood = Vec::new();
     for _ in 0..2 * MAX {
         // Those that find no place are closed: at once, or while they are written to.

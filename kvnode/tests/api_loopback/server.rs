@@ -9,6 +9,7 @@ use kv_proto::{
 use kvnode::api::{
     admission::{Call, IdleLimits},
     limits::{DEADLINE_DEFAULT, Limit},
+    quota::Capacity,
     server::Options,
 };
 use prost::Message;
@@ -59,7 +60,8 @@ async fn the_time_of_a_call_begins_with_its_headers() {
 
 #[tokio::test]
 async fn beyond_the_limit_requests_are_refused_with_advice_and_health_still_answers() {
-    let harness = Harness::with(Options { requests_max: 4, ..Options::default() }).await;
+    let capacity = Capacity { requests: 4, ..Capacity::default() };
+    let harness = Harness::with(Options { capacity, ..Options::default() }).await;
     let mut held = Vec::new();
     let mut senders = Vec::new();
     for _ in 0..2 {
