@@ -17,7 +17,7 @@ pub fn detach(ask: &mut Ask, bytes: usize) {
     };
     match ask {
         Ask::Write(operations) => {
-            operations.iter_mut().for_each(|operation| each_field(operation, &mut copy))
+            operations.iter_mut().for_each(|operation| each_field(operation, &mut copy));
         }
         Ask::Read(reading) => reading.keys.iter_mut().for_each(copy),
     }
