@@ -74,7 +74,7 @@ impl Heat {
 
     async fn fill_a_window(&self, channel: Channel, name: &str, puts: &[BatchOperation], told: &mut Told) {
         let (begun, answered) = (Instant::now(), told.ends.all());
-        let mut replies = stream_of(channel, puts).await;
+        let mut replies = stream_of(channel, puts).await.expect("a stream");
         read_all(&mut replies, |id, result| {
             told.ends.streamed(result.as_ref(), begun.elapsed());
             let key = self.key(name, id);
@@ -92,7 +92,8 @@ impl Heat {
                 result => panic!("an answer of another kind: {result:?}"),
             }
         })
-        .await;
+        .await
+        .expect("the stream ends in order");
         assert_eq!(told.ends.all(), answered + OPERATIONS, "each operation has one answer");
     }
 }

@@ -91,6 +91,20 @@ impl Ends {
         }
     }
 
+    /// Counts the end of a stream that was refused, or ended, with `count` operations unanswered: none of them happened.
+    ///
+    /// # Panics
+    /// As [`Ends::unary`].
+    pub fn stream(&mut self, status: &Status, count: u64) {
+        let limit = reason(status);
+        let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
+        assert!(
+            status.code() == Code::ResourceExhausted && retry.is_some_and(|retry| !retry.is_zero()),
+            "a stream ended with {status}"
+        );
+        *self.refused.entry(limit.unwrap_or_default()).or_default() += count;
+    }
+
     fn failed(
         &mut self,
         code: Code,
@@ -152,9 +166,14 @@ impl Memory {
         Some(Self { process, before: bytes(process, "VmRSS:")? })
     }
 
+    /// The most that it has had, bytes.
+    pub fn peak(&self) -> u64 {
+        bytes(self.process, "VmHWM:").expect("the node runs")
+    }
+
     /// By how much its peak exceeds what it had, bytes.
     pub fn growth(&self) -> u64 {
-        bytes(self.process, "VmHWM:").expect("the node runs").saturating_sub(self.before)
+        self.peak().saturating_sub(self.before)
     }
 }
 
@@ -191,27 +210,31 @@ fn operation(id: u64, operation: batch_operation::Operation) -> BatchOperation {
 
 /// Opens a stream and sends all of these at once, as fast as the node takes them; whoever calls reads the answers, or does
 /// not.
-pub async fn stream_of(channel: Channel, operations: &[BatchOperation]) -> Streaming<BatchResponse> {
+pub async fn stream_of(
+    channel: Channel,
+    operations: &[BatchOperation],
+) -> Result<Streaming<BatchResponse>, Status> {
     let messages: Vec<BatchRequest> = operations
         .chunks(MESSAGE_OPERATIONS)
         .map(|operations| BatchRequest { operations: operations.to_vec() })
         .collect();
-    KvClient::new(channel).batch(stream::iter(messages)).await.expect("a stream").into_inner()
+    Ok(KvClient::new(channel).batch(stream::iter(messages)).await?.into_inner())
 }
 
 /// Reads a stream to its end, answer by answer.
 ///
-/// # Panics
-/// When it breaks.
+/// # Errors
+/// When it does not end in order.
 pub async fn read_all(
     replies: &mut Streaming<BatchResponse>,
     mut each: impl FnMut(u64, Option<batch_result::Result>),
-) {
-    while let Some(reply) = replies.message().await.expect("the stream ends in order") {
+) -> Result<(), Status> {
+    while let Some(reply) = replies.message().await? {
         for answer in reply.results {
             each(answer.id, answer.result);
         }
     }
+    Ok(())
 }
 
 /// Writes and reads of a small load.

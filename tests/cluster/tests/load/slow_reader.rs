@@ -87,7 +87,8 @@ async fn read_gets(mut replies: Streaming<BatchResponse>, begun: Instant) -> End
         }
         ends.streamed(result.as_ref(), begun.elapsed());
     })
-    .await;
+    .await
+    .expect("the stream ends in order");
     assert!(answered.iter().all(|answered| *answered), "every operation is answered: {ends}");
     ends
 }
@@ -107,7 +108,7 @@ async fn a_reader_that_stands_still_holds_little_and_loses_nothing_and_others_go
     let gets: Vec<_> = (0..GETS).map(|id| pressure::get(id, small(id))).collect();
     let mut unread = Vec::new();
     for _ in 0..STREAMS {
-        unread.push(stream_of(slow.clone(), &gets).await);
+        unread.push(stream_of(slow.clone(), &gets).await.expect("a stream"));
     }
     let mut large_gets = JoinSet::new();
     for number in 0..LARGE_GETS {
