@@ -5,4 +5,5 @@ pub mod etcd_cluster;
 pub mod figures;
 pub mod kvctl;
 pub mod machine;
+pub mod record;
 pub mod usage;

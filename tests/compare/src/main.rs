@@ -7,19 +7,16 @@
 
 mod etcd;
 mod kvcluster;
-mod record;
 mod summary;
 
 use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use kv_compare::record;
 use serde::Serialize;
 
-use crate::{
-    record::Record,
-    summary::{Figure, Workload},
-};
+use crate::summary::{Figure, Workload};
 
 /// Compares KvCluster with etcd.
 #[derive(Debug, Parser)]
@@ -74,6 +71,15 @@ pub struct Memory {
     node_bytes: u64,
 }
 
+/// What is kept of a run.
+#[derive(Debug, Serialize)]
+struct Measured<'m> {
+    /// Every one, of every round.
+    figures: &'m [Figure],
+    /// After each round.
+    memory: &'m [Memory],
+}
+
 #[tokio::main]
 async fn main() -> Result<()> {
     let options = Options::parse();
@@ -91,8 +97,7 @@ async fn main() -> Result<()> {
         }
     }
     if let Some(path) = &options.json {
-        let record = serde_json::to_string_pretty(&Record::of(&figures, &memory))?;
-        std::fs::write(path, record + "\n").with_context(|| path.display().to_string())?;
+        record::write(path, &Measured { figures: &figures, memory: &memory })?;
     }
     println!("{}", summary::table(&figures));
     Ok(())

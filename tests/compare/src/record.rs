@@ -1,26 +1,29 @@
-//! What a run leaves for those who come later: the machine, the commit, the command, and every figure.
+//! What a run leaves for those who come later: the machine, the commit, the command, and what it has measured.
 
-use kv_compare::machine::{Machine, command, commit};
+use std::{fs, path::Path};
+
+use anyhow::{Context as _, Result};
 use serde::Serialize;
 
-use crate::{Memory, summary::Figure};
+use crate::machine::{Machine, command, commit};
 
 /// A run.
 #[derive(Debug, Serialize)]
-pub struct Record<'r> {
+struct Record<'r, T> {
     machine: Machine,
     /// Of this repository; with `+` when the checkout had changes. Empty: it was none.
     commit: String,
     command: Vec<String>,
-    /// Every one, of every round.
-    figures: &'r [Figure],
-    /// After each round.
-    memory: &'r [Memory],
+    #[serde(flatten)]
+    measured: &'r T,
 }
 
-impl<'r> Record<'r> {
-    /// Of this run, on this machine.
-    pub fn of(figures: &'r [Figure], memory: &'r [Memory]) -> Self {
-        Self { machine: Machine::this(), commit: commit(), command: command(), figures, memory }
-    }
+/// Writes this run, on this machine, as JSON; the fields of `measured` stand beside those of the run.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn write<T: Serialize>(path: &Path, measured: &T) -> Result<()> {
+    let record = Record { machine: Machine::this(), commit: commit(), command: command(), measured };
+    let text = serde_json::to_string_pretty(&record)? + "\n";
+    fs::write(path, text).with_context(|| path.display().to_string())
 }

@@ -13,12 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use kv_compare::{
-    machine::{Machine, command, commit},
-    usage,
-};
+use kv_compare::{record, usage};
 use report::Footprint;
 use serde::Serialize;
 
@@ -50,11 +47,8 @@ pub struct Options {
 
 /// What is kept of a run.
 #[derive(Debug, Serialize)]
-struct Record<'r> {
-    machine: Machine,
-    commit: String,
-    command: Vec<String>,
-    footprints: &'r [Footprint],
+struct Measured<'m> {
+    footprints: &'m [Footprint],
 }
 
 /// A cluster that can be filled, stopped and started again.
@@ -81,14 +75,7 @@ async fn main() -> Result<()> {
         footprints.push(measure(kvcluster::Subject::new(&options).await?, &options, *keys).await?);
     }
     if let Some(path) = &options.json {
-        let record = Record {
-            machine: Machine::this(),
-            commit: commit(),
-            command: command(),
-            footprints: &footprints,
-        };
-        let text = serde_json::to_string_pretty(&record)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        record::write(path, &Measured { footprints: &footprints })?;
     }
     println!("{}", report::table(&footprints));
     Ok(())

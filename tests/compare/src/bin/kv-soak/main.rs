@@ -13,11 +13,7 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use kv_cluster_tests::{Cluster, Node, Plan};
-use kv_compare::{
-    kvctl::Kvctl,
-    machine::{Machine, command, commit},
-    usage,
-};
+use kv_compare::{kvctl::Kvctl, record, usage};
 use pace::Pace;
 use serde::Serialize;
 use slice::{Report, Slice};
@@ -60,12 +56,9 @@ struct Options {
 
 /// What is kept of a run.
 #[derive(Debug, Serialize)]
-struct Record<'r> {
-    machine: Machine,
-    commit: String,
-    command: Vec<String>,
-    slices: &'r [Slice],
-    verdict: &'r Verdict,
+struct Measured<'m> {
+    slices: &'m [Slice],
+    verdict: &'m Verdict,
 }
 
 #[tokio::main]
@@ -77,15 +70,7 @@ async fn main() -> Result<()> {
     let slices = run(&options, &mut cluster)?;
     let verdict = Verdict::of(&slices, options.slice_seconds, options.tolerance_percent)?;
     if let Some(path) = &options.json {
-        let record = Record {
-            machine: Machine::this(),
-            commit: commit(),
-            command: command(),
-            slices: &slices,
-            verdict: &verdict,
-        };
-        let text = serde_json::to_string_pretty(&record)? + "\n";
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        record::write(path, &Measured { slices: &slices, verdict: &verdict })?;
     }
     println!("\n{verdict}");
     ensure!(verdict.holds(), "the end is worse than the beginning");
