@@ -83,20 +83,6 @@ impl LogHub {
         Self::with(device, driver, fatal, LogBudget::default(), LogMetrics::default())
     }
 
-    /// The same within a budget, measured.
-    ///
-    /// # Errors
-    /// As [`LogHub::open`].
-    pub fn open_measured(
-        device: Arc<dyn LogDevice>,
-        driver: Driver,
-        fatal: Fatal,
-        budget: LogBudget,
-        metrics: LogMetrics,
-    ) -> Result<Self, LogError> {
-        Self::with(device, driver, fatal, budget, metrics)
-    }
-
     /// The same with another budget for the decoded tails, in bytes.
     ///
     /// # Errors
@@ -111,7 +97,11 @@ impl LogHub {
         Self::with(device, driver, fatal, budget, LogMetrics::default())
     }
 
-    fn with(
+    /// The same within a budget, measured.
+    ///
+    /// # Errors
+    /// As [`LogHub::open`].
+    pub fn with(
         device: Arc<dyn LogDevice>,
         driver: Driver,
         fatal: Fatal,

@@ -211,7 +211,7 @@ fn open_log(
         let failed = Box::new(move |error| fatal(&format!("the log device failed: {error}")));
         let (handover, telling) = Handover::to_task();
         spawner.spawn("log completions", telling);
-        LogHub::open_measured(Arc::new(device), Driver::Thread(handover), failed, budget, metrics.clone())
+        LogHub::with(Arc::new(device), Driver::Thread(handover), failed, budget, metrics.clone())
     };
     let opened = recovery::open(folder, &memory)?;
     match hub(opened.device) {
