@@ -7,7 +7,6 @@ use kvnode::log::{
     LogDevice,
     device::Write,
     keys::{Place, encode},
-    options::LogMemory,
     recovery,
 };
 
@@ -18,7 +17,7 @@ const ENTRIES: [usize; 3] = [300, 20_000, 256 << 10];
 
 fn append(bencher: Bencher<'_, '_>, bytes: usize, sync: bool) {
     let folder = tempfile::tempdir().unwrap();
-    let device = recovery::open(folder.path(), &LogMemory::default()).unwrap().device;
+    let device = recovery::open(folder.path()).unwrap().device;
     let (index, payload) = (AtomicU64::new(0), bytes::Bytes::from(vec![7; bytes]));
     bencher
         .counter(BytesCount::new(bytes))

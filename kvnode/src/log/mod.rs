@@ -1,7 +1,7 @@
 //! The Raft logs of a node: durable, shared by all its groups, in memory where they are read.
 //!
 //! ```text
-//! openraft ─► store ─► replica ─► queue ─► committer ─► device (rocks | simulated)
+//! openraft ─► store ─► replica ─► queue ─► committer ─► device (segments | simulated)
 //!              one per replica     └──── one per node ────┘
 //! ```
 //!
@@ -21,14 +21,13 @@ pub mod error;
 pub mod extent;
 pub mod hub;
 pub mod keys;
-pub mod options;
 mod piece;
 pub mod progress;
 pub mod queue;
 mod reader;
 pub mod recovery;
 pub mod replica;
-pub mod rocks;
+pub mod segments;
 pub mod simulated;
 pub mod store;
 pub mod synced;

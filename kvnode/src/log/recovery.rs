@@ -1,39 +1,37 @@
-//! Opening `raftlog`: what is a torn end, what is damage, and what happens then.
+//! Opening `raftlog`: the folder as a whole, and what happens when it is damaged.
 //!
-//! The folder holds `db/` (RocksDB) and `SYNCED` (see [`crate::log::synced`]). RocksDB's default recovery silently
-//! drops everything after a flipped bit, acknowledged entries included. So the database is opened strictly first:
-//! that takes a log whose end is missing, and refuses any wrong checksum. But a power loss can leave garbage in the
-//! end that was not synced, and that must not cost a replica. So when the strict opening is refused, it is found out
-//! (without writing) how far the log reads before the first bad record: if that is at least as far as `SYNCED` says,
-//! the rest is garbage, and the database is opened up to there. If not, synced records are lost: damage. The same
-//! holds when a database opens without complaint and does not reach `SYNCED`: files are missing.
+//! The folder holds `segments/` (see [`crate::log::segments`]) and `SYNCED` (see [`crate::log::synced`]). A power loss can leave
+//! garbage in the end that was not synced, and that must not cost a replica; damage to what was synced must not pass for such an
+//! end. [`load`](mod@crate::log::segments::load) tells them apart.
 //!
 //! A damaged folder is set aside as `<folder>.damaged-N`, and a new empty one is opened. The caller quarantines the
 //! replicas, and then settles the damage; until then every opening reports it again.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, File},
     io,
     path::{Path, PathBuf},
 };
 
 use kv_proto::disk::v1::ReplicaDescriptor;
-use rocksdb::DB;
 use thiserror::Error;
-use tracing::{error, warn};
+use tracing::error;
 
 use crate::{
-    data_dir::database,
     log::{
         codec,
         keys::{self, Place},
-        options::{self, LogMemory, Recovery},
-        rocks::RocksDevice,
+        segments::{
+            SegmentDevice, Sizes,
+            load::{self, LoadError},
+        },
         synced::SyncedFile,
     },
+    runtime::open_files::OpenFiles,
 };
 
-const DATABASE: &str = "db";
+const SEGMENTS: &str = "segments";
 const SIDE_FILE: &str = "SYNCED";
 /// In a folder that was set aside: why.
 const REASON_FILE: &str = "DAMAGE";
@@ -51,20 +49,20 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
-    /// The database: no space, no permission, in use by another process.
-    #[error("raftlog: {path}: {source}")]
-    Database {
-        /// Its folder.
-        path: PathBuf,
-        /// What RocksDB said.
-        source: rocksdb::Error,
+    /// A later release wrote it.
+    #[error("raftlog: segment {segment} has format {version}, which this release does not know")]
+    Version {
+        /// Which segment.
+        segment: u32,
+        /// Its format.
+        version: u8,
     },
 }
 
 /// An opened log, and what was lost before.
 pub struct Opened {
     /// The log; empty if it was found damaged just now.
-    pub device: RocksDevice,
+    pub device: SegmentDevice,
     /// Folders that are set aside and not settled: of this opening, or of earlier ones that did not get to it.
     pub damages: Vec<Damage>,
 }
@@ -97,10 +95,10 @@ impl Damage {
 ///
 /// # Errors
 /// When it cannot be opened for a reason that is not damage. Damage is part of the result.
-pub fn open(folder: &Path, memory: &LogMemory) -> Result<Opened, OpenError> {
-    match open_folder(folder, memory)? {
-        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder, memory)? }),
-        Found::Damaged(reason) => replace(folder, memory, &reason),
+pub fn open(folder: &Path) -> Result<Opened, OpenError> {
+    match open_folder(folder)? {
+        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder)? }),
+        Found::Damaged(reason) => replace(folder, &reason),
     }
 }
 
@@ -108,65 +106,41 @@ pub fn open(folder: &Path, memory: &LogMemory) -> Result<Opened, OpenError> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn replace(folder: &Path, memory: &LogMemory, reason: &str) -> Result<Opened, OpenError> {
+pub fn replace(folder: &Path, reason: &str) -> Result<Opened, OpenError> {
     error!(reason, folder = %folder.display(), "the Raft log is damaged, setting it aside");
     set_aside(folder, reason)?;
-    match open_folder(folder, memory)? {
-        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder, memory)? }),
+    match open_folder(folder)? {
+        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder)? }),
         Found::Damaged(reason) => {
-            let source = io::Error::other(format!("a new database is damaged: {reason}"));
+            let source = io::Error::other(format!("a new log is damaged: {reason}"));
             Err(OpenError::File { path: folder.to_owned(), source })
         }
     }
 }
 
 enum Found {
-    Sound(RocksDevice),
+    Sound(SegmentDevice),
     Damaged(String),
 }
 
-fn open_folder(folder: &Path, memory: &LogMemory) -> Result<Found, OpenError> {
-    let known = database::known_damage(folder, DATABASE);
-    if let Some(reason) = known.map_err(|source| OpenError::File { path: folder.to_owned(), source })? {
-        return Ok(Found::Damaged(reason));
-    }
-    let path = folder.join(SIDE_FILE);
-    // RocksDB syncs what is in its folder, and nobody but we the name of that folder.
-    let synced = make_durably(&folder.join(DATABASE)).and_then(|()| SyncedFile::open(&path));
-    let synced = synced.map_err(|source| OpenError::File { path, source })?;
-    let path = folder.join(DATABASE);
-    let strict = DB::open(&options::raftlog(Recovery::Strict, memory), &path);
-    let refused = match strict {
-        Ok(opened) => return Ok(judge(opened, synced)),
-        Err(refused) if database::is_damage(&refused) => refused,
-        Err(source) => return Err(OpenError::Database { path, source }),
+fn open_folder(folder: &Path) -> Result<Found, OpenError> {
+    let file = |path: &Path| {
+        let path = path.to_owned();
+        move |source| OpenError::File { path, source }
     };
-    let lenient = options::raftlog(Recovery::PointInTime, memory);
-    // Looked at without writing first: what is damaged is set aside as it was found.
-    let readable = match DB::open_for_read_only(&lenient, &path, false) {
-        Ok(opened) => opened.latest_sequence_number(),
-        Err(error) if database::is_damage(&error) => return Ok(Found::Damaged(error.to_string())),
-        Err(source) => return Err(OpenError::Database { path, source }),
-    };
-    if readable < synced.recorded() {
-        return Ok(Found::Damaged(format!("{refused}; {}", falls_short(readable, &synced))));
+    let (segments, side_file) = (folder.join(SEGMENTS), folder.join(SIDE_FILE));
+    make_durably(&segments).map_err(file(&segments))?;
+    let synced = SyncedFile::open(&side_file).map_err(file(&side_file))?;
+    match load::load(&segments, synced.recorded()) {
+        Ok(loaded) => {
+            let open_max = OpenFiles::of_this_process().log_segments;
+            let device = SegmentDevice::open(&segments, loaded, synced, Sizes::default(), open_max);
+            device.map(Found::Sound).map_err(file(&segments))
+        }
+        Err(LoadError::Damaged(reason)) => Ok(Found::Damaged(reason)),
+        Err(LoadError::Io(source)) => Err(OpenError::File { path: segments, source }),
+        Err(LoadError::Version { segment, version }) => Err(OpenError::Version { segment, version }),
     }
-    warn!(reason = %refused, "the unsynced end of the Raft log is garbage, opening what is before it");
-    let opened =
-        DB::open(&lenient, &path).map_err(|source| OpenError::Database { path: path.clone(), source })?;
-    Ok(judge(opened, synced))
-}
-
-fn judge(opened: DB, synced: SyncedFile) -> Found {
-    let sequence = opened.latest_sequence_number();
-    if sequence < synced.recorded() {
-        return Found::Damaged(falls_short(sequence, &synced));
-    }
-    Found::Sound(RocksDevice::new(opened, synced))
-}
-
-fn falls_short(sequence: u64, synced: &SyncedFile) -> String {
-    format!("readable up to sequence {sequence}, but {} was synced", synced.recorded())
 }
 
 /// Renames the folder, which is one step: it is either there or set aside, with everything in it.
@@ -200,37 +174,30 @@ fn set_aside_folders(folder: &Path) -> Result<Vec<(u64, PathBuf)>, OpenError> {
     list().map_err(|source| OpenError::File { path: parent.to_owned(), source })
 }
 
-fn unsettled(folder: &Path, memory: &LogMemory) -> Result<Vec<Damage>, OpenError> {
+fn unsettled(folder: &Path) -> Result<Vec<Damage>, OpenError> {
     let mut damages = Vec::new();
     for (_, aside) in set_aside_folders(folder)? {
         if aside.join(SETTLED_FILE).exists() {
             continue;
         }
         let reason = fs::read_to_string(aside.join(REASON_FILE)).unwrap_or_else(|error| error.to_string());
-        let replicas = readable_descriptors(&aside.join(DATABASE), memory);
+        let replicas = readable_descriptors(&aside.join(SEGMENTS));
         damages.push(Damage { folder: aside, reason, replicas });
     }
     Ok(damages)
 }
 
 /// Best effort: what can no longer be read is not there.
-fn readable_descriptors(path: &Path, memory: &LogMemory) -> Vec<ReplicaDescriptor> {
-    let options = options::raftlog(Recovery::PointInTime, memory);
-    let Ok(database) = DB::open_for_read_only(&options, path, false) else { return Vec::new() };
-    let mut descriptors = Vec::new();
-    let mut iterator = database.raw_iterator();
-    iterator.seek_to_first();
-    while let Some((key, value)) = iterator.item() {
-        match keys::decode(key) {
-            Ok((replica, Place::Descriptor)) => {
-                descriptors.extend(codec::from_bytes::<ReplicaDescriptor>("ReplicaDescriptor", value));
-                iterator.seek(keys::end(replica));
-            }
-            Ok((replica, _)) => iterator.seek(keys::end(replica)),
-            Err(_) => iterator.next(),
+fn readable_descriptors(segments: &Path) -> Vec<ReplicaDescriptor> {
+    let mut descriptors = BTreeMap::new();
+    load::salvage(segments, &mut |key, value| {
+        if let Ok((replica, Place::Descriptor)) = keys::decode(key)
+            && let Ok(descriptor) = codec::from_bytes::<ReplicaDescriptor>("ReplicaDescriptor", value)
+        {
+            descriptors.insert(replica, descriptor);
         }
-    }
-    descriptors
+    });
+    descriptors.into_values().collect()
 }
 
 fn numbered_prefix(folder: &Path) -> String {
@@ -243,9 +210,9 @@ fn numbered(folder: &Path, number: u64) -> PathBuf {
 }
 
 /// Makes a folder and those above it, and all their names durable as far up as the data folder.
-fn make_durably(database: &Path) -> io::Result<()> {
-    fs::create_dir_all(database)?;
-    database.ancestors().skip(1).take(2).try_for_each(sync_folder)
+fn make_durably(segments: &Path) -> io::Result<()> {
+    fs::create_dir_all(segments)?;
+    segments.ancestors().skip(1).take(2).try_for_each(sync_folder)
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

@@ -1,7 +1,9 @@
-//! The side file `SYNCED`: a sequence number of RocksDB that was surely on disk at most a second ago.
+//! The side file `SYNCED`: the sequence number of a frame that was surely on disk at most a second ago.
 //!
-//! RocksDB cannot tell a write-ahead log that was damaged from one whose unsynced end was torn by a power loss. This
-//! file can: whatever is recovered must reach at least the sequence number that it holds.
+//! The last frames of a log that were damaged cannot be told from an unsynced end that a power loss tore off, nor can files that are
+//! missing. With this file they can: whatever is recovered must reach at least the sequence number that it holds.
+//!
+//! It is locked while the log is open: nobody else writes to that.
 //!
 //! It is two slots in two sectors, written in turn and in place, each with a checksum; the greater valid one counts.
 //! So a torn write costs at most the newer slot, no rename and no sync of a folder is needed, and the file never
@@ -42,9 +44,10 @@ impl SyncedFile {
     /// Opens or creates the file. A slot that is not whole is taken for empty.
     ///
     /// # Errors
-    /// When the file cannot be read or created.
+    /// When the file cannot be read or created, or is in use.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        file.try_lock()?;
         if file.metadata()?.len() < 2 * SLOT_BYTES {
             // Written, not only sized: its blocks must exist before the volume is full.
             file.write_all_at(&vec![0; usize::try_from(2 * SLOT_BYTES).unwrap_or_default()], 0)?;
@@ -121,14 +124,18 @@ mod tests {
             file.reached(sequence);
             file.record(now).expect("record");
         }
+        assert!(SyncedFile::open(&path).is_err(), "it is in use");
+        drop(file);
         let file = SyncedFile::open(&path).expect("open");
         assert_eq!(file.recorded(), 9);
         // The slot with 9 is torn.
         file.file.write_all_at(&[0xff; 3], (1 - file.slot) * SLOT_BYTES + 6).expect("write");
+        drop(file);
         let mut file = SyncedFile::open(&path).expect("open");
         assert_eq!(file.recorded(), 7);
         file.reached(12);
         file.record(now).expect("record");
+        drop(file);
         assert_eq!(
             SyncedFile::open(&path).expect("open").recorded(),
             12,

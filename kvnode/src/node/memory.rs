@@ -17,9 +17,8 @@ struct Part {
     bytes_max: usize,
 }
 
-/// Entries of the Raft logs that RocksDB has not written out: three memtables of 32 MiB. Larger ones make the replay after a
-/// crash longer.
-const LOG_MEMTABLES: Part = Part { percent: 12, bytes_max: 96 * MIB };
+/// Where the entries of the Raft logs are, 16 bytes each: logs keep 64 MiB a shard. Set aside, since it follows from that.
+const LOG_INDEX: Part = Part { percent: 4, bytes_max: 32 * MIB };
 /// Decoded ends of the Raft logs, for followers that lag by a hiccup.
 const LOG_TAILS: Part = Part { percent: 6, bytes_max: 64 * MIB };
 /// Entries that wait for the log device.
@@ -40,8 +39,8 @@ const STATE_PERCENT_MAX: usize = 60;
 pub struct MemoryPlan {
     /// Memtables, block cache and revisions of the state store.
     pub state: usize,
-    /// Memtables of the log store.
-    pub log_memtables: usize,
+    /// Where the entries of the logs are.
+    pub log_index: usize,
     /// Decoded ends of all logs.
     pub log_tails: usize,
     /// Entries that wait for the log device.
@@ -59,20 +58,20 @@ impl MemoryPlan {
         let rest = bytes.saturating_sub(PROCESS_BYTES).max(PROCESS_BYTES / 2);
         // Not of the product: `bytes` may be all that a machine can address.
         let share = |part: &Part| (rest / 100 * part.percent).min(part.bytes_max);
-        let log_memtables = share(&LOG_MEMTABLES);
+        let log_index = share(&LOG_INDEX);
         let log_tails = share(&LOG_TAILS);
         let log_queue = share(&LOG_QUEUE);
         let requests = share(&REQUESTS).max(TWO_MESSAGES);
         let large_replies = share(&LARGE_REPLIES).max(TWO_MESSAGES);
-        let left = rest - log_memtables - log_tails - log_queue - requests - large_replies;
+        let left = rest - log_index - log_tails - log_queue - requests - large_replies;
         let state = left.min((bytes / 100 * STATE_PERCENT_MAX).max(PROCESS_BYTES / 4));
-        Self { state, log_memtables, log_tails, log_queue, requests, large_replies }
+        Self { state, log_index, log_tails, log_queue, requests, large_replies }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { state, log_memtables, log_tails, log_queue, requests, large_replies } = self;
-        PROCESS_BYTES + state + log_memtables + log_tails + log_queue + requests + large_replies
+        let Self { state, log_index, log_tails, log_queue, requests, large_replies } = self;
+        PROCESS_BYTES + state + log_index + log_tails + log_queue + requests + large_replies
     }
 }
 
@@ -96,7 +95,7 @@ mod tests {
             let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
             [
                 plan.state,
-                plan.log_memtables,
+                plan.log_index,
                 plan.log_tails,
                 plan.log_queue,
                 plan.requests,
@@ -116,6 +115,6 @@ mod tests {
     fn the_ends_of_the_scale_are_no_trouble() {
         assert!(MemoryPlan::of(ByteCount(0)).state > 0);
         let most = MemoryPlan::of(ByteCount(u64::MAX));
-        assert_eq!((most.log_memtables, most.requests), (96 * MIB, 256 * MIB));
+        assert_eq!((most.log_index, most.requests), (32 * MIB, 256 * MIB));
     }
 }

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     config::Config,
     data_dir::{DataDir, DataDirError, Scope, small_file::SmallFileError},
-    log::{Driver, LogError, LogHub, budget::LogBudget, options::LogMemory, recovery},
+    log::{Driver, LogError, LogHub, budget::LogBudget, recovery},
     metrics::LogMetrics,
     runtime::{Handover, Spawner},
     state::{
@@ -205,7 +205,6 @@ fn open_log(
     metrics: &LogMetrics,
 ) -> Result<(LogHub, Vec<recovery::Damage>), StoresError> {
     let budget = LogBudget { tail_bytes: memory.log_tails, queue_bytes: memory.log_queue };
-    let memory = LogMemory { memtables_bytes: memory.log_memtables };
     let hub = |device| {
         let fatal = fatal.clone();
         let failed = Box::new(move |error| fatal(&format!("the log device failed: {error}")));
@@ -213,11 +212,11 @@ fn open_log(
         spawner.spawn("log completions", telling);
         LogHub::with(Arc::new(device), Driver::Thread(handover), failed, budget, metrics.clone())
     };
-    let opened = recovery::open(folder, &memory)?;
+    let opened = recovery::open(folder)?;
     match hub(opened.device) {
         Ok(log) => Ok((log, opened.damages)),
         Err(unreadable) if unreadable.is_damage() => {
-            let opened = recovery::replace(folder, &memory, &unreadable.to_string())?;
+            let opened = recovery::replace(folder, &unreadable.to_string())?;
             Ok((hub(opened.device)?, opened.damages))
         }
         Err(error) => Err(error.into()),

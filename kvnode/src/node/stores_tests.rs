@@ -27,7 +27,6 @@ use crate::{
         codec::{Entry, LeaderId, LogId},
         device::Write,
         keys::{self, Place},
-        options::LogMemory,
         recovery,
     },
     runtime::Tasks,
@@ -127,8 +126,14 @@ fn ids(quarantined: &[(u64, String)]) -> Vec<u64> {
     quarantined.iter().map(|(id, _)| *id).collect()
 }
 
-fn garble_root(database: &Path) {
-    fs::write(database.join("db/CURRENT"), "no manifest").expect("written");
+fn garble_state(state: &Path) {
+    fs::write(state.join("db/CURRENT"), "no manifest").expect("written");
+}
+
+fn garble_log(raftlog: &Path) {
+    for segment in fs::read_dir(raftlog.join("segments")).expect("segments") {
+        fs::write(segment.expect("a segment").path(), "no segment").expect("written");
+    }
 }
 
 #[tokio::test]
@@ -139,7 +144,7 @@ async fn a_sound_folder_loses_nothing() {
 
 #[tokio::test]
 async fn with_the_log_all_replicas_are_lost_whatever_is_left_of_it() {
-    for harm in [garble_root, |log: &Path| fs::remove_dir_all(log).expect("removed")] {
+    for harm in [garble_log, |log: &Path| fs::remove_dir_all(log).expect("removed")] {
         let folder = filled().await;
         harm(&folder.path().join("raftlog"));
         let lost = quarantined(folder.path()).await;
@@ -153,18 +158,18 @@ async fn with_the_log_all_replicas_are_lost_whatever_is_left_of_it() {
 async fn a_log_whose_descriptors_cannot_be_read_is_lost() {
     let folder = filled().await;
     let raftlog = folder.path().join("raftlog");
-    let device = recovery::open(&raftlog, &LogMemory::default()).expect("sound").device;
+    let device = recovery::open(&raftlog).expect("sound").device;
     let garbage = Write::Put(keys::encode(ReplicaId(CUT), Place::Descriptor), Bytes::from_static(b"garbage"));
     device.write(&[garbage], true).expect("written");
     drop(device);
     assert_eq!(ids(&quarantined(folder.path()).await), [CUT, WHOLE, EMPTY]);
-    assert!(folder.path().join("raftlog.damaged-1/db").exists());
+    assert!(folder.path().join("raftlog.damaged-1/segments").exists());
 }
 
 #[tokio::test]
 async fn a_lost_state_comes_back_from_a_log_that_is_whole_and_only_from_there() {
     let folder = filled().await;
-    garble_root(&folder.path().join("state"));
+    garble_state(&folder.path().join("state"));
     let lost = quarantined(folder.path()).await;
     assert_eq!(ids(&lost), [CUT, EMPTY]);
     assert!(lost.iter().all(|(_, reason)| reason.contains("its state was lost")), "{lost:?}");
@@ -175,8 +180,8 @@ async fn a_lost_state_comes_back_from_a_log_that_is_whole_and_only_from_there() 
 #[tokio::test]
 async fn with_both_databases_all_replicas_are_lost() {
     let folder = filled().await;
-    garble_root(&folder.path().join("raftlog"));
-    garble_root(&folder.path().join("state"));
+    garble_log(&folder.path().join("raftlog"));
+    garble_state(&folder.path().join("state"));
     assert_eq!(ids(&quarantined(folder.path()).await), [CUT, WHOLE, EMPTY]);
 }
 
@@ -191,7 +196,7 @@ async fn a_lost_list_is_made_again_from_the_log_and_is_needed_without_one() {
 
     let folder = filled().await;
     fs::write(folder.path().join("CLUSTER"), "garbage").expect("written");
-    garble_root(&folder.path().join("raftlog"));
+    garble_log(&folder.path().join("raftlog"));
     let refused = open(folder.path()).await.map(drop).expect_err("nobody knows which replicas were there");
     assert!(matches!(refused, StoresError::LostTrack(_)), "{refused}");
 }

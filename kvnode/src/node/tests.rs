@@ -160,8 +160,8 @@ async fn a_node_that_lost_its_log_knows_the_others_and_says_what_it_lost() {
     wait_ready(&node).await;
     let epoch = node.core.meta().epoch;
     node.stop().await;
-    let current = folder.path().join("raftlog/db/CURRENT");
-    small_file::replace(&current, b"garbage").expect("written");
+    let segment = folder.path().join("raftlog/segments/0000000001.seg");
+    small_file::replace(&segment, b"garbage").expect("written");
     let node = start(folder.path(), &flags).await;
     let told = timeout(LONG, async {
         while node.core.phase().0 != Phase::Running {

@@ -276,7 +276,7 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
     let descriptor =
         |id: ReplicaId| ReplicaDescriptor { replica_id: id.get(), shard_id: 3, ..Default::default() };
     {
-        let hub = rocks_hub(&path);
+        let hub = folder_hub(&path);
         for id in [one, two] {
             hub.put_descriptor(descriptor(id)).await.unwrap();
             let mut store: Store = hub.replica(id).unwrap();
@@ -290,7 +290,7 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
         hub.close();
     }
     {
-        let hub = rocks_hub(&path);
+        let hub = folder_hub(&path);
         assert_eq!(hub.descriptors(), [descriptor(one), descriptor(two)]);
         for id in [one, two] {
             let mut store: Store = hub.replica(id).unwrap();
@@ -308,7 +308,7 @@ async fn a_restart_on_rocksdb_reads_everything_back() {
         hub.remove_replica(one).await.unwrap();
         hub.close();
     }
-    let hub = rocks_hub(&path);
+    let hub = folder_hub(&path);
     assert_eq!(hub.descriptors(), [descriptor(two)]);
     let mut store: Store = hub.replica(one).unwrap();
     assert_eq!(store.read_vote().await.unwrap(), None);

@@ -23,7 +23,7 @@ impl Written {
     async fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("raftlog");
-        let hub = rocks_hub(&path);
+        let hub = folder_hub(&path);
         hub.put_descriptor(ReplicaDescriptor { replica_id: REPLICA.get(), ..Default::default() })
             .await
             .unwrap();
@@ -32,7 +32,7 @@ impl Written {
         hub.close();
         drop((hub, store));
         let early = fs::read(path.join("SYNCED")).unwrap();
-        let hub = rocks_hub(&path);
+        let hub = folder_hub(&path);
         let mut store: Store = hub.replica(REPLICA).unwrap();
         for index in 0..ENTRIES {
             append_durably(&mut store, entries(1, index..index + 1, 300)).await;
@@ -51,21 +51,26 @@ impl Written {
         self
     }
 
-    fn wal(&self) -> PathBuf {
-        let files = fs::read_dir(self.path().join("db")).unwrap().map(|file| file.unwrap().path());
-        let logs = files.filter(|path| path.extension().is_some_and(|extension| extension == "log"));
-        logs.max_by_key(|path| fs::metadata(path).unwrap().len()).expect("a write-ahead log")
+    /// The file that holds all of it.
+    fn segment(&self) -> PathBuf {
+        let mut files = fs::read_dir(self.path().join("segments")).unwrap().map(|file| file.unwrap().path());
+        let segment = files.next().expect("a segment");
+        assert!(files.next().is_none(), "one is enough for so little");
+        segment
     }
 
-    fn change_wal(&self, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut bytes = fs::read(self.wal()).unwrap();
+    /// Changes what was written of it; behind that it is empty.
+    fn change(&self, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = fs::read(self.segment()).unwrap();
+        let written = bytes.iter().rposition(|byte| *byte != 0).expect("it was written") + 1;
+        bytes.truncate(written);
         change(&mut bytes);
-        fs::write(self.wal(), bytes).unwrap();
+        fs::write(self.segment(), bytes).unwrap();
     }
 
     /// Opens it, and says how many entries there are.
     async fn entries(&self) -> u64 {
-        let hub = rocks_hub(&self.path());
+        let hub = folder_hub(&self.path());
         let mut store: Store = hub.replica(REPLICA).unwrap();
         assert_eq!(store.read_vote().await.unwrap(), Some(vote(4)));
         let all = read_all(&mut store).await;
@@ -79,7 +84,7 @@ impl Written {
         assert_eq!(opened.damages.len(), 1);
         let aside = self.folder.path().join("raftlog.damaged-1");
         assert_eq!(opened.damages[0].folder, aside);
-        assert!(aside.join("db").exists() && self.path().join("db").exists());
+        assert!(aside.join("segments").exists() && self.path().join("segments").exists());
         let hub = thread_hub(Arc::new(opened.device));
         assert!(hub.descriptors().is_empty(), "the new log is empty");
         hub.close();
@@ -99,7 +104,7 @@ async fn a_sound_log_opens_whole() {
 #[tokio::test]
 async fn a_flipped_bit_in_the_middle_is_damage_and_is_reported_until_it_is_settled() {
     let written = Written::new().await;
-    written.change_wal(|bytes| {
+    written.change(|bytes| {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     });
@@ -117,15 +122,15 @@ async fn a_flipped_bit_in_the_middle_is_damage_and_is_reported_until_it_is_settl
 #[tokio::test]
 async fn a_second_damage_is_set_aside_beside_the_first() {
     let written = Written::new().await;
-    written.change_wal(|bytes| bytes[40] ^= 1);
+    written.change(|bytes| bytes[40] ^= 1);
     written.assert_damaged();
-    fs::remove_dir_all(written.path().join("db")).unwrap();
+    fs::remove_dir_all(written.path().join("segments")).unwrap();
     let hub = thread_hub(Arc::new(open_folder(&written.path()).device));
     let mut store: Store = hub.replica(REPLICA).unwrap();
     append_durably(&mut store, entries(1, 0..10, 300)).await;
     hub.close();
     drop((hub, store));
-    fs::remove_dir_all(written.path().join("db")).unwrap();
+    fs::remove_dir_all(written.path().join("segments")).unwrap();
     let folders: Vec<_> = damages(&written.path()).into_iter().map(|damage| damage.folder).collect();
     assert_eq!(
         folders,
@@ -134,27 +139,26 @@ async fn a_second_damage_is_set_aside_beside_the_first() {
 }
 
 #[tokio::test]
-async fn a_flipped_bit_in_what_was_not_known_to_be_synced_opens_up_to_it() {
+async fn a_flipped_bit_before_later_entries_is_damage_however_new_they_are() {
     let written = Written::new().await.with_early_synced();
-    written.change_wal(|bytes| {
+    written.change(|bytes| {
         let middle = bytes.len() / 2;
         bytes[middle] ^= 1;
     });
-    let entries = written.entries().await;
-    assert!((ENTRIES / 3..ENTRIES * 2 / 3).contains(&entries), "{entries} entries");
+    written.assert_damaged();
 }
 
 #[tokio::test]
 async fn a_truncated_tail_opens() {
     let written = Written::new().await.with_early_synced();
-    written.change_wal(|bytes| bytes.truncate(bytes.len() - 100));
+    written.change(|bytes| bytes.truncate(bytes.len() - 100));
     assert_eq!(written.entries().await, ENTRIES - 1);
 }
 
 #[tokio::test]
 async fn garbage_behind_the_synced_end_opens_whole() {
     let written = Written::new().await;
-    written.change_wal(|bytes| {
+    written.change(|bytes| {
         let mut noise = 1u32;
         for _ in 0..5000 {
             noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -167,7 +171,7 @@ async fn garbage_behind_the_synced_end_opens_whole() {
 #[tokio::test]
 async fn garbage_in_the_last_record_opens_up_to_it() {
     let written = Written::new().await.with_early_synced();
-    written.change_wal(|bytes| {
+    written.change(|bytes| {
         let end = bytes.len();
         bytes[end - 50..].fill(0xa5);
     });
@@ -177,55 +181,42 @@ async fn garbage_in_the_last_record_opens_up_to_it() {
 #[tokio::test]
 async fn a_synced_log_that_was_cut_short_is_damage() {
     let written = Written::new().await;
-    written.change_wal(|bytes| bytes.truncate(bytes.len() - 100));
+    written.change(|bytes| bytes.truncate(bytes.len() - 100));
     written.assert_damaged();
 }
 
 #[tokio::test]
-async fn a_missing_write_ahead_log_is_damage() {
+async fn a_missing_segment_is_damage() {
     let written = Written::new().await;
-    fs::remove_file(written.wal()).unwrap();
+    fs::remove_file(written.segment()).unwrap();
     written.assert_damaged();
 }
 
 #[tokio::test]
-async fn a_missing_database_is_damage() {
+async fn a_folder_without_segments_is_damage() {
     let written = Written::new().await;
-    fs::remove_dir_all(written.path().join("db")).unwrap();
+    fs::remove_dir_all(written.path().join("segments")).unwrap();
     written.assert_damaged();
 }
 
 #[tokio::test]
-async fn a_database_without_its_root_or_manifest_is_damage_and_is_kept_whole() {
-    for part in ["CURRENT", "MANIFEST"] {
-        let written = Written::new().await;
-        let wal = fs::read(written.wal()).unwrap();
-        let name = written.wal().file_name().unwrap().to_owned();
-        for file in fs::read_dir(written.path().join("db")).unwrap() {
-            let path = file.unwrap().path();
-            if path.to_string_lossy().contains(part) {
-                fs::remove_file(path).unwrap();
-            }
-        }
-        written.assert_damaged();
-        let kept = written.folder.path().join("raftlog.damaged-1/db").join(name);
-        assert_eq!(fs::read(kept).unwrap(), wal, "without {part}");
-    }
-}
-
-#[tokio::test]
-async fn a_log_that_was_marked_by_a_process_that_had_to_end_is_damage() {
+async fn a_log_of_a_later_release_is_refused_and_stays() {
     let written = Written::new().await;
-    kvnode::data_dir::database::mark_damaged(&written.path(), "compaction met damage");
-    written.assert_damaged();
-    assert_eq!(damages(&written.path())[0].reason, "compaction met damage");
+    written.change(|bytes| {
+        bytes[7] = 2;
+        let checksum = crc32c::crc32c(&bytes[..24]);
+        bytes[24..28].copy_from_slice(&checksum.to_le_bytes());
+    });
+    let refused = kvnode::log::recovery::open(&written.path()).map(drop).unwrap_err().to_string();
+    assert!(refused.contains("segment 1 has format 2"), "{refused}");
+    assert!(written.segment().exists());
 }
 
 #[tokio::test]
 async fn a_log_that_is_in_use_is_refused_and_not_damage() {
     let written = Written::new().await;
-    let hub = rocks_hub(&written.path());
-    assert!(kvnode::log::recovery::open(&written.path(), &Default::default()).is_err());
+    let hub = folder_hub(&written.path());
+    assert!(kvnode::log::recovery::open(&written.path()).is_err());
     hub.close();
 }
 
@@ -233,7 +224,7 @@ async fn a_log_that_is_in_use_is_refused_and_not_damage() {
 async fn an_image_taken_at_any_moment_opens_without_damage() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("raftlog");
-    let hub = rocks_hub(&path);
+    let hub = folder_hub(&path);
     let mut store: Store = hub.replica(REPLICA).unwrap();
     let mut next = 0;
     for round in 0..8 {
@@ -244,7 +235,7 @@ async fn an_image_taken_at_any_moment_opens_without_damage() {
         // What SIGKILL would leave: everything written, `SYNCED` of any age.
         let image = folder.path().join(format!("image-{round}"));
         copy_folder(&path, &image);
-        let copy = rocks_hub(&image);
+        let copy = folder_hub(&image);
         let mut reopened: Store = copy.replica(REPLICA).unwrap();
         assert_eq!(read_all(&mut reopened).await, entries(1, 0..next, 300), "round {round}");
         copy.close();

@@ -37,7 +37,7 @@ use openraft::{
     testing::log::{StoreBuilder, Suite},
 };
 
-use crate::support::{REPLICA, Store, log_id, rocks_hub, task_hub};
+use crate::support::{REPLICA, Store, log_id, folder_hub, task_hub};
 
 const SHARD: ShardId = ShardId(1);
 const STATE_MEMORY_BYTES: usize = 32 << 20;
@@ -167,7 +167,7 @@ struct OnRocks;
 impl StoreBuilder<TokioConfig, Store, Machine, Stores> for OnRocks {
     async fn build(&self) -> Result<Built, StorageError<TokioConfig>> {
         let folder = tempfile::tempdir().expect("folder");
-        let log = rocks_hub(&folder.path().join("raftlog"));
+        let log = folder_hub(&folder.path().join("raftlog"));
         let budget = MemoryBudget::of(STATE_MEMORY_BYTES);
         let engine = RocksEngine::open(&folder.path().join("state"), budget).expect("engine");
         let workers = Workers::Threads {

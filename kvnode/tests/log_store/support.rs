@@ -15,7 +15,6 @@ use kvnode::{
         DeviceError, Driver, LogDevice, LogHub, LogStore, PlantedBug, SimulatedDisk,
         codec::{Entry, LeaderId, LogId, Payload, Vote},
         device::{Visitor, Write},
-        options::LogMemory,
         recovery::{self, Opened},
     },
     runtime::Handover,
@@ -73,11 +72,11 @@ pub fn task_hub(disk: &SimulatedDisk, bug: PlantedBug) -> LogHub {
 }
 
 pub fn open_folder(folder: &Path) -> Opened {
-    recovery::open(folder, &LogMemory::default()).expect("open")
+    recovery::open(folder).expect("open")
 }
 
 /// A hub on a sound folder.
-pub fn rocks_hub(folder: &Path) -> LogHub {
+pub fn folder_hub(folder: &Path) -> LogHub {
     let opened = open_folder(folder);
     assert!(opened.damages.is_empty(), "{:?}", opened.damages);
     thread_hub(Arc::new(opened.device))

@@ -151,7 +151,7 @@ async fn flipped_byte_in_a_log_costs_this_nodes_replicas_and_nothing_else() {
     let raftlog = cluster.nodes[VICTIM].data_dir.join("raftlog");
     wait_older_than_a_second(&cluster, &raftlog).await;
     cluster.nodes[VICTIM].kill();
-    flip(&largest(&raftlog.join("db"), ".log").expect("a write-ahead log"), 2_000);
+    flip(&largest(&raftlog.join("segments"), ".seg").expect("a segment"), 2_000);
     cluster.nodes[VICTIM].start();
     let status = victim(&cluster, "a node that says what it lost", |status| {
         status.phase() == Phase::Running && quarantined(status).len() == 3
@@ -159,7 +159,7 @@ async fn flipped_byte_in_a_log_costs_this_nodes_replicas_and_nothing_else() {
     .await;
     assert!(!status.ready, "{status:?}");
     assert!(status.message.starts_with("all 3 replicas quarantined"), "{}", status.message);
-    assert!(cluster.nodes[VICTIM].data_dir.join("raftlog.damaged-1/db").exists());
+    assert!(cluster.nodes[VICTIM].data_dir.join("raftlog.damaged-1/segments").exists());
     serves_everything(&cluster, &[0, 1, VICTIM]).await;
     nobody_else_lost_anything(&cluster).await;
 
