@@ -19,7 +19,7 @@ const HEADER: &str =
 type Promises = BTreeSet<String>;
 
 fn lock_file() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("kv/v1/kv.v1.lock")
+    PathBuf::from("kv/v1/kv.v1.lock")
 }
 
 /// The promises of the compiled descriptors.

@@ -12,7 +12,7 @@ fn golden(cluster: &FakeCluster, name: &str, text: &str) {
     for node in 1..=cluster.shared.nodes() {
         text = text.replace(&cluster.address(node), &format!("127.0.0.1:PORT{node}"));
     }
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = PathBuf::from("tests/golden").join(name);
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::write(&path, &text).unwrap();
     }

@@ -13,8 +13,9 @@ use uuid::{Builder, Uuid};
 use super::{DataDirError, IDENTITY, small_file};
 use crate::config::NodeName;
 
-/// The format of a data folder that this version writes, and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The format of a data folder that this version writes, and the only one that it reads. Of format 1 the Raft logs were in a
+/// RocksDB; it was never released.
+pub const FORMAT: u32 = 2;
 
 /// Content of `IDENTITY`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,8 +69,8 @@ impl Identity {
         let stored = NodeIdentity::decode(content.as_slice()).map_err(|error| damaged(error.to_string()))?;
         match stored.format {
             0 => return Err(damaged("it has no format stamp".to_owned())),
-            1..=FORMAT => {}
-            found => return Err(DataDirError::NewerFormat { path: folder.to_owned(), found }),
+            FORMAT => {}
+            found => return Err(DataDirError::OtherFormat { path: folder.to_owned(), found }),
         }
         decode(stored).map(Some).map_err(damaged)
     }

@@ -77,13 +77,13 @@ pub enum DataDirError {
         /// What the holder wrote into the lock file.
         holder: String,
     },
-    /// Written by a newer kvnode.
+    /// Written by another version of kvnode.
     #[error(
-        "data folder {} has format {found}, and this version knows formats up to {}; use the version that wrote it",
+        "data folder {} has format {found}, and this version knows format {} only; use the version that wrote it",
         path.display(),
         identity::FORMAT
     )]
-    NewerFormat {
+    OtherFormat {
         /// The folder.
         path: PathBuf,
         /// Its format stamp.
@@ -181,7 +181,7 @@ impl DataDir {
     /// gives the disk UUID of a new folder.
     ///
     /// # Errors
-    /// When the folder is in use, of another node, of a newer format, damaged or not a data folder.
+    /// When the folder is in use, of another node, of another format, damaged or not a data folder.
     pub fn open(path: &Path, name: &NodeName, rng: &mut impl Rng) -> Result<Self, DataDirError> {
         create_durably(path)?;
         let path = fs::canonicalize(path).map_err(DataDirError::io("resolve", path))?;

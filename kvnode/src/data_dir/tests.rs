@@ -84,12 +84,14 @@ fn a_folder_of_another_node_is_refused_and_not_counted() {
 }
 
 #[test]
-fn a_folder_of_a_newer_version_is_refused() {
+fn a_folder_of_another_version_is_refused() {
     let temporary = folder();
     open(temporary.path());
-    change_identity(temporary.path(), |identity| identity.format = 2);
-    let refusal = open_as(temporary.path(), "n1", 1).expect_err("newer");
-    assert!(matches!(refusal, DataDirError::NewerFormat { found: 2, .. }), "{refusal}");
+    for format in [1, 3] {
+        change_identity(temporary.path(), |identity| identity.format = format);
+        let refusal = open_as(temporary.path(), "n1", 1).expect_err("another");
+        assert!(matches!(refusal, DataDirError::OtherFormat { found, .. } if found == format), "{refusal}");
+    }
 }
 
 #[test]

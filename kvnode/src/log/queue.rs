@@ -23,7 +23,7 @@ use crate::log::{
 /// 1 ms on a slow SSD, and that is what a small write behind it waits.
 pub const BATCH_BULK_BYTES: usize = 512 << 10;
 
-/// All bytes of one batch, at most (or one operation): RocksDB copies a batch whole.
+/// All bytes of one batch, at most (or one operation): a batch is copied whole.
 pub const BATCH_BYTES: usize = 4 << 20;
 
 /// An append is split into pieces of at most this many bytes (or one entry), so that bulk can share batches.

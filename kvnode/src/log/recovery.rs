@@ -97,7 +97,7 @@ impl Damage {
 /// When it cannot be opened for a reason that is not damage. Damage is part of the result.
 pub fn open(folder: &Path) -> Result<Opened, OpenError> {
     match open_folder(folder)? {
-        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder)? }),
+        Found::Sound(device) => Ok(Opened { device: *device, damages: unsettled(folder)? }),
         Found::Damaged(reason) => replace(folder, &reason),
     }
 }
@@ -110,7 +110,7 @@ pub fn replace(folder: &Path, reason: &str) -> Result<Opened, OpenError> {
     error!(reason, folder = %folder.display(), "the Raft log is damaged, setting it aside");
     set_aside(folder, reason)?;
     match open_folder(folder)? {
-        Found::Sound(device) => Ok(Opened { device, damages: unsettled(folder)? }),
+        Found::Sound(device) => Ok(Opened { device: *device, damages: unsettled(folder)? }),
         Found::Damaged(reason) => {
             let source = io::Error::other(format!("a new log is damaged: {reason}"));
             Err(OpenError::File { path: folder.to_owned(), source })
@@ -119,7 +119,7 @@ pub fn replace(folder: &Path, reason: &str) -> Result<Opened, OpenError> {
 }
 
 enum Found {
-    Sound(SegmentDevice),
+    Sound(Box<SegmentDevice>),
     Damaged(String),
 }
 
@@ -135,7 +135,7 @@ fn open_folder(folder: &Path) -> Result<Found, OpenError> {
         Ok(loaded) => {
             let open_max = OpenFiles::of_this_process().log_segments;
             let device = SegmentDevice::open(&segments, loaded, synced, Sizes::default(), open_max);
-            device.map(Found::Sound).map_err(file(&segments))
+            device.map(|device| Found::Sound(Box::new(device))).map_err(file(&segments))
         }
         Err(LoadError::Damaged(reason)) => Ok(Found::Damaged(reason)),
         Err(LoadError::Io(source)) => Err(OpenError::File { path: segments, source }),

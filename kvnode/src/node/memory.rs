@@ -93,14 +93,7 @@ mod tests {
     fn more_memory_makes_no_part_smaller() {
         let parts = |mebibytes: usize| {
             let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
-            [
-                plan.state,
-                plan.log_index,
-                plan.log_tails,
-                plan.log_queue,
-                plan.requests,
-                plan.large_replies,
-            ]
+            [plan.state, plan.log_index, plan.log_tails, plan.log_queue, plan.requests, plan.large_replies]
         };
         for mebibytes in (0..4096).step_by(16) {
             let (less, more) = (parts(mebibytes), parts(mebibytes + 16));

@@ -269,7 +269,7 @@ async fn a_gap_in_an_append_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_restart_on_rocksdb_reads_everything_back() {
+async fn a_restart_reads_everything_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("raftlog");
     let (one, two) = (ReplicaId(1), ReplicaId(2));

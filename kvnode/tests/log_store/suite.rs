@@ -37,7 +37,7 @@ use openraft::{
     testing::log::{StoreBuilder, Suite},
 };
 
-use crate::support::{REPLICA, Store, log_id, folder_hub, task_hub};
+use crate::support::{REPLICA, Store, folder_hub, log_id, task_hub};
 
 const SHARD: ShardId = ShardId(1);
 const STATE_MEMORY_BYTES: usize = 32 << 20;
@@ -191,7 +191,7 @@ impl StoreBuilder<TokioConfig, Store, Machine, Stores> for Simulated {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn log_and_state_on_rocksdb_pass_openrafts_suite() {
+async fn log_and_state_on_disk_pass_openrafts_suite() {
     Suite::test_all(OnRocks).await.expect("suite");
 }
 

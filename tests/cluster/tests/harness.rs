@@ -15,7 +15,8 @@ const DEADLINE: Duration = Duration::from_secs(20);
 
 /// A file of the repository: one that was just written may still be open for writing in a process that another test is
 /// about to start, and could not be executed.
-const FAKE_NODE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fake-node.sh");
+/// Tests run in the folder of their package.
+const FAKE_NODE: &str = "tests/fake-node.sh";
 
 async fn launch(plan: Plan) -> Cluster {
     Cluster::launch(Path::new(FAKE_NODE), plan).await

@@ -81,7 +81,8 @@ impl Segment {
     }
 
     fn damaged(&self, location: Location) -> DeviceError {
-        let reason = format!("segment {}: the value at byte {} is not what was written", self.number, location.at);
+        let reason =
+            format!("segment {}: the value at byte {} is not what was written", self.number, location.at);
         DeviceError::Damaged { reason }
     }
 }

@@ -253,9 +253,7 @@ impl<'a> Records<'a> {
                 Some(Record::Put { key, value: self.take(usize::try_from(length).ok()?)?, at })
             }
             DELETE_RANGE => Some(Record::DeleteRange(self.key()?, self.key()?)),
-            NOT_NEEDED => {
-                Some(Record::NotNeeded(u32::try_from(u64_at(self.take(8)?, 0)?).ok()?))
-            }
+            NOT_NEEDED => Some(Record::NotNeeded(u32::try_from(u64_at(self.take(8)?, 0)?).ok()?)),
             _ => None,
         }
     }
@@ -280,7 +278,8 @@ impl<'a> Iterator for Records<'a> {
 /// The value that was read together with the bytes right before it; `None` when they do not fit.
 pub fn checked_value(read: &[u8]) -> Option<&[u8]> {
     let value = read.get(VALUE_HEAD_BYTES..)?;
-    let sound = u32_at(read, 0) == Some(length(value.len())) && u32_at(read, 4) == Some(crc32c::crc32c(value));
+    let sound =
+        u32_at(read, 0) == Some(length(value.len())) && u32_at(read, 4) == Some(crc32c::crc32c(value));
     sound.then_some(value)
 }
 
@@ -308,7 +307,8 @@ mod tests {
     fn steps() -> impl Strategy<Value = Vec<Step>> {
         let key = || prop::collection::vec(any::<u8>(), 0..18);
         let step = prop_oneof![
-            (key(), prop::collection::vec(any::<u8>(), 0..300)).prop_map(|(key, value)| Step::Put(key, value)),
+            (key(), prop::collection::vec(any::<u8>(), 0..300))
+                .prop_map(|(key, value)| Step::Put(key, value)),
             (key(), key()).prop_map(|(from, to)| Step::DeleteRange(from, to)),
             any::<u32>().prop_map(Step::NotNeeded),
         ];

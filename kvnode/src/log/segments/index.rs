@@ -36,7 +36,14 @@ impl Location {
     /// No segment has this number.
     const NONE: Self = Self { segment: 0, at: 0, length: 0 };
 
-    fn cost(&self) -> u64 {
+    /// A value of so many bytes that begins there. No segment has 4 GiB.
+    pub fn new(segment: u32, at: usize, length: usize) -> Self {
+        let number = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+        Self { segment, at: number(at), length: number(length) }
+    }
+
+    /// What it counts as needed of its segment, bytes.
+    pub fn cost(&self) -> u64 {
         u64::from(self.length) + RECORD_BYTES
     }
 }
@@ -138,9 +145,10 @@ impl Index {
             if *keys::all_of(*replica).start >= *to || found.len() >= most {
                 break;
             }
-            let small = records.small.iter().map(|(place, (_, value))| {
-                (keys::encode(*replica, *place), Found::Value(value.clone()))
-            });
+            let small = records
+                .small
+                .iter()
+                .map(|(place, (_, value))| (keys::encode(*replica, *place), Found::Value(value.clone())));
             let small = small.filter(|(key, _)| **key >= *from && **key < *to);
             found.extend(small.take(most - found.len()));
             let indexes = first_at(*replica, from)..first_at(*replica, to);
@@ -298,8 +306,8 @@ mod tests {
     }
 
     fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let location = (1u32..5, 0u32..9, 0u32..100)
-            .prop_map(|(segment, at, length)| Location { segment, at, length });
+        let location =
+            (1u32..5, 0u32..9, 0u32..100).prop_map(|(segment, at, length)| Location { segment, at, length });
         let step = prop_oneof![
             8 => (1u64..4, places(), location).prop_map(|(replica, place, at)| Step::Put(replica, place, at)),
             2 => (1u64..4, 0u64..30, 0u64..30).prop_map(|(replica, from, to)| Step::Remove(replica, from..to)),

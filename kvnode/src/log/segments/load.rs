@@ -102,11 +102,13 @@ impl Loaded {
     fn take(&mut self, header: Header, bytes: &[u8]) -> Result<(), LoadError> {
         let Header { segment, first } = header;
         if let Some(unwritten) = self.unwritten {
-            return Err(LoadError::Damaged(format!("segment {unwritten} was not written, but {segment} was")));
+            return Err(LoadError::Damaged(format!(
+                "segment {unwritten} was not written, but {segment} was"
+            )));
         }
         if first != self.sequence + 1 {
             // What is before a gap must not be needed: that is seen at the end.
-            self.idle.extend(self.segments.drain(..));
+            self.idle.append(&mut self.segments);
             self.index = Index::default();
         }
         self.sequence = first.saturating_sub(1);
@@ -149,8 +151,7 @@ impl Loaded {
             })?;
             match record {
                 Record::Put { key, value, at } => {
-                    let number = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-                    let location = Location { segment, at: number(at), length: number(value.len()) };
+                    let location = Location::new(segment, at, value.len());
                     self.index.put(key, location, || Bytes::copy_from_slice(value))?;
                 }
                 Record::DeleteRange(from, to) => self.index.delete_range(from, to),
@@ -168,7 +169,10 @@ impl Loaded {
         }
         let first = self.segments.first().copied().unwrap_or(1);
         if first > self.not_needed + 1 {
-            let reason = format!("segment {first} is the first, and only those up to {} may be missing", self.not_needed);
+            let reason = format!(
+                "segment {first} is the first, and only those up to {} may be missing",
+                self.not_needed
+            );
             return Err(LoadError::Damaged(reason));
         }
         let needed = self.segments.partition_point(|segment| *segment <= self.not_needed);

@@ -11,17 +11,22 @@
 //! what is left of the oldest one is written again when the rest of it is mostly dead.
 //!
 //! [`format`] is the bytes, [`index`] where the records are, [`reclaim`] what is given back when: all pure. [`file`](mod@file) is one
-//! segment, [`load`] reads them all when the log is opened, [`device`] writes.
+//! segment, [`listed`] all of them, [`load`] reads them when the log is opened. [`writer`] writes the last one, [`spare`] makes the
+//! next ones, [`moving`] writes again what the first one still holds; [`device`] is all of it together.
 
 pub mod device;
 mod file;
 mod format;
 mod index;
+mod listed;
 pub mod load;
+mod moving;
 mod reclaim;
 mod spare;
+mod writer;
 
 #[cfg(test)]
 mod tests;
 
-pub use device::{SegmentDevice, Sizes};
+pub use device::SegmentDevice;
+pub use writer::Sizes;

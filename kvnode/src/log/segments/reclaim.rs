@@ -36,7 +36,9 @@ pub fn decide(usage: Usage, begun: bool) -> Reclaim {
     if usage.live_of_oldest == 0 {
         return Reclaim::GiveBack;
     }
-    if begun || usage.written.saturating_sub(usage.live) > usage.live / 2 + DEAD_SEGMENTS_ALLOWED * usage.segment {
+    if begun
+        || usage.written.saturating_sub(usage.live) > usage.live / 2 + DEAD_SEGMENTS_ALLOWED * usage.segment
+    {
         Reclaim::Move
     } else {
         Reclaim::Nothing
@@ -50,7 +52,12 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     fn usage(written: u64, live: u64, live_of_oldest: u64) -> Usage {
-        Usage { segment: 16 * MIB, written: written * MIB, live: live * MIB, live_of_oldest: live_of_oldest * MIB }
+        Usage {
+            segment: 16 * MIB,
+            written: written * MIB,
+            live: live * MIB,
+            live_of_oldest: live_of_oldest * MIB,
+        }
     }
 
     fn decided(written: u64, live: u64, live_of_oldest: u64) -> Reclaim {

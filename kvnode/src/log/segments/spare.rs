@@ -10,8 +10,8 @@ use std::{
 };
 
 use crate::log::segments::{
-    device::Sizes,
     file::{self, Segment},
+    writer::Sizes,
 };
 
 /// Segments that were given back and wait to be used again. What comes beyond goes back to the volume.

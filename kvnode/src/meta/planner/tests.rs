@@ -78,7 +78,7 @@ impl Script {
 
 /// Compares with the golden file of this name; `UPDATE_GOLDEN=1` writes it.
 fn assert_golden(name: &str, text: &str) {
-    let path = format!("{}/src/meta/golden/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+    let path = format!("src/meta/golden/{name}.txt");
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         std::fs::write(&path, text).unwrap();
     }
