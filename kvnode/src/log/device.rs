@@ -86,7 +86,7 @@ pub trait LogDevice: Send + Sync + 'static {
     /// When they may not be. The device must not be used again.
     fn sync(&self) -> Result<(), DeviceError>;
 
-    /// Shows the records in `[from, to)` in the order of their keys, as of one moment.
+    /// Shows the records in `[from, to)` in the order of their keys, each as of some moment of the call.
     ///
     /// # Errors
     /// When something in the range cannot be read.

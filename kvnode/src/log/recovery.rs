@@ -1,6 +1,7 @@
 //! Opening `raftlog`: the folder as a whole, and what happens when it is damaged.
 //!
-//! The folder holds `segments/` (see [`crate::log::segments`]) and `SYNCED` (see [`crate::log::synced`]). A power loss can leave
+//! The folder holds `segments/` (see [`crate::log::segments`]), `SYNCED` (see [`crate::log::synced`]), and `SEED`: eight random bytes
+//! without which nothing is a frame of this log. A power loss can leave
 //! garbage in the end that was not synced, and that must not cost a replica; damage to what was synced must not pass for such an
 //! end. [`load`](mod@crate::log::segments::load) tells them apart.
 //!
@@ -19,11 +20,12 @@ use thiserror::Error;
 use tracing::error;
 
 use crate::{
+    data_dir::small_file::{self, SmallFileError},
     log::{
         codec,
         keys::{self, Place},
         segments::{
-            SegmentDevice, Sizes,
+            Seed, SegmentDevice, Sizes,
             load::{self, LoadError},
         },
         synced::SyncedFile,
@@ -33,6 +35,7 @@ use crate::{
 
 const SEGMENTS: &str = "segments";
 const SIDE_FILE: &str = "SYNCED";
+const SEED_FILE: &str = "SEED";
 /// In a folder that was set aside: why.
 const REASON_FILE: &str = "DAMAGE";
 /// In a folder that was set aside: its replicas are quarantined, nobody need hear of it again.
@@ -131,15 +134,37 @@ fn open_folder(folder: &Path) -> Result<Found, OpenError> {
     let (segments, side_file) = (folder.join(SEGMENTS), folder.join(SIDE_FILE));
     make_durably(&segments).map_err(file(&segments))?;
     let synced = SyncedFile::open(&side_file).map_err(file(&side_file))?;
-    match load::load(&segments, synced.recorded()) {
+    let seed = match seed(&folder.join(SEED_FILE), synced.recorded() == 0) {
+        Ok(seed) => seed,
+        Err(SmallFileError::Io { path, source, .. }) => return Err(OpenError::File { path, source }),
+        Err(damaged) => return Ok(Found::Damaged(damaged.to_string())),
+    };
+    match load::load(&segments, seed, synced.recorded()) {
         Ok(loaded) => {
             let open_max = OpenFiles::of_this_process().log_segments;
-            let device = SegmentDevice::open(&segments, loaded, synced, Sizes::default(), open_max);
+            let device = SegmentDevice::open(&segments, loaded, seed, synced, Sizes::default(), open_max);
             device.map(|device| Found::Sound(Box::new(device))).map_err(file(&segments))
         }
         Err(LoadError::Damaged(reason)) => Ok(Found::Damaged(reason)),
         Err(LoadError::Io(source)) => Err(OpenError::File { path: segments, source }),
         Err(LoadError::Version { segment, version }) => Err(OpenError::Version { segment, version }),
+    }
+}
+
+/// The seed of the log; made when there is none, which is right only for a new log.
+fn seed(path: &Path, is_new: bool) -> Result<Seed, SmallFileError> {
+    let damaged = |reason: &str| SmallFileError::Damaged { path: path.to_owned(), reason: reason.to_owned() };
+    match small_file::read_checked(path)? {
+        Some(bytes) => {
+            let bytes = bytes.try_into().map_err(|_| damaged("it has not eight bytes"))?;
+            Ok(Seed(u64::from_le_bytes(bytes)))
+        }
+        None if is_new => {
+            let seed: u64 = rand::random();
+            small_file::write_checked(path, &seed.to_le_bytes())?;
+            Ok(Seed(seed))
+        }
+        None => Err(damaged("it is missing")),
     }
 }
 
@@ -181,16 +206,17 @@ fn unsettled(folder: &Path) -> Result<Vec<Damage>, OpenError> {
             continue;
         }
         let reason = fs::read_to_string(aside.join(REASON_FILE)).unwrap_or_else(|error| error.to_string());
-        let replicas = readable_descriptors(&aside.join(SEGMENTS));
+        let replicas = readable_descriptors(&aside);
         damages.push(Damage { folder: aside, reason, replicas });
     }
     Ok(damages)
 }
 
 /// Best effort: what can no longer be read is not there.
-fn readable_descriptors(segments: &Path) -> Vec<ReplicaDescriptor> {
+fn readable_descriptors(folder: &Path) -> Vec<ReplicaDescriptor> {
+    let Ok(seed) = seed(&folder.join(SEED_FILE), false) else { return Vec::new() };
     let mut descriptors = BTreeMap::new();
-    load::salvage(segments, &mut |key, value| {
+    load::salvage(&folder.join(SEGMENTS), seed, &mut |key, value| {
         if let Ok((replica, Place::Descriptor)) = keys::decode(key)
             && let Ok(descriptor) = codec::from_bytes::<ReplicaDescriptor>("ReplicaDescriptor", value)
         {

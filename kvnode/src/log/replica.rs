@@ -278,7 +278,7 @@ impl Replica {
             state.purged = Some(upto);
             state.epoch += 1;
         });
-        // From the previous purge point: from 0 on, a range would cover the tombstones of all former ones.
+        // What is before the previous purge point is gone.
         let writes = vec![
             Write::Put(keys::encode(self.id, Place::Purged), value),
             Write::DeleteRange(keys::entries(self.id, start..upto.index + 1)),

@@ -48,9 +48,10 @@ impl SyncedFile {
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         file.try_lock()?;
-        if file.metadata()?.len() < 2 * SLOT_BYTES {
+        let there = file.metadata()?.len();
+        if there < 2 * SLOT_BYTES {
             // Written, not only sized: its blocks must exist before the volume is full.
-            file.write_all_at(&vec![0; usize::try_from(2 * SLOT_BYTES).unwrap_or_default()], 0)?;
+            file.write_all_at(&vec![0; usize::try_from(2 * SLOT_BYTES - there).unwrap_or_default()], there)?;
             file.sync_all()?;
             if let Some(folder) = path.parent() {
                 File::open(folder)?.sync_all()?;

@@ -10,7 +10,7 @@ use crate::log::{
     lock,
     segments::{
         file::{Segment, failed},
-        format::FrameBuilder,
+        format::{FrameBuilder, Seed},
         index::{Found, Index, Location},
         listed::Segments,
         load::Loaded,
@@ -28,7 +28,8 @@ const VISIT_RECORDS: usize = 1_024;
 pub struct SegmentDevice {
     /// Of the committer, which is the only writer.
     end: Mutex<End>,
-    /// Of everybody, never held while something is written or read.
+    /// Of everybody, never held while something is written or read; only an old segment is opened under it, which keeps
+    /// its name so long.
     records: Mutex<Records>,
 }
 
@@ -53,6 +54,7 @@ impl SegmentDevice {
     pub fn open(
         folder: &Path,
         loaded: Loaded,
+        seed: Seed,
         side_file: SyncedFile,
         sizes: Sizes,
         open_max: usize,
@@ -60,10 +62,13 @@ impl SegmentDevice {
         let mut segments = Segments::new(folder, open_max);
         if let Some((_, old)) = loaded.segments.split_last() {
             for number in old {
-                segments.push(&Segment::open(folder, *number)?);
+                let segment = Segment::open(folder, *number)?;
+                // They are, unless somebody has copied the folder a moment ago.
+                segment.file.sync_all()?;
+                segments.push(&segment);
             }
         }
-        let writer = Writer::open(folder, &loaded, side_file, sizes)?;
+        let writer = Writer::open(folder, &loaded, seed, side_file, sizes)?;
         segments.push(&writer.current);
         let end = End { writer, moving: None };
         let records = Records { index: loaded.index, segments };
@@ -116,12 +121,16 @@ impl SegmentDevice {
             Some(moving) => moving,
             None => {
                 let segment = lock(&self.records).segments.get(oldest)?;
-                moving.insert(Moving::begin(&segment).map_err(|error| failed("reading a segment", &error))?)
+                let begun = Moving::begin(&segment, writer.seed);
+                moving.insert(begun.map_err(|error| failed("reading a segment", &error))?)
             }
         };
         writer.frame.begin();
         let most = writer.sizes.moved();
         let (moved, last) = moving.next(&lock(&self.records).index, &mut writer.frame, most)?;
+        if writer.frame.is_empty() {
+            return Ok(last);
+        }
         let written = self.append(writer)?;
         writer.sync()?;
         let index = &mut lock(&self.records).index;

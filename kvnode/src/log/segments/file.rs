@@ -102,7 +102,8 @@ pub fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
         let name = item?.file_name();
         let number = name.to_str().and_then(|name| name.strip_suffix(ENDING)?.parse().ok());
         // A name that we would write otherwise is another file.
-        numbers.extend(number.filter(|number| path(folder, *number).file_name() == Some(&name)));
+        numbers
+            .extend(number.filter(|number| *number > 0 && path(folder, *number).file_name() == Some(&name)));
     }
     numbers.sort_unstable();
     Ok(numbers)

@@ -3,24 +3,29 @@
 //! ```text
 //! segment = header · frame · frame · … · whatever the file held before
 //! header  = "KVLOG" 0 0 version (1) · segment (8) · first sequence (8) · checksum (4) · 0 (4)
-//! frame   = checksum (4) · length of the records (4) · sequence (8) · synced (8) · records · 0 up to a multiple of 8
+//! frame   = seal (8) · length of the records (4) · checksum of the records (4) · sequence (8) · synced (8)
+//!           · records · 0 up to a multiple of 8
 //! record  = 1 · length (1) · key · length (4) · checksum (4) · value          a put
 //!         | 2 · length (1) · first key · length (1) · key after the last      a removed range
 //!         | 3 · segment (8)                                                   this segment and all before it are not needed
 //! ```
 //!
-//! Numbers are little-endian, keys are those of [`crate::log::keys`], checksums are CRC32C. A frame is one batch; its checksum
-//! covers all after it, and begins with the number of the segment: files are used again, and what they held before is no frame
-//! of theirs. Sequences count frames over all segments, from 1 and without a gap. `synced` is the last sequence
-//! that was known to be on disk when the frame was written: it tells a torn end from damage. A value has a checksum of its own, for
-//! whoever reads it alone.
+//! Numbers are little-endian, keys are those of [`crate::log::keys`], checksums are CRC32C. A frame is one batch. Sequences count
+//! frames over all segments, from 1 and without a gap. `synced` is the last sequence that was known to be on disk when the
+//! frame was written: it tells a torn end from damage.
+//!
+//! The seal is the XXH3 of the rest of the frame's head, of its place and of the number of its segment, with a [`Seed`] that each log has
+//! for itself and keeps to itself. Files are used again and hold values of clients: nothing that was there before, and nothing that a
+//! client writes, is a frame here. A value has a checksum of its own, for whoever reads it alone.
 
 use std::ops::Range;
+
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Bytes before the first frame.
 pub const HEADER_BYTES: usize = 32;
 /// Bytes of a frame before its records.
-pub const FRAME_HEAD_BYTES: usize = 24;
+pub const FRAME_HEAD_BYTES: usize = 32;
 /// Frames begin at multiples of this.
 const ALIGNMENT: usize = 8;
 /// Length and checksum, right before a value.
@@ -32,6 +37,21 @@ const VERSION: u8 = 1;
 const PUT: u8 = 1;
 const DELETE_RANGE: u8 = 2;
 const NOT_NEEDED: u8 = 3;
+
+/// A secret of one log. Without it nobody makes a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub u64);
+
+impl Seed {
+    /// The seal of a frame whose head, but for the seal, is this.
+    fn seal(self, segment: u32, begin: u64, head: &[u8]) -> u64 {
+        let mut sealed = [0; 12 + FRAME_HEAD_BYTES];
+        sealed[..4].copy_from_slice(&segment.to_le_bytes());
+        sealed[4..12].copy_from_slice(&begin.to_le_bytes());
+        sealed[12..12 + head.len()].copy_from_slice(head);
+        xxh3_64_with_seed(&sealed, self.0)
+    }
+}
 
 /// What a segment begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,26 +143,41 @@ impl FrameBuilder {
         self.bytes.extend_from_slice(key);
     }
 
+    /// Whether it has no record.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.len() <= FRAME_HEAD_BYTES
+    }
+
     /// Bytes of the whole frame.
     pub fn len(&self) -> usize {
         self.bytes.len().next_multiple_of(ALIGNMENT)
     }
 
-    /// The frame for this place.
-    pub fn finish(&mut self, segment: u32, sequence: u64, synced: u64) -> &[u8] {
-        let records = length(self.bytes.len() - FRAME_HEAD_BYTES);
-        self.bytes[4..8].copy_from_slice(&records.to_le_bytes());
-        self.bytes[8..16].copy_from_slice(&sequence.to_le_bytes());
-        self.bytes[16..24].copy_from_slice(&synced.to_le_bytes());
-        let checksum = checksum(segment, &self.bytes[4..]);
-        self.bytes[..4].copy_from_slice(&checksum.to_le_bytes());
-        self.bytes.resize(self.len(), 0);
+    /// The frame for this place, with zeros behind it up to `padded` bytes of the segment.
+    pub fn finish(&mut self, seed: Seed, place: Place, synced: u64, padded: u64) -> &[u8] {
+        let records = &self.bytes[FRAME_HEAD_BYTES..];
+        let (length, checksum) = (length(records.len()), crc32c::crc32c(records));
+        self.bytes[8..12].copy_from_slice(&length.to_le_bytes());
+        self.bytes[12..16].copy_from_slice(&checksum.to_le_bytes());
+        self.bytes[16..24].copy_from_slice(&place.sequence.to_le_bytes());
+        self.bytes[24..32].copy_from_slice(&synced.to_le_bytes());
+        let seal = seed.seal(place.segment, place.begin, &self.bytes[8..FRAME_HEAD_BYTES]);
+        self.bytes[..8].copy_from_slice(&seal.to_le_bytes());
+        let padded = usize::try_from(padded.saturating_sub(place.begin)).unwrap_or(0);
+        self.bytes.resize(self.len().max(padded), 0);
         &self.bytes
     }
 }
 
-fn checksum(segment: u32, bytes: &[u8]) -> u32 {
-    crc32c::crc32c_append(crc32c::crc32c(&segment.to_le_bytes()), bytes)
+/// Where a frame goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// In which segment.
+    pub segment: u32,
+    /// Where it begins there.
+    pub begin: u64,
+    /// Its number among all.
+    pub sequence: u64,
 }
 
 /// A batch never comes near 4 GiB: the queue bounds it.
@@ -150,13 +185,11 @@ fn length(bytes: usize) -> u32 {
     u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
-/// A frame whose checksum is right.
+/// A frame of this log.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// Its number among all.
     pub sequence: u64,
-    /// What was known to be on disk when it was written.
-    pub synced: u64,
     /// Its encoded records.
     records: &'a [u8],
     /// Where it begins in its segment.
@@ -165,28 +198,17 @@ pub struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     /// The frame that begins here in a segment, whichever it is; `None` when there is no whole one.
-    pub fn read(bytes: &'a [u8], begin: usize, segment: u32) -> Option<Self> {
-        let frame = Self::plausible(bytes, begin)?;
-        let all = bytes.get(begin + 4..begin + FRAME_HEAD_BYTES + frame.records.len())?;
-        (u32_at(bytes, begin) == Some(checksum(segment, all))).then_some(frame)
-    }
-
-    /// What would be a frame if its checksum were right. Whoever looks for one anywhere asks this first.
-    fn plausible(bytes: &'a [u8], begin: usize) -> Option<Self> {
-        let length = usize::try_from(u32_at(bytes, begin + 4)?).ok()?;
-        let (sequence, synced) = (u64_at(bytes, begin + 8)?, u64_at(bytes, begin + 16)?);
+    pub fn read(bytes: &'a [u8], begin: usize, segment: u32, seed: Seed) -> Option<Self> {
+        let head = Head::read(bytes, begin, segment, seed)?;
         let first = begin + FRAME_HEAD_BYTES;
-        let records = bytes.get(first..first.checked_add(length)?)?;
-        (length > 0 && sequence > synced).then_some(Self { sequence, synced, records, begin })
+        let records = bytes.get(first..first.checked_add(usize::try_from(head.length).ok()?)?)?;
+        let whole = crc32c::crc32c(records) == head.checksum;
+        whole.then_some(Self { sequence: head.sequence, records, begin })
     }
 
-    /// A frame behind a place where none can be read, that was written after that one was on disk: so that one is damaged.
-    pub fn written_after(bytes: &'a [u8], begin: usize, segment: u32, lost: u64) -> Option<Self> {
-        let later = |begin: usize| {
-            let frame = Self::plausible(bytes, begin)?;
-            if frame.synced >= lost { Self::read(bytes, begin, segment) } else { None }
-        };
-        (begin.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT).find_map(later)
+    /// The place of the next whole frame from here on.
+    pub fn find(bytes: &'a [u8], from: usize, segment: u32, seed: Seed) -> Option<Self> {
+        places(bytes, from).find_map(|begin| Self::read(bytes, begin, segment, seed))
     }
 
     /// Where the next frame begins.
@@ -198,6 +220,38 @@ impl<'a> Frame<'a> {
     pub fn records(&self) -> Records<'a> {
         Records { bytes: self.records, begin: self.begin + FRAME_HEAD_BYTES, at: 0 }
     }
+}
+
+/// The head of a frame whose records may be torn.
+#[derive(Clone, Copy, Debug)]
+pub struct Head {
+    /// Its number among all.
+    pub sequence: u64,
+    synced: u64,
+    length: u32,
+    checksum: u32,
+}
+
+impl Head {
+    fn read(bytes: &[u8], begin: usize, segment: u32, seed: Seed) -> Option<Self> {
+        let head = bytes.get(begin..begin.checked_add(FRAME_HEAD_BYTES)?)?;
+        let (length, checksum) = (u32_at(head, 8)?, u32_at(head, 12)?);
+        let (sequence, synced) = (u64_at(head, 16)?, u64_at(head, 24)?);
+        let plausible = length > 0 && sequence > synced && sequence < u64::MAX;
+        let sealed = || u64_at(head, 0) == Some(seed.seal(segment, begin as u64, &head[8..]));
+        (plausible && sealed()).then_some(Self { sequence, synced, length, checksum })
+    }
+
+    /// A frame behind a place where none can be read, that was written after that one was on disk: so that one is damaged.
+    pub fn written_after(bytes: &[u8], from: usize, segment: u32, seed: Seed, lost: u64) -> Option<Self> {
+        let mut heads = places(bytes, from).filter_map(|begin| Self::read(bytes, begin, segment, seed));
+        heads.find(|head| head.synced >= lost)
+    }
+}
+
+/// Where frames may begin.
+fn places(bytes: &[u8], from: usize) -> impl Iterator<Item = usize> {
+    (from.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT)
 }
 
 /// One step of a batch.
@@ -334,13 +388,16 @@ mod tests {
         }
     }
 
+    const SEED: Seed = Seed(77);
+
     /// A segment with these frames, the first with sequence 1.
     fn segment(number: u32, frames: &[Vec<Step>]) -> Vec<u8> {
         let mut bytes = Header { segment: number, first: 1 }.encode().to_vec();
         let mut builder = FrameBuilder::default();
         for (steps, sequence) in frames.iter().zip(1..) {
             built(&mut builder, steps);
-            bytes.extend_from_slice(builder.finish(number, sequence, sequence - 1));
+            let place = Place { segment: number, begin: bytes.len() as u64, sequence };
+            bytes.extend_from_slice(builder.finish(SEED, place, sequence - 1, 0));
         }
         bytes
     }
@@ -352,8 +409,8 @@ mod tests {
             prop_assert_eq!(Header::decode(&bytes, number), Begin::Header(Header { segment: number, first: 1 }));
             let mut at = HEADER_BYTES;
             for (steps, sequence) in frames.iter().zip(1..) {
-                let frame = Frame::read(&bytes, at, number).expect("a frame");
-                prop_assert_eq!((frame.sequence, frame.synced), (sequence, sequence - 1));
+                let frame = Frame::read(&bytes, at, number, SEED).expect("a frame");
+                prop_assert_eq!(frame.sequence, sequence);
                 let records: Vec<_> = frame.records().map(|record| record.expect("a record")).collect();
                 prop_assert_eq!(records.len(), steps.len());
                 for (record, step) in records.into_iter().zip(steps) {
@@ -368,44 +425,48 @@ mod tests {
         }
 
         #[test]
-        fn a_frame_of_another_segment_is_none(steps in steps(), one: u32, other: u32) {
+        fn a_frame_of_another_segment_place_or_log_is_none(steps in steps(), one: u32, other: u32) {
             prop_assume!(one != other);
-            let bytes = segment(one, &[steps]);
-            prop_assert!(Frame::read(&bytes, HEADER_BYTES, other).is_none());
+            let mut bytes = segment(one, &[steps]);
+            prop_assert!(Frame::read(&bytes, HEADER_BYTES, other, SEED).is_none());
+            prop_assert!(Frame::read(&bytes, HEADER_BYTES, one, Seed(78)).is_none());
             prop_assert_eq!(Header::decode(&bytes, other), Begin::Unwritten);
+            bytes.splice(HEADER_BYTES..HEADER_BYTES, [0; 8]);
+            prop_assert!(Frame::find(&bytes, HEADER_BYTES, one, SEED).is_none());
         }
 
         #[test]
         fn a_flipped_bit_is_found(steps in steps(), bit: prop::sample::Index) {
             let mut bytes = segment(1, &[steps]);
-            let end = Frame::read(&bytes, HEADER_BYTES, 1).map(|frame| frame.begin + FRAME_HEAD_BYTES + frame.records.len());
+            let end = Frame::read(&bytes, HEADER_BYTES, 1, SEED).map(|frame| frame.begin + FRAME_HEAD_BYTES + frame.records.len());
             let bit = bit.index(end.expect("a frame") * 8);
             // The last bytes of the header mean nothing.
             prop_assume!(!(28 * 8..32 * 8).contains(&bit));
             bytes[bit / 8] ^= 1 << (bit % 8);
             let header = Header::decode(&bytes, 1) == Begin::Header(Header { segment: 1, first: 1 });
-            prop_assert!(!header || Frame::read(&bytes, HEADER_BYTES, 1).is_none());
+            prop_assert!(!header || Frame::read(&bytes, HEADER_BYTES, 1, SEED).is_none());
         }
 
         #[test]
         fn damage_is_told_from_a_torn_end(frames in prop::collection::vec(steps(), 2..6), harmed: prop::sample::Index) {
             let mut bytes = segment(1, &frames);
             let mut begins = vec![HEADER_BYTES];
-            while let Some(frame) = Frame::read(&bytes, *begins.last().expect("one"), 1) {
+            while let Some(frame) = Frame::read(&bytes, *begins.last().expect("one"), 1, SEED) {
                 begins.push(frame.end());
             }
             let harmed = harmed.index(frames.len());
             bytes[begins[harmed] + FRAME_HEAD_BYTES] ^= 0x40;
             let lost = harmed as u64 + 1;
-            let later = Frame::written_after(&bytes, begins[harmed], 1, lost);
+            let later = Head::written_after(&bytes, begins[harmed], 1, SEED, lost);
             prop_assert_eq!(later.map(|frame| frame.sequence), (harmed + 1 < frames.len()).then_some(lost + 1));
         }
 
         #[test]
         fn any_bytes_are_read_without_panic(bytes: Vec<u8>, begin in 0usize..40) {
             Header::decode(&bytes, 1);
-            Frame::read(&bytes, begin, 1);
-            Frame::written_after(&bytes, begin, 1, 1);
+            Frame::read(&bytes, begin, 1, SEED);
+            Frame::find(&bytes, begin, 1, SEED);
+            Head::written_after(&bytes, begin, 1, SEED, 1);
             checked_value(&bytes);
             let records = Records { bytes: &bytes, begin: 0, at: 0 };
             prop_assert!(records.count() <= bytes.len());
@@ -419,11 +480,12 @@ mod tests {
         builder.put(b"key", b"value");
         builder.delete_range(&(b"a"..b"b"));
         builder.not_needed(2);
-        let bytes = [&Header { segment: 3, first: 9 }.encode(), builder.finish(3, 9, 8)].concat();
+        let place = Place { segment: 3, begin: 32, sequence: 9 };
+        let bytes = [&Header { segment: 3, first: 9 }.encode(), builder.finish(SEED, place, 8, 0)].concat();
         let golden = concat!(
             "4b564c4f4700000103000000000000000900000000000000dea8020d00000000",
-            "1556480a20000000090000000000000008000000000000000",
-            "1036b6579050000006303e0e176616c7565",
+            "d94d47e534fb34ee2000000016f10df909000000000000000800000000000000",
+            "01036b6579050000006303e0e176616c7565",
             "0201610162",
             "030200000000000000",
         );

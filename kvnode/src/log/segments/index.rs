@@ -1,25 +1,18 @@
 //! Where each record is: built when the log is opened, kept up with what is written. Pure.
 //!
-//! Twelve bytes an entry, in the order of the log; entries of a replica follow one another. The few small records of a
-//! replica are here themselves.
+//! Twelve bytes an entry, 128 of them together. The few small records of a replica are here themselves.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    ops::Range,
-};
+use std::{collections::BTreeMap, ops::Range};
 
 use bytes::Bytes;
 use kv_topology::ReplicaId;
 
-use crate::log::{
-    device::DeviceError,
-    keys::{self, Key, Place},
-};
+use crate::log::keys::{self, Key, Place, UnknownKey};
 
 /// What a record counts beside its value, bytes: its key and lengths.
 const RECORD_BYTES: u64 = 32;
-/// No log has such a gap: what has one is not what was written.
-const GAP_MAX: u64 = 1 << 20;
+/// Entries whose places are kept together.
+const CHUNK: u64 = 128;
 
 /// Where a value is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,32 +83,59 @@ impl Live {
 #[derive(Debug, Default)]
 struct Records {
     small: BTreeMap<Place, (Location, Bytes)>,
-    /// Index of the first slot; without meaning while there is none.
-    first: u64,
-    /// [`Location::NONE`] is a gap: while the log is opened there are some.
-    entries: VecDeque<Location>,
+    /// Those with equal `index / CHUNK`.
+    entries: BTreeMap<u64, Chunk>,
+}
+
+/// Places of neighbouring entries. [`Location::NONE`]: there is none.
+#[derive(Debug)]
+struct Chunk {
+    places: Box<[Location]>,
+    used: usize,
+}
+
+impl Default for Chunk {
+    fn default() -> Self {
+        Self { places: vec![Location::NONE; slot_of(u64::MAX) + 1].into(), used: 0 }
+    }
+}
+
+/// Its place in a chunk.
+fn slot_of(index: u64) -> usize {
+    usize::try_from(index % CHUNK).unwrap_or(0)
+}
+
+impl Chunk {
+    /// Indexes and places, the empty ones too.
+    fn all(&self, number: u64) -> impl Iterator<Item = (u64, Location)> + '_ {
+        self.places.iter().zip(0..).map(move |(place, slot)| (number * CHUNK + slot, *place))
+    }
+
+    /// What was there before.
+    fn set(&mut self, index: u64, place: Location) -> Location {
+        let slot = &mut self.places[slot_of(index)];
+        let before = std::mem::replace(slot, place);
+        self.used += usize::from(place != Location::NONE);
+        self.used -= usize::from(before != Location::NONE);
+        before
+    }
 }
 
 impl Index {
     /// A record was written. Its value is asked for if it is a small one.
     ///
     /// # Errors
-    /// When an entry is far from all others of its log.
+    /// When the key is none of ours.
     pub fn put(
         &mut self,
         key: &[u8],
         location: Location,
         value: impl FnOnce() -> Bytes,
-    ) -> Result<(), DeviceError> {
+    ) -> Result<(), UnknownKey> {
         let (replica, place) = keys::decode(key)?;
         let records = self.replicas.entry(replica).or_default();
         let before = match place {
-            Place::Entry(index) => {
-                let slot = records.slot(index).ok_or_else(|| DeviceError::Damaged {
-                    reason: format!("entry {index} of {replica} is far from its neighbours"),
-                })?;
-                std::mem::replace(slot, location)
-            }
+            Place::Entry(index) => records.entries.entry(index / CHUNK).or_default().set(index, location),
             Place::Descriptor | Place::Vote | Place::Purged | Place::Committed => {
                 let before = records.small.insert(place, (location, value()));
                 before.map_or(Location::NONE, |(location, _)| location)
@@ -128,14 +148,19 @@ impl Index {
 
     /// A range was removed.
     pub fn delete_range(&mut self, from: &[u8], to: &[u8]) {
-        let live = &mut self.live;
-        self.replicas.retain(|replica, records| {
-            let (first, last) = (keys::all_of(*replica).start, keys::end(*replica));
-            if *last > *from && *first < *to {
-                records.remove_range(*replica, from, to, live);
+        let mut empty = Vec::new();
+        for (replica, records) in self.replicas.range_mut(replica_of(from)..) {
+            if *keys::all_of(*replica).start >= *to {
+                break;
             }
-            !records.is_empty()
-        });
+            records.remove_range(*replica, from, to, &mut self.live);
+            if records.is_empty() {
+                empty.push(*replica);
+            }
+        }
+        for replica in empty {
+            self.replicas.remove(&replica);
+        }
     }
 
     /// The first records of a range, in order, at most so many.
@@ -189,42 +214,16 @@ impl Records {
         self.small.is_empty() && self.entries.is_empty()
     }
 
-    fn indexes(&self) -> Range<u64> {
-        self.first..self.first + self.entries.len() as u64
-    }
-
     fn entry(&self, index: u64) -> Option<Location> {
-        let slot = usize::try_from(index.checked_sub(self.first)?).ok()?;
-        self.entries.get(slot).copied().filter(|location| *location != Location::NONE)
-    }
-
-    /// The slot of an entry, made if it is not there. `None` when it is too far from the others.
-    fn slot(&mut self, index: u64) -> Option<&mut Location> {
-        if self.entries.is_empty() {
-            self.first = index;
-        }
-        let Range { start, end } = self.indexes();
-        if start.saturating_sub(index) > GAP_MAX || index.saturating_sub(end) > GAP_MAX {
-            return None;
-        }
-        for _ in index..start {
-            self.entries.push_front(Location::NONE);
-        }
-        self.first = start.min(index);
-        for _ in end..=index.max(end.saturating_sub(1)) {
-            self.entries.push_back(Location::NONE);
-        }
-        self.entries.get_mut(usize::try_from(index - self.first).ok()?)
+        let place = self.entries.get(&(index / CHUNK))?.places[slot_of(index)];
+        (place != Location::NONE).then_some(place)
     }
 
     /// Entries with these indexes.
     fn entries(&self, indexes: Range<u64>) -> impl Iterator<Item = (u64, Location)> + '_ {
-        let there = self.indexes();
-        let start = indexes.start.clamp(there.start, there.end);
-        let end = indexes.end.clamp(start, there.end);
-        let slot = |index: u64| usize::try_from(index - there.start).unwrap_or(usize::MAX);
-        let range = self.entries.range(slot(start)..slot(end));
-        (start..end).zip(range.copied()).filter(|(_, location)| *location != Location::NONE)
+        let chunks = self.entries.range(chunks_of(&indexes));
+        let all = chunks.flat_map(|(number, chunk)| chunk.all(*number));
+        all.filter(move |(index, place)| *place != Location::NONE && indexes.contains(index))
     }
 
     fn remove_range(&mut self, replica: ReplicaId, from: &[u8], to: &[u8], live: &mut Live) {
@@ -236,22 +235,27 @@ impl Records {
             }
             !gone
         });
-        let there = self.indexes();
-        let start = first_at(replica, from).clamp(there.start, there.end);
-        let end = first_at(replica, to).clamp(start, there.end);
-        for index in start..end {
-            let slot = usize::try_from(index - there.start).ok().and_then(|slot| self.entries.get_mut(slot));
-            let Some(slot) = slot else { break };
-            live.remove(&std::mem::replace(slot, Location::NONE));
+        let indexes = first_at(replica, from)..first_at(replica, to);
+        let mut empty = Vec::new();
+        for (number, chunk) in self.entries.range_mut(chunks_of(&indexes)) {
+            let gone: Vec<u64> = chunk.all(*number).map(|(index, _)| index).collect();
+            for index in gone.into_iter().filter(|index| indexes.contains(index)) {
+                live.remove(&chunk.set(index, Location::NONE));
+            }
+            if chunk.used == 0 {
+                empty.push(*number);
+            }
         }
-        while self.entries.front() == Some(&Location::NONE) {
-            self.entries.pop_front();
-            self.first += 1;
-        }
-        while self.entries.back() == Some(&Location::NONE) {
-            self.entries.pop_back();
+        for number in empty {
+            self.entries.remove(&number);
         }
     }
+}
+
+/// The chunks that entries with these indexes are in; none of no indexes.
+fn chunks_of(indexes: &Range<u64>) -> Range<u64> {
+    let first = indexes.start / CHUNK;
+    first..indexes.end.div_ceil(CHUNK).max(first)
 }
 
 /// The replica that a key belongs to, or the first one after it.
@@ -387,15 +391,18 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_far_from_its_log_is_refused() {
+    fn entries_far_from_each_other_are_found() {
         let mut index = Index::default();
-        let location = Location { segment: 1, at: 0, length: 1 };
-        let mut put = |entry: u64| {
+        let all = [0, 1 << 40, (1 << 40) + 1_300_001, u64::MAX - 1];
+        for (entry, segment) in all.into_iter().zip(1..) {
             let key = keys::encode(ReplicaId(1), Place::Entry(entry));
-            index.put(&key, location, Bytes::new).is_ok()
-        };
-        assert!(put(1 << 40));
-        assert!(!put(1 << 50) && !put(3), "neither far ahead nor far behind");
-        assert!(put((1 << 40) + 2) && put((1 << 40) - 2));
+            index.put(&key, Location { segment, at: 0, length: 1 }, Bytes::new).expect("a key");
+        }
+        let (from, to) = (keys::all_of(ReplicaId(1)).start, keys::end(ReplicaId(1)));
+        let found = index.range(&from, &to, usize::MAX);
+        let found: Vec<_> = found.iter().map(|(key, _)| keys::decode(key).expect("a key").1).collect();
+        assert_eq!(found, all.map(Place::Entry));
+        index.delete_range(&keys::entries(ReplicaId(1), 0..u64::MAX).start, &to);
+        assert_eq!(index.live(), 0);
     }
 }

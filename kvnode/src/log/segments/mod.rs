@@ -29,4 +29,5 @@ mod writer;
 mod tests;
 
 pub use device::SegmentDevice;
+pub use format::Seed;
 pub use writer::Sizes;

@@ -9,7 +9,7 @@ use crate::log::{
     keys::{self, Key, Place},
     segments::{
         file::Segment,
-        format::{Frame, FrameBuilder, HEADER_BYTES, Record},
+        format::{Frame, FrameBuilder, HEADER_BYTES, Record, Seed},
         index::{Index, Location},
     },
 };
@@ -19,6 +19,7 @@ pub struct Moving {
     segment: u32,
     bytes: Vec<u8>,
     at: usize,
+    seed: Seed,
 }
 
 /// A record that goes into the next frame.
@@ -40,14 +41,15 @@ impl Moving {
     ///
     /// # Errors
     /// When it cannot be read.
-    pub fn begin(segment: &Segment) -> io::Result<Self> {
+    pub fn begin(segment: &Segment, seed: Seed) -> io::Result<Self> {
         let mut bytes = vec![0; usize::try_from(segment.file.metadata()?.len()).unwrap_or(usize::MAX)];
         segment.file.read_exact_at(&mut bytes, 0)?;
-        Ok(Self { segment: segment.number, bytes, at: HEADER_BYTES })
+        Ok(Self { segment: segment.number, bytes, at: HEADER_BYTES, seed })
     }
 
-    /// Puts the next records that are needed into a frame, until it has about so many bytes. With the last of them the
-    /// segment is not needed any more, which goes into the frame too: then the second value is true.
+    /// Puts the next records that are needed into a frame, until that has about so many bytes or four times as many were
+    /// looked through. With the last of them the segment is not needed any more, which goes into the frame too: then the
+    /// second value is true.
     ///
     /// # Errors
     /// When the segment ends before that.
@@ -57,9 +59,9 @@ impl Moving {
         frame: &mut FrameBuilder,
         most: usize,
     ) -> Result<(Vec<Moved>, bool), DeviceError> {
-        let mut moved = Vec::new();
-        while let Some(old) = Frame::read(&self.bytes, self.at, self.segment) {
-            if frame.len() >= most {
+        let (mut moved, began) = (Vec::new(), self.at);
+        while let Some(old) = Frame::read(&self.bytes, self.at, self.segment, self.seed) {
+            if frame.len() >= most || self.at - began >= 4 * most {
                 return Ok((moved, false));
             }
             for record in old.records() {

@@ -32,12 +32,13 @@ pub struct Spares {
     /// Oldest first, and used in that order: what is left on the disk has no gap.
     given_back: VecDeque<Segment>,
     making: Option<JoinHandle<io::Result<Ready>>>,
+    no_thread_for: u32,
 }
 
 impl Spares {
     /// None yet, in this folder.
     pub fn new(folder: &Path, sizes: Sizes) -> Self {
-        Self { folder: folder.to_owned(), sizes, given_back: VecDeque::new(), making: None }
+        Self { folder: folder.to_owned(), sizes, given_back: VecDeque::new(), making: None, no_thread_for: 0 }
     }
 
     /// A segment is not needed any more, which is on disk. Who still reads it goes on.
@@ -67,14 +68,19 @@ impl Spares {
 
     /// Begins to make this segment ready, unless that is under way.
     pub fn make(&mut self, number: u32) {
-        if self.making.is_some() {
+        if self.making.is_some() || self.no_thread_for == number {
             return;
         }
-        let (folder, sizes, spare) = (self.folder.clone(), self.sizes, self.given_back.pop_front());
+        let (folder, sizes, spare) = (self.folder.clone(), self.sizes, self.given_back.front().cloned());
         let make = thread::Builder::new().name("log-segment".into());
-        let make = make.spawn(move || ready(&folder, sizes, spare, number));
-        // Without a thread it is made when it is needed. The spare's file stays until the next start.
-        self.making = make.ok();
+        match make.spawn(move || ready(&folder, sizes, spare, number)) {
+            Ok(making) => {
+                self.given_back.pop_front();
+                self.making = Some(making);
+            }
+            // It is made when it is needed.
+            Err(_) => self.no_thread_for = number,
+        }
     }
 
     /// This segment, as soon as it is ready.

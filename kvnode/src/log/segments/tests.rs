@@ -13,7 +13,7 @@ use rand::{Rng, RngExt, SeedableRng, rngs::StdRng};
 
 use super::{
     SegmentDevice, Sizes, file,
-    format::{FRAME_HEAD_BYTES, Frame, HEADER_BYTES},
+    format::{self, FRAME_HEAD_BYTES, Frame, FrameBuilder, HEADER_BYTES, Seed},
     load::{LoadError, load, salvage},
 };
 use crate::log::{
@@ -24,6 +24,7 @@ use crate::log::{
 
 const SIZES: Sizes = Sizes { segment: 16 << 10 };
 const OPEN_MAX: usize = 3;
+const SEED: Seed = Seed(0x5eed);
 const REPLICAS: u64 = 4;
 const SECTOR: usize = 512;
 
@@ -42,8 +43,8 @@ fn opened(folder: &Path) -> Result<SegmentDevice, LoadError> {
     let side_file = SyncedFile::open(&folder.join("SYNCED"))?;
     let segments = folder.join("segments");
     fs::create_dir_all(&segments)?;
-    let loaded = load(&segments, side_file.recorded())?;
-    Ok(SegmentDevice::open(&segments, loaded, side_file, SIZES, OPEN_MAX)?)
+    let loaded = load(&segments, SEED, side_file.recorded())?;
+    Ok(SegmentDevice::open(&segments, loaded, SEED, side_file, SIZES, OPEN_MAX)?)
 }
 
 fn open(folder: &Path) -> SegmentDevice {
@@ -226,8 +227,8 @@ fn meaningful(bytes: &[u8], segment: u32) -> Vec<Range<usize>> {
     let header = 0..28;
     let mut ranges = Vec::from([header]);
     let mut begin = HEADER_BYTES;
-    while let Some(frame) = Frame::read(bytes, begin, segment) {
-        let records = u32::from_le_bytes(*bytes[begin + 4..].first_chunk().expect("four"));
+    while let Some(frame) = Frame::read(bytes, begin, segment, SEED) {
+        let records = u32::from_le_bytes(*bytes[begin + 8..].first_chunk().expect("four"));
         ranges.push(begin..begin + FRAME_HEAD_BYTES + usize::try_from(records).expect("small"));
         begin = frame.end();
     }
@@ -249,7 +250,7 @@ fn any_flipped_bit_of_what_was_synced_is_damage() {
     let mut rng = StdRng::seed_from_u64(1);
     let segments = folder.path().join("segments");
     let numbers = file::numbers(&segments).expect("readable");
-    let needed = load(&segments, 0).expect("sound").segments;
+    let needed = load(&segments, SEED, 0).expect("sound").segments;
     assert!(needed.len() > 2, "{numbers:?}");
     for _ in 0..400 {
         let number = needed[rng.random_range(0..needed.len())];
@@ -268,11 +269,81 @@ fn any_flipped_bit_of_what_was_synced_is_damage() {
 }
 
 #[test]
+fn damage_to_what_is_not_needed_costs_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let segments = folder.path().join("segments");
+    let device = open(folder.path());
+    let spares = || {
+        let numbers = file::numbers(&segments).expect("readable").into_iter();
+        numbers.filter(|number| *number < device.first_segment()).collect::<Vec<_>>()
+    };
+    let mut next = 0;
+    while spares().is_empty() {
+        write_and_purge(&device, next..next + 7);
+        next += 7;
+    }
+    let (spares, image) = (spares(), all(&device));
+    drop(device);
+    for number in spares {
+        let path = file::path(&segments, number);
+        let sound = fs::read(&path).expect("readable");
+        for at in [3, HEADER_BYTES + 5, 5000] {
+            let mut harmed = sound.clone();
+            harmed[at] ^= 1;
+            fs::write(&path, harmed).expect("written");
+            load(&segments, SEED, 0).unwrap_or_else(|error| panic!("byte {at} of segment {number}: {error}"));
+        }
+    }
+    assert_eq!(all(&open(folder.path())), image);
+}
+
+/// A value of frames as a client would make them, who knows everything but the seed: where the value will lie, for the next
+/// segments that come to lie there, with the claim that everything before was on disk.
+fn planted((current, end): (u32, u64)) -> Bytes {
+    // Head of the frame; kind, key and head of the value.
+    let first = end + FRAME_HEAD_BYTES as u64 + 27;
+    let mut value = vec![0; usize::try_from(first.next_multiple_of(8) - first).expect("small")];
+    let mut builder = FrameBuilder::default();
+    for number in 0..40 {
+        builder.begin();
+        builder.not_needed(current + number);
+        let place = format::Place {
+            segment: current + 1 + number % 8,
+            begin: first + value.len() as u64,
+            sequence: 1 << 40,
+        };
+        value.extend_from_slice(builder.finish(Seed(0), place, 1 << 39, 0));
+    }
+    value.into()
+}
+
+#[test]
+fn what_a_client_writes_is_never_taken_for_a_frame() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut device = open(folder.path());
+    let key = |index| keys::encode(ReplicaId(1), Place::Entry(index));
+    for round in 0..60_u64 {
+        for index in round * 10..round * 10 + 10 {
+            device.write(&[Write::Put(key(index), planted(device.place()))], true).expect("written");
+        }
+        device.write(&[Write::DeleteRange(key(0)..key(round * 10 + 9))], true).expect("written");
+        work(&device);
+        if round % 3 == 0 {
+            // The next segment is ready by now, or it is not.
+            drop(device);
+            device = opened(folder.path()).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        }
+        assert_eq!(all(&device).len(), 1, "round {round}");
+    }
+    assert!(device.first_segment() > 5);
+}
+
+#[test]
 fn a_missing_segment_is_damage() {
     let folder = tempfile::tempdir().expect("a folder");
     let image = filled(folder.path());
     let segments = folder.path().join("segments");
-    for number in load(&segments, 0).expect("sound").segments {
+    for number in load(&segments, SEED, 0).expect("sound").segments {
         let (path, away) = (file::path(&segments, number), folder.path().join("away"));
         fs::rename(&path, &away).expect("moved");
         assert_damaged(folder.path(), &format!("without segment {number}"));
@@ -286,13 +357,13 @@ fn what_can_be_read_of_a_damaged_log_is_found() {
     let folder = tempfile::tempdir().expect("a folder");
     let image = filled(folder.path());
     let segments = folder.path().join("segments");
-    let needed = load(&segments, 0).expect("sound").segments;
+    let needed = load(&segments, SEED, 0).expect("sound").segments;
     let path = file::path(&segments, needed[0]);
     let mut bytes = fs::read(&path).expect("readable");
     bytes[HEADER_BYTES] ^= 1;
     fs::write(&path, bytes).expect("written");
     let mut found = Image::new();
-    salvage(&segments, &mut |key, value| drop(found.insert(key.to_vec(), value)));
+    salvage(&segments, SEED, &mut |key, value| drop(found.insert(key.to_vec(), value)));
     let read = image.keys().filter(|key| found.contains_key(*key)).count();
     assert!(read * 2 > image.len() && image.len() > 20, "{read} of {}", image.len());
 }

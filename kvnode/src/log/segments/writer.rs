@@ -11,7 +11,7 @@ use crate::log::{
     device::DeviceError,
     segments::{
         file::{self, Segment, failed},
-        format::{FrameBuilder, HEADER_BYTES, Header},
+        format::{FrameBuilder, HEADER_BYTES, Header, Place, Seed},
         index::Location,
         load::Loaded,
         spare::{Ready, Spares},
@@ -51,10 +51,17 @@ impl Sizes {
     }
 }
 
+/// What the system keeps of a file in memory is pages of this, bytes.
+const PAGE_BYTES: u64 = 4096;
+/// What is written or read at once, bytes.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// Writes the log. There is one.
 pub struct Writer {
     /// Of what it makes.
     pub sizes: Sizes,
+    /// Of this log.
+    pub seed: Seed,
     /// The segment that is written.
     pub current: Segment,
     /// Where the next frame begins in it; 0 when it has none yet.
@@ -91,23 +98,33 @@ impl Writer {
     ///
     /// # Errors
     /// When that cannot be written.
-    pub fn open(folder: &Path, loaded: &Loaded, mut side_file: SyncedFile, sizes: Sizes) -> io::Result<Self> {
+    pub fn open(
+        folder: &Path,
+        loaded: &Loaded,
+        seed: Seed,
+        mut side_file: SyncedFile,
+        sizes: Sizes,
+    ) -> io::Result<Self> {
+        let last = loaded.segments.last().map(|last| Segment::open(folder, *last)).transpose()?;
+        let end = last.as_ref().map_or(0, |_| loaded.end as u64);
+        if let Some(last) = &last {
+            // What a process that was killed had not synced is part of the log from now on. All of it is written anew: after a sync
+            // that failed, the system takes pages for written that are not.
+            write_again(last, end)?;
+            fill(last, end, last.file.metadata()?.len())?;
+            last.file.sync_all()?;
+        }
+        // Not before: what says that they are not needed may have been unsynced itself.
         for number in &loaded.idle {
             fs::remove_file(file::path(folder, *number))?;
         }
-        let (current, end) = match loaded.segments.last() {
-            Some(last) => (Segment::open(folder, *last)?, loaded.end as u64),
-            None => (Segment::create(folder, 1)?, 0),
-        };
+        let current = last.map_or_else(|| Segment::create(folder, 1), Ok)?;
         file::sync_folder(folder)?;
-        let filled = current.file.metadata()?.len().max(end);
-        fill(&current, end, filled)?;
-        // All of it: what a process that was killed had not synced is part of the log now.
-        current.file.sync_all()?;
+        let filled = current.file.metadata()?.len();
         side_file.reached(loaded.sequence);
         let (sequence, synced) = (loaded.sequence, loaded.sequence);
         let (frame, spares) = (FrameBuilder::default(), Spares::new(folder, sizes));
-        Ok(Self { sizes, current, end, filled, sequence, synced, frame, spares, side_file })
+        Ok(Self { sizes, seed, current, end, filled, sequence, synced, frame, spares, side_file })
     }
 
     /// Whether the frame goes into the next segment.
@@ -122,7 +139,7 @@ impl Writer {
     /// When there is no next one, or this one may not be on disk.
     pub fn next_segment(&mut self) -> Result<(), DeviceError> {
         self.sync()?;
-        let next = self.spares.take(self.current.number + 1);
+        let next = self.spares.take(self.current.number.saturating_add(1));
         let Ready { segment, filled } = next.map_err(|error| failed("making a segment", &error))?;
         (self.current, self.end, self.filled) = (segment, 0, filled);
         Ok(())
@@ -146,7 +163,11 @@ impl Writer {
             fill(&self.current, self.filled, filled)?;
             self.filled = filled;
         }
-        let frame = self.frame.finish(header.segment, self.sequence + 1, self.synced);
+        let place = Place { segment: header.segment, begin, sequence: header.first };
+        // A page that is written in part, and is not in memory, would be read first.
+        let padded =
+            if begin / PAGE_BYTES == end / PAGE_BYTES { end } else { end.next_multiple_of(PAGE_BYTES) };
+        let frame = self.frame.finish(self.seed, place, self.synced, padded.min(self.filled));
         self.current.file.write_all_at(frame, begin)?;
         if self.end == 0 {
             self.current.file.write_all_at(&header.encode(), 0)?;
@@ -154,7 +175,7 @@ impl Writer {
         self.end = end;
         self.sequence += 1;
         if end > self.sizes.make_next_at() {
-            self.spares.make(self.current.number + 1);
+            self.spares.make(self.current.number.saturating_add(1));
         }
         Ok(begin)
     }
@@ -201,9 +222,22 @@ impl Writer {
     }
 }
 
+/// Writes what is there once more, up to `end`.
+fn write_again(segment: &Segment, end: u64) -> io::Result<()> {
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut at = 0;
+    while at < end {
+        let length = usize::try_from(end - at).unwrap_or(usize::MAX).min(PIECE_BYTES);
+        segment.file.read_exact_at(&mut piece[..length], at)?;
+        segment.file.write_all_at(&piece[..length], at)?;
+        at += length as u64;
+    }
+    Ok(())
+}
+
 /// Writes zeros: the blocks are there afterwards, and nothing that was written before.
 fn fill(segment: &Segment, from: u64, to: u64) -> io::Result<()> {
-    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; PIECE_BYTES] = [0; PIECE_BYTES];
     let mut at = from;
     while at < to {
         let zeros = usize::try_from(to - at).unwrap_or(usize::MAX).min(ZEROS.len());
