@@ -28,6 +28,7 @@ use crate::{
             Seed, SegmentDevice, Sizes,
             load::{self, LoadError},
         },
+        sync_folder,
         synced::SyncedFile,
     },
     runtime::open_files::OpenFiles,
@@ -126,11 +127,13 @@ enum Found {
     Damaged(String),
 }
 
+/// What the system said of this file or folder.
+fn file(path: &Path) -> impl FnOnce(io::Error) -> OpenError {
+    let path = path.to_owned();
+    move |source| OpenError::File { path, source }
+}
+
 fn open_folder(folder: &Path) -> Result<Found, OpenError> {
-    let file = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::File { path, source }
-    };
     let (segments, side_file) = (folder.join(SEGMENTS), folder.join(SIDE_FILE));
     make_durably(&segments).map_err(file(&segments))?;
     let synced = SyncedFile::open(&side_file).map_err(file(&side_file))?;
@@ -170,10 +173,6 @@ fn seed(path: &Path, is_new: bool) -> Result<Seed, SmallFileError> {
 
 /// Renames the folder, which is one step: it is either there or set aside, with everything in it.
 fn set_aside(folder: &Path, reason: &str) -> Result<(), OpenError> {
-    let file = |path: &Path| {
-        let path = path.to_owned();
-        move |source| OpenError::File { path, source }
-    };
     fs::write(folder.join(REASON_FILE), reason).map_err(file(folder))?;
     let taken = set_aside_folders(folder)?.last().map_or(0, |(number, _)| *number);
     let aside = numbered(folder, taken + 1);
@@ -239,8 +238,4 @@ fn numbered(folder: &Path, number: u64) -> PathBuf {
 fn make_durably(segments: &Path) -> io::Result<()> {
     fs::create_dir_all(segments)?;
     segments.ancestors().skip(1).take(2).try_for_each(sync_folder)
-}
-
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

@@ -19,6 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::log::sync_folder;
+
 /// How often it is written, at most. Damage within the newest such time cannot be told from a torn end.
 pub const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -54,7 +56,7 @@ impl SyncedFile {
             file.write_all_at(&vec![0; usize::try_from(2 * SLOT_BYTES - there).unwrap_or_default()], there)?;
             file.sync_all()?;
             if let Some(folder) = path.parent() {
-                File::open(folder)?.sync_all()?;
+                sync_folder(folder)?;
             }
         }
         let slots = [read_slot(&file, 0)?, read_slot(&file, 1)?];

@@ -172,8 +172,9 @@ impl SegmentDevice {
 
     /// Number of the oldest segment.
     pub(super) fn first_segment(&self) -> u32 {
-        let records = lock(&self.records);
-        records.segments.oldest().unwrap_or_else(|| self.place().0)
+        // In the order in which the locks are taken elsewhere.
+        let (current, _) = self.place();
+        lock(&self.records).segments.oldest().unwrap_or(current)
     }
 }
 

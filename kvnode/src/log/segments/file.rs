@@ -109,14 +109,6 @@ pub fn numbers(folder: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// Makes the names in a folder durable.
-///
-/// # Errors
-/// When they may not be.
-pub fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 /// What the device says when the system refuses.
 pub fn failed(operation: &'static str, error: &io::Error) -> DeviceError {
     DeviceError::Failed {

@@ -106,11 +106,6 @@ fn slot_of(index: u64) -> usize {
 }
 
 impl Chunk {
-    /// Indexes and places, the empty ones too.
-    fn all(&self, number: u64) -> impl Iterator<Item = (u64, Location)> + '_ {
-        self.places.iter().zip(0..).map(move |(place, slot)| (number * CHUNK + slot, *place))
-    }
-
     /// What was there before.
     fn set(&mut self, index: u64, place: Location) -> Location {
         let slot = &mut self.places[slot_of(index)];
@@ -222,7 +217,7 @@ impl Records {
     /// Entries with these indexes.
     fn entries(&self, indexes: Range<u64>) -> impl Iterator<Item = (u64, Location)> + '_ {
         let chunks = self.entries.range(chunks_of(&indexes));
-        let all = chunks.flat_map(|(number, chunk)| chunk.all(*number));
+        let all = chunks.flat_map(|(number, chunk)| indexes_in(*number).zip(chunk.places.iter().copied()));
         all.filter(move |(index, place)| *place != Location::NONE && indexes.contains(index))
     }
 
@@ -238,8 +233,7 @@ impl Records {
         let indexes = first_at(replica, from)..first_at(replica, to);
         let mut empty = Vec::new();
         for (number, chunk) in self.entries.range_mut(chunks_of(&indexes)) {
-            let gone: Vec<u64> = chunk.all(*number).map(|(index, _)| index).collect();
-            for index in gone.into_iter().filter(|index| indexes.contains(index)) {
+            for index in indexes_in(*number).filter(|index| indexes.contains(index)) {
                 live.remove(&chunk.set(index, Location::NONE));
             }
             if chunk.used == 0 {
@@ -250,6 +244,11 @@ impl Records {
             self.entries.remove(&number);
         }
     }
+}
+
+/// The entries of a chunk, there or not.
+fn indexes_in(number: u64) -> impl Iterator<Item = u64> {
+    (0..CHUNK).map(move |slot| number * CHUNK + slot)
 }
 
 /// The chunks that entries with these indexes are in; none of no indexes.

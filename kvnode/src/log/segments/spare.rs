@@ -9,9 +9,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::log::segments::{
-    file::{self, Segment},
-    writer::Sizes,
+use crate::log::{
+    segments::{
+        file::{self, Segment},
+        writer::Sizes,
+    },
+    sync_folder,
 };
 
 /// Segments that were given back and wait to be used again. What comes beyond goes back to the volume.
@@ -109,7 +112,7 @@ fn ready(folder: &Path, sizes: Sizes, spare: Option<Segment>, number: u32) -> io
         Some(spare) => spare.renumber(folder, number)?,
         None => Segment::create(folder, number)?,
     };
-    file::sync_folder(folder)?;
+    sync_folder(folder)?;
     let mut filled = segment.file.metadata()?.len();
     if filled > sizes.segment {
         // It had one large batch.

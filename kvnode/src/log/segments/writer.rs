@@ -16,6 +16,7 @@ use crate::log::{
         load::Loaded,
         spare::{Ready, Spares},
     },
+    sync_folder,
     synced::SyncedFile,
 };
 
@@ -119,7 +120,7 @@ impl Writer {
             fs::remove_file(file::path(folder, *number))?;
         }
         let current = last.map_or_else(|| Segment::create(folder, 1), Ok)?;
-        file::sync_folder(folder)?;
+        sync_folder(folder)?;
         let filled = current.file.metadata()?.len();
         side_file.reached(loaded.sequence);
         let (sequence, synced) = (loaded.sequence, loaded.sequence);
