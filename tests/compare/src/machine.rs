@@ -50,14 +50,16 @@ fn value(text: &str, name: &str) -> Option<String> {
     lines.into_iter().find(|(key, _)| key.trim() == name).map(|(_, value)| value.trim().to_owned())
 }
 
-/// Of this repository; with `+` when the checkout had changes. Empty: it was none.
+/// Of this repository; with `+` when the checkout had changes other than results, which a run of several settings leaves
+/// behind. Empty: it was none.
 pub fn commit() -> String {
     let git = |words: &[&str]| {
         let output = Command::new("git").args(words).output().ok()?;
         output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let Some(commit) = git(&["rev-parse", "--short=12", "HEAD"]) else { return String::new() };
-    let is_changed = git(&["status", "--porcelain"]).is_none_or(|changes| !changes.is_empty());
+    let is_changed = git(&["status", "--porcelain", "--", ":(top,exclude)docs/benchmarks"])
+        .is_none_or(|changes| !changes.is_empty());
     if is_changed { commit + "+" } else { commit }
 }
 
