@@ -14,7 +14,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, memory::MemoryPlan, stores::Stores};
+use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, kept::Kept, memory::MemoryPlan, stores::Stores};
 use crate::{
     api::admin::Node as _,
     config::{ByteCount, Config, Flags, validate},
@@ -157,8 +157,15 @@ async fn a_node_that_lost_its_log_knows_the_others_and_says_what_it_lost() {
     let folder = founded_up_to(4).await;
     let flags = ["--bootstrap", "--replication-factor", "1"];
     let node = start(folder.path(), &flags).await;
-    wait_ready(&node).await;
-    let epoch = node.core.meta().epoch;
+    // What the file has by then is kept; a map that came later may still be on its way to it.
+    let kept = || Kept::open(&folder.path().join("CLUSTER")).expect("readable").0;
+    let placed = timeout(LONG, async {
+        while kept().hosted().len() < 2 || kept().meta().shards.len() < 2 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    placed.await.expect("the only data shard is placed");
+    let epoch = kept().meta().epoch;
     node.stop().await;
     let segment = folder.path().join("raftlog/segments/0000000001.seg");
     small_file::replace(&segment, b"garbage").expect("written");
