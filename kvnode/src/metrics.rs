@@ -267,6 +267,8 @@ pub enum Queue {
     peer_outbox,
     /// Requests of other nodes that are handled here.
     forwarded,
+    /// Bytes of writes of other nodes that are not answered.
+    forwarded_bytes,
     /// Reads that wait for a read index.
     read_index,
     /// Moments of replicas that are kept for downloads.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use kv_topology::ReplicaId;
 
-use crate::log::{codec::LogId, error::LogError, replica::LogStatus, replica::Replica};
+use crate::log::{codec::LogId, error::LogError, extent::LogSize, replica::LogStatus, replica::Replica};
 
 /// A handle to ask a replica's log. Clones are the same log.
 #[derive(Clone)]
@@ -49,16 +49,22 @@ impl LogView {
         self.replica.status()
     }
 
+    /// How large the log is.
+    pub fn size(&self) -> LogSize {
+        let LogStatus { bytes, entries, .. } = self.status();
+        LogSize { bytes, entries }
+    }
+
     /// The log id of an entry, or of the last purged one; `None` if the log has no such entry.
     pub fn log_id(&self, index: u64) -> Option<LogId> {
         let purged = self.status().purged.filter(|purged| purged.index == index);
         self.replica.lock().extent.log_id(index).or(purged)
     }
 
-    /// The lowest entry such that the entries after it have at most `bytes`: the log may be purged up to and
-    /// including it. `None` if the log has no more than that.
-    pub fn cut_keeping(&self, bytes: u64) -> Option<LogId> {
+    /// The lowest entry such that the entries after it are no more than `keep`: the log may be purged up to and including
+    /// it. `None` if the log has no more than that.
+    pub fn cut_keeping(&self, keep: LogSize) -> Option<LogId> {
         let state = self.replica.lock();
-        state.extent.cut_keeping(bytes).and_then(|index| state.extent.log_id(index))
+        state.extent.cut_keeping(keep).and_then(|index| state.extent.log_id(index))
     }
 }

@@ -255,7 +255,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         let observer: MetaObserver = self.parts.meta_observer.clone();
         let options = MachineOptions {
             durability: log.view(),
-            retention: Arc::new(move || retained.cut_keeping(retention.bytes()).as_ref().map(log_id_to_disk)),
+            retention: Arc::new(move || retained.cut_keeping(retention.each()).as_ref().map(log_id_to_disk)),
             meta_observer: shard.is_meta().then_some(observer),
         };
         let state = self.parts.state.clone();

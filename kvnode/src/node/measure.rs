@@ -32,6 +32,8 @@ pub struct Meters {
     applies: QueueMetric,
     pins: QueueMetric,
     disk_reads: QueueMetric,
+    /// Writes of other nodes.
+    pub forwarded_bytes: QueueMetric,
 }
 
 impl Meters {
@@ -61,7 +63,8 @@ impl Meters {
         let (log_commits, applies) =
             (queues.of(Queue::log_commits, memory.log_queue), queues.of(Queue::applies, JOBS_MAX));
         let pins = queues.of(Queue::pins, PINS_MAX);
-        Self { api, groups, log, links, log_commits, applies, pins, disk_reads }
+        let forwarded_bytes = queues.of(Queue::forwarded_bytes, memory.forwarded);
+        Self { api, groups, log, links, log_commits, applies, pins, disk_reads, forwarded_bytes }
     }
 }
 

@@ -16,16 +16,18 @@ use tokio::net::TcpListener;
 use super::{
     compaction::{self, Retention},
     failures,
+    forwarded::Forwarded,
     hands::NodeHands,
     host::{Host, HostError, Parts},
     map_feed::MapFeed,
     measure::Meters,
+    memory::MemoryPlan,
     peers::OverTransport,
     reclaim,
     registration::{self, CutOff},
     replicas::LocalReplicas,
     requests::Requests,
-    seams::Logs,
+    seams::NodeLogs,
     space::{self, Disk},
     stores::Stores,
     ticks,
@@ -121,13 +123,15 @@ impl Member {
         let replicas = Arc::new(LocalReplicas::default());
         let peers = OverTransport(transport.clone());
         let kept = config.compaction.log_retention.0;
-        let retention = Retention::on_disk(kept, disk.clone(), replicas.clone());
+        let index_bytes = MemoryPlan::of(config.memory).log_index;
+        let retention = Retention::of_node(kept, index_bytes, disk.clone(), replicas.clone());
         let parts = parts(me, &config, &stores, &maps, &spawner, &transport)?;
         let parts = Parts { metrics: meters.groups, retention: retention.clone(), ..parts };
         let host = Host::new(parts, replicas.clone());
         let router = Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone());
         let router = Arc::new(router);
-        let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone());
+        let forwarded = Forwarded::new(MemoryPlan::of(config.memory).forwarded, meters.forwarded_bytes);
+        let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone(), forwarded);
         let requests = Arc::new(requests);
         answers.open(requests.clone());
         // First: damage that is met while replicas start does not wait for the last of them.
@@ -143,9 +147,9 @@ impl Member {
         let pins = stores.state.pins().clone();
         spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone(), pins));
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
-        let sizes = Arc::new(Logs(stores.log.clone()));
+        let logs = Arc::new(NodeLogs(stores.log.clone(), stores.state.clone()));
         spawner.spawn("ticks", ticks::run(replicas.clone()));
-        spawner.spawn("compaction", compaction::run(replicas.clone(), sizes, retention));
+        spawner.spawn("compaction", compaction::run(replicas.clone(), logs, retention));
         let registering = registration::run(own, maps, router.clone());
         spawner.spawn("registration", async move { cut_off(registering.await) });
         Ok(Self { identity, replicas, host, router, transport, answers })

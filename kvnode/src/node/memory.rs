@@ -17,14 +17,16 @@ struct Part {
     bytes_max: usize,
 }
 
-/// Where the entries of the Raft logs are, 16 bytes each: logs keep 64 MiB a shard. Set aside, since it follows from that.
+/// Where the entries of the Raft logs are.
 const LOG_INDEX: Part = Part { percent: 4, bytes_max: 32 * MIB };
 /// Decoded ends of the Raft logs, for followers that lag by a hiccup.
 const LOG_TAILS: Part = Part { percent: 6, bytes_max: 64 * MIB };
 /// Entries that wait for the log device.
 const LOG_QUEUE: Part = Part { percent: 6, bytes_max: 64 * MIB };
 /// Requests of clients that were received and not yet answered.
-const REQUESTS: Part = Part { percent: 16, bytes_max: 256 * MIB };
+const REQUESTS: Part = Part { percent: 14, bytes_max: 256 * MIB };
+/// Writes that other nodes forward, until they are answered.
+const FORWARDED: Part = Part { percent: 6, bytes_max: 128 * MIB };
 /// Replies of up to [`MESSAGE_BYTES_MAX`] that are being made or not yet sent.
 const LARGE_REPLIES: Part = Part { percent: 10, bytes_max: 128 * MIB };
 
@@ -47,6 +49,8 @@ pub struct MemoryPlan {
     pub log_queue: usize,
     /// Requests of clients.
     pub requests: usize,
+    /// Writes of other nodes.
+    pub forwarded: usize,
     /// Large replies to clients.
     pub large_replies: usize,
 }
@@ -62,16 +66,17 @@ impl MemoryPlan {
         let log_tails = share(&LOG_TAILS);
         let log_queue = share(&LOG_QUEUE);
         let requests = share(&REQUESTS).max(TWO_MESSAGES);
+        let forwarded = share(&FORWARDED).max(TWO_MESSAGES);
         let large_replies = share(&LARGE_REPLIES).max(TWO_MESSAGES);
-        let left = rest - log_index - log_tails - log_queue - requests - large_replies;
+        let left = rest - log_index - log_tails - log_queue - requests - forwarded - large_replies;
         let state = left.min((bytes / 100 * STATE_PERCENT_MAX).max(PROCESS_BYTES / 4));
-        Self { state, log_index, log_tails, log_queue, requests, large_replies }
+        Self { state, log_index, log_tails, log_queue, requests, forwarded, large_replies }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { state, log_index, log_tails, log_queue, requests, large_replies } = self;
-        PROCESS_BYTES + state + log_index + log_tails + log_queue + requests + large_replies
+        let Self { state, log_index, log_tails, log_queue, requests, forwarded, large_replies } = self;
+        PROCESS_BYTES + state + log_index + log_tails + log_queue + requests + forwarded + large_replies
     }
 }
 
@@ -93,7 +98,9 @@ mod tests {
     fn more_memory_makes_no_part_smaller() {
         let parts = |mebibytes: usize| {
             let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
-            [plan.state, plan.log_index, plan.log_tails, plan.log_queue, plan.requests, plan.large_replies]
+            let MemoryPlan { state, log_index, log_tails, log_queue, requests, forwarded, large_replies } =
+                plan;
+            [state, log_index, log_tails, log_queue, requests, forwarded, large_replies]
         };
         for mebibytes in (0..4096).step_by(16) {
             let (less, more) = (parts(mebibytes), parts(mebibytes + 16));

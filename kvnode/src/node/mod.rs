@@ -9,6 +9,7 @@ pub mod compaction;
 pub mod core;
 pub mod failures;
 pub mod formation;
+pub mod forwarded;
 pub mod hands;
 mod health;
 pub mod host;

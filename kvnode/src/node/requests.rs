@@ -16,7 +16,7 @@ use kv_proto::{
 use kv_topology::{GroupId, ReplicaId, ShardId};
 use tokio::time::Instant;
 
-use super::replicas::LocalReplicas;
+use super::{forwarded::Forwarded, replicas::LocalReplicas};
 use crate::{
     group::replica::Replica,
     refusal,
@@ -38,6 +38,7 @@ pub struct Requests {
     hosting: Arc<dyn Hosting>,
     maps: Arc<dyn Maps>,
     router: Arc<Router>,
+    forwarded: Forwarded,
 }
 
 impl Requests {
@@ -47,8 +48,9 @@ impl Requests {
         hosting: Arc<dyn Hosting>,
         maps: Arc<dyn Maps>,
         router: Arc<Router>,
+        forwarded: Forwarded,
     ) -> Self {
-        Self { replicas, hosting, maps, router }
+        Self { replicas, hosting, maps, router, forwarded }
     }
 
     /// Answers one request. Raft frames and snapshots never come here.
@@ -70,6 +72,7 @@ impl Requests {
 
     async fn write(&self, request: WriteRequest) -> Result<Body, Refusal> {
         let replica = self.replica(ShardId(request.shard_id))?;
+        let _share = self.forwarded.admit(&request.operations)?;
         let outcomes = replica.write(request.operations, deadline(request.deadline_ms)).await?;
         Ok(Body::WriteResponse(WriteResponse { outcomes }))
     }

@@ -1,16 +1,16 @@
 //! Where modules that do not know of each other meet.
 
-use std::io;
+use std::{io, sync::Arc};
 
 use futures::future::{BoxFuture, FutureExt};
 use kv_proto::peer::v1::{ReadRequest, ReadResponse, Refusal, read_response::Read};
 use kv_topology::ReplicaId;
 
-use super::compaction::LogSize;
+use super::compaction::Logs;
 use crate::{
     group::replica::ReadState,
-    log::{LogHub, LogView},
-    state::hub::ReplicaReader,
+    log::{LogHub, LogView, extent::LogSize},
+    state::hub::{ReplicaReader, StateHub},
     state_machine::raft::Durability,
 };
 
@@ -76,11 +76,21 @@ fn unless_refused(response: ReadResponse) -> Result<ReadResponse, Refusal> {
     }
 }
 
-/// The logs of the node's replicas.
-pub struct Logs(pub LogHub);
+/// The logs of the node's replicas, and their states.
+pub struct NodeLogs(pub LogHub, pub Arc<StateHub>);
 
-impl LogSize for Logs {
-    fn log_bytes(&self, replica: ReplicaId) -> Option<u64> {
-        Some(self.0.view(replica)?.status().bytes)
+impl Logs for NodeLogs {
+    fn size(&self, replica: ReplicaId) -> Option<LogSize> {
+        Some(self.0.view(replica)?.size())
+    }
+
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        let state = self.1.clone();
+        async move {
+            if let Err(error) = state.flush().await {
+                tracing::debug!(%error, "the state was not flushed for its logs");
+            }
+        }
+        .boxed()
     }
 }

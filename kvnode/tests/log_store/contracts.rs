@@ -14,6 +14,7 @@ use kvnode::{
         Driver, LogDevice, LogError, LogHub, PlantedBug, SimulatedDisk,
         budget::REPLICA_QUEUE_BYTES,
         device::Write,
+        extent::LogSize,
         keys::{self, Place},
         store::APPEND_BYTES,
     },
@@ -245,9 +246,12 @@ async fn numbers_for_compaction_tell_where_to_cut() {
     append_durably(&mut store, entries(2, 10..20, 1000)).await;
     let view = store.view();
     let one = view.status().bytes / 20;
-    assert_eq!(view.cut_keeping(10 * one + 100), Some(log_id(1, 9)));
-    assert_eq!(view.cut_keeping(3 * one + 100), Some(log_id(2, 16)));
-    assert_eq!(view.cut_keeping(u64::MAX), None);
+    let keep = LogSize::of_bytes;
+    assert_eq!(view.cut_keeping(keep(10 * one + 100)), Some(log_id(1, 9)));
+    assert_eq!(view.cut_keeping(keep(3 * one + 100)), Some(log_id(2, 16)));
+    assert_eq!(view.cut_keeping(keep(u64::MAX)), None);
+    assert_eq!(view.cut_keeping(LogSize { entries: 3, ..keep(10 * one + 100) }), Some(log_id(2, 16)));
+    assert_eq!(view.cut_keeping(LogSize { entries: 15, ..keep(10 * one + 100) }), Some(log_id(1, 9)));
     store.purge(log_id(1, 9)).await.unwrap();
     let status = view.status();
     assert_eq!((status.purged, status.last, status.entries), (Some(log_id(1, 9)), Some(log_id(2, 19)), 10));

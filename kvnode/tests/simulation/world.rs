@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
     admin::v1::Role,
     disk::v1 as disk,
@@ -22,9 +22,11 @@ use kv_topology::{
 };
 use kvnode::{
     group::settings::{Timing, raft_config},
-    log::{Driver, LogHub, PlantedBug, SimulatedDisk},
+    log::{Driver, LogHub, PlantedBug, SimulatedDisk, extent::LogSize},
+    metrics::QueueMetric,
     node::{
-        compaction::{self, LogSize},
+        compaction,
+        forwarded::Forwarded,
         host::{Host, Parts},
         peers::OverTransport,
         replicas::LocalReplicas,
@@ -66,6 +68,8 @@ const LOG_RETENTION_BYTES: u64 = 4 << 10;
 const FLUSH: FlushPolicy = FlushPolicy { applied_bytes_max: 4 << 10, interval: Duration::from_secs(2) };
 /// So little that it settles between most entries, and a crash finds some that did not.
 const GATHERED_BYTES: usize = 600;
+/// More than all clients of a simulation write.
+const FORWARDED_BYTES: usize = 64 << 20;
 /// Replica ids are not node ids.
 const REPLICAS_FROM: u64 = 100;
 
@@ -268,7 +272,8 @@ impl World {
         let maps: Arc<dyn Maps> = self.maps.clone();
         let router = Arc::new(Router::new(node, replicas.clone(), peers, maps.clone()));
         let hosting: Arc<dyn Hosting> = host.clone();
-        let requests = Arc::new(Requests::new(replicas.clone(), hosting, maps, router.clone()));
+        let forwarded = Forwarded::new(FORWARDED_BYTES, QueueMetric::default());
+        let requests = Arc::new(Requests::new(replicas.clone(), hosting, maps, router.clone(), forwarded));
         answers.0.set(requests.clone()).ok();
         self.network.attach(node, transport.acceptor());
         let number = {
@@ -358,9 +363,14 @@ impl Handler for Answers {
 
 struct Logs(LogHub);
 
-impl LogSize for Logs {
-    fn log_bytes(&self, replica: ReplicaId) -> Option<u64> {
-        Some(self.0.view(replica)?.status().bytes)
+impl compaction::Logs for Logs {
+    fn size(&self, replica: ReplicaId) -> Option<LogSize> {
+        Some(self.0.view(replica)?.size())
+    }
+
+    /// Never needed: these logs are bounded in bytes only.
+    fn flush(&self) -> BoxFuture<'static, ()> {
+        std::future::ready(()).boxed()
     }
 }
 

@@ -32,13 +32,14 @@ const MAY_REST: [(&str, &str); 10] = [
 ];
 
 /// All queues, each with its bound.
-const QUEUES: [&str; 9] = [
+const QUEUES: [&str; 10] = [
     "proposals",
     "log_commits",
     "applies",
     "replica_inbox",
     "peer_outbox",
     "forwarded",
+    "forwarded_bytes",
     "read_index",
     "pins",
     "disk_reads",

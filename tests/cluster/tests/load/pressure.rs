@@ -53,11 +53,19 @@ pub struct Ends {
     pub refused: BTreeMap<String, u64>,
     /// At their deadline, and not before.
     pub overdue: u64,
+    /// How long those took that were carried out, in no order.
+    took: Vec<Duration>,
 }
 
 impl fmt::Display for Ends {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{} done, {} overdue, refused {:?}", self.done, self.overdue, self.refused)
+        let Self { done, refused, overdue, took } = self;
+        let mut took = took.clone();
+        took.sort_unstable();
+        let at = |share: usize| took.get((took.len() * share / 100).min(took.len().saturating_sub(1)));
+        let [median, p99, most] = [50, 99, 100].map(|share| at(share).copied().unwrap_or_default());
+        write!(formatter, "{done} done in {median:?}, p99 {p99:?}, at most {most:?}; ")?;
+        write!(formatter, "{overdue} overdue, refused {refused:?}")
     }
 }
 
@@ -68,7 +76,7 @@ impl Ends {
     /// When it is one that a client under pressure must never be told.
     pub fn unary<T>(&mut self, result: Result<T, Status>, took: Duration) {
         let Err(status) = result else {
-            self.done += 1;
+            self.succeeded(took);
             return;
         };
         let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -86,7 +94,7 @@ impl Ends {
                 let retry = Duration::from_millis((*retry_after_ms).into());
                 self.failed(Code::from_i32(*code), Some(reason), Some(retry), took, message);
             }
-            Some(_) => self.done += 1,
+            Some(_) => self.succeeded(took),
             None => panic!("an answer without a result"),
         }
     }
@@ -103,6 +111,11 @@ impl Ends {
             "a stream ended with {status}"
         );
         *self.refused.entry(limit.unwrap_or_default()).or_default() += count;
+    }
+
+    fn succeeded(&mut self, took: Duration) {
+        self.done += 1;
+        self.took.push(took);
     }
 
     fn failed(
@@ -135,6 +148,7 @@ impl Ends {
     pub fn add(&mut self, other: Self) {
         self.done += other.done;
         self.overdue += other.overdue;
+        self.took.extend(other.took);
         for (limit, count) in other.refused {
             *self.refused.entry(limit).or_default() += count;
         }

@@ -1,6 +1,9 @@
 //! etcd.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Result;
 use kv_compare::etcd_cluster::Etcd;
@@ -17,8 +20,8 @@ pub struct Subject {
 
 impl Subject {
     /// A new cluster.
-    pub fn new(options: &Options) -> Result<Self> {
-        let etcd = Etcd::start(&options.etcd, options.nodes, PATIENCE)?;
+    pub fn new(programs: &Path, options: &Options) -> Result<Self> {
+        let etcd = Etcd::start(programs, options.nodes, PATIENCE)?;
         Ok(Self { etcd, value_size: options.value_size })
     }
 }

@@ -22,9 +22,9 @@ use serde::Serialize;
 /// Measures memory, disk and start-up time next to etcd.
 #[derive(Debug, Parser)]
 pub struct Options {
-    /// Folder with `etcd`, `etcdctl` and `etcd-benchmark`
+    /// Folder with `etcd`, `etcdctl` and `etcd-benchmark`; without it KvCluster is measured alone
     #[arg(long, env = "KV_ETCD_PROGRAMS")]
-    etcd: PathBuf,
+    etcd: Option<PathBuf>,
     /// Numbers of keys, of 16 B each
     #[arg(long, value_delimiter = ',', default_value = "1000000")]
     keys: Vec<u64>,
@@ -71,7 +71,9 @@ async fn main() -> Result<()> {
     let options = Options::parse();
     let mut footprints = Vec::new();
     for keys in &options.keys {
-        footprints.push(measure(etcd::Subject::new(&options)?, &options, *keys).await?);
+        if let Some(programs) = &options.etcd {
+            footprints.push(measure(etcd::Subject::new(programs, &options)?, &options, *keys).await?);
+        }
         footprints.push(measure(kvcluster::Subject::new(&options).await?, &options, *keys).await?);
     }
     if let Some(path) = &options.json {
