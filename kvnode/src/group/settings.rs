@@ -32,6 +32,13 @@ impl Default for Timing {
     }
 }
 
+/// A follower that answered entries within this time needs no heartbeat: as long as there are writes, groups send none. A heartbeat
+/// that was left out goes out one interval and two ticks later, which must be within every election time-out.
+fn silence_before_heartbeat(timing: Timing) -> Duration {
+    let latest = timing.election_min.saturating_sub(timing.heartbeat * 3 / 2 + Duration::from_millis(1));
+    timing.heartbeat.min(latest)
+}
+
 /// The configuration of every group of a node.
 ///
 /// # Errors
@@ -41,6 +48,7 @@ pub fn raft_config(timing: Timing) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: "kvcluster".to_owned(),
         heartbeat_interval: ms(timing.heartbeat),
+        heartbeat_min_interval: Some(ms(silence_before_heartbeat(timing))),
         election_timeout_min: ms(timing.election_min),
         election_timeout_max: ms(timing.election_max),
         install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
@@ -72,5 +80,26 @@ mod tests {
         let config = raft_config(Timing::default()).unwrap();
         assert_eq!(config.heartbeat_interval, 150);
         assert_eq!(config.enable_pre_vote, Some(true));
+        assert_eq!(config.heartbeat_min_interval, Some(150));
+    }
+
+    #[test]
+    fn heartbeats_are_left_out_only_where_that_starts_no_election() {
+        for heartbeat in [1, 2, 20, 150, 400, 1_000] {
+            for election in [heartbeat + 1, heartbeat * 2, heartbeat * 5 / 2 + 1, heartbeat * 10] {
+                let timing = Timing {
+                    heartbeat: Duration::from_millis(heartbeat),
+                    election_min: Duration::from_millis(election),
+                    election_max: Duration::from_millis(election * 2),
+                };
+                let config = raft_config(timing).unwrap_or_else(|error| panic!("{timing:?}: {error}"));
+                let left_out = config.heartbeat_min_interval.unwrap();
+                assert!(
+                    left_out <= heartbeat
+                        && left_out + heartbeat * 3 / 2 < election.max(heartbeat * 3 / 2 + 1),
+                    "{timing:?}"
+                );
+            }
+        }
     }
 }

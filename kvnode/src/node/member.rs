@@ -10,7 +10,6 @@ use kv_proto::{
     peer::v1::{Frame, frame::Body},
 };
 use kv_topology::NodeId;
-use openraft_rt_tokio::TokioRuntime;
 use tokio::net::TcpListener;
 
 use super::{
@@ -38,7 +37,7 @@ use crate::{
     meta::controller::{Controller, Pace},
     metrics::GroupMetrics,
     router::Router,
-    runtime::{Spawner, open_files::OpenFiles},
+    runtime::{GridRuntime, Spawner, open_files::OpenFiles},
     transport::{
         Dependencies, Handler, Identity, Limits, Randomness, Transport,
         dial::{GrpcConduit, Resolve},
@@ -79,7 +78,7 @@ pub struct Member {
     /// The replicas that run here.
     pub replicas: Arc<LocalReplicas>,
     /// Starts and stops them.
-    pub host: Arc<Host<TokioRuntime>>,
+    pub host: Arc<Host<GridRuntime>>,
     /// Routes requests.
     pub router: Arc<Router>,
     /// To other nodes.
@@ -176,6 +175,7 @@ fn parts(
         election_min: config.raft.election_min,
         election_max: config.raft.election_max,
     };
+    GridRuntime::align(timing.heartbeat);
     let settings = raft_config(timing).map_err(|error| HostError::Settings(error.to_string()))?;
     let told = maps.clone();
     Ok(Parts {
