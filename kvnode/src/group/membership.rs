@@ -101,8 +101,7 @@ where
         self.written(self.raft.change_membership_if(change, true, [precondition]).await.map(drop))
     }
 
-    /// Hands the leadership to `target`, after checking that it is a voter that has caught up and was heard of within two
-    /// heartbeats.
+    /// Hands the leadership to `target`, after checking that it is a voter that has caught up and was heard of lately.
     ///
     /// # Errors
     /// Not the leader, or the target cannot take over now.
@@ -139,11 +138,12 @@ where
         })
     }
 
-    /// Whether the node of another member was heard of within two heartbeats.
+    /// Whether the node of another member was heard of within three heartbeats: one is left out when an answer has just come,
+    /// and the next one goes out up to two ticks late.
     pub(super) fn is_heard(&self, replica: u64) -> bool {
         let metrics = self.raft.server_metrics();
         let member = metrics.borrow_watched().membership_config.membership().get_node(&replica).copied();
-        let limit = Duration::from_millis(self.raft.config().heartbeat_interval * 2);
+        let limit = Duration::from_millis(self.raft.config().heartbeat_interval * 3);
         let heard = member.and_then(|member| (self.heard)(NodeId(member.node)));
         heard.is_some_and(|at| at.elapsed() <= limit)
     }
