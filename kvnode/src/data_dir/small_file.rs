@@ -76,9 +76,15 @@ pub fn replace(path: &Path, content: &[u8]) -> Result<(), SmallFileError> {
 /// When the folder cannot be opened or synced.
 pub fn sync_parent(path: &Path) -> Result<(), SmallFileError> {
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(parent)
-        .and_then(|folder| folder.sync_all())
-        .map_err(SmallFileError::io("fsync folder", parent))
+    sync_folder(parent).map_err(SmallFileError::io("fsync folder", parent))
+}
+
+/// Makes the names in a folder durable.
+///
+/// # Errors
+/// When the folder cannot be opened or synced.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 /// [`replace`], with a frame by which [`read_checked`] notices damage.

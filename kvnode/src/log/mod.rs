@@ -42,19 +42,9 @@ pub use simulated::{PlantedBug, SimulatedDisk};
 pub use store::LogStore;
 pub use view::LogView;
 
-use std::{
-    fs::File,
-    io,
-    path::Path,
-    sync::{Mutex, MutexGuard},
-};
+use std::sync::{Mutex, MutexGuard};
 
 /// Locks what a panic would leave half changed: whoever comes after one must not go on with it.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().expect("no thread panicked while it held this lock")
-}
-
-/// Makes the names in a folder durable.
-fn sync_folder(folder: &Path) -> io::Result<()> {
-    File::open(folder)?.sync_all()
 }

@@ -20,7 +20,7 @@ use thiserror::Error;
 use tracing::error;
 
 use crate::{
-    data_dir::small_file::{self, SmallFileError},
+    data_dir::small_file::{self, SmallFileError, sync_folder},
     log::{
         codec,
         keys::{self, Place},
@@ -28,7 +28,6 @@ use crate::{
             Seed, SegmentDevice, Sizes,
             load::{self, LoadError},
         },
-        sync_folder,
         synced::SyncedFile,
     },
     runtime::open_files::OpenFiles,

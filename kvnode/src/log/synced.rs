@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::log::sync_folder;
+use crate::data_dir::small_file::sync_folder;
 
 /// How often it is written, at most. Damage within the newest such time cannot be told from a torn end.
 pub const INTERVAL: Duration = Duration::from_secs(1);

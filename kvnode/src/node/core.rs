@@ -21,6 +21,7 @@ use super::{
     map_feed::MapFeed,
     measure::{self, Meters},
     member::{Ingredients, Member},
+    memory::MemoryPlan,
     readiness::Readiness,
     registration::CutOff,
     space::Disk,
@@ -50,6 +51,7 @@ const FOUNDING_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Core {
     pub(super) config: Arc<Config>,
     pub(super) dir: Mutex<DataDir>,
+    pub(super) memory: MemoryPlan,
     pub(super) disk: Arc<Disk>,
     pub(super) stores: Arc<Stores>,
     pub(super) maps: Arc<MapFeed>,
@@ -129,6 +131,7 @@ impl Core {
             own: self.own_record(),
             config: self.config.clone(),
             stores: self.stores.clone(),
+            memory: self.memory,
             disk: self.disk.clone(),
             meters: self.meters.clone(),
             maps: self.maps.clone(),

@@ -55,6 +55,8 @@ pub struct Ingredients {
     pub config: Arc<Config>,
     /// Log and state.
     pub stores: Arc<Stores>,
+    /// Who may use how much.
+    pub memory: MemoryPlan,
     /// How full its disk is.
     pub disk: Arc<Disk>,
     /// What it feeds.
@@ -97,6 +99,7 @@ impl Member {
             own,
             config,
             stores,
+            memory,
             disk,
             meters,
             maps,
@@ -122,14 +125,13 @@ impl Member {
         let replicas = Arc::new(LocalReplicas::default());
         let peers = OverTransport(transport.clone());
         let kept = config.compaction.log_retention.0;
-        let index_bytes = MemoryPlan::of(config.memory).log_index;
-        let retention = Retention::of_node(kept, index_bytes, disk.clone(), replicas.clone());
+        let retention = Retention::of_node(kept, memory.log_index, disk.clone(), replicas.clone());
         let parts = parts(me, &config, &stores, &maps, &spawner, &transport)?;
         let parts = Parts { metrics: meters.groups, retention: retention.clone(), ..parts };
         let host = Host::new(parts, replicas.clone());
         let router = Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone());
         let router = Arc::new(router);
-        let forwarded = Forwarded::new(MemoryPlan::of(config.memory).forwarded, meters.forwarded_bytes);
+        let forwarded = Forwarded::new(memory.forwarded, meters.forwarded_bytes);
         let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone(), forwarded);
         let requests = Arc::new(requests);
         answers.open(requests.clone());

@@ -122,6 +122,7 @@ impl Node {
             store: Arc::new(NodeStore::new(registry)),
             config: Arc::new(config),
             dir: Mutex::new(dir),
+            memory,
             disk,
             stores: Arc::new(stores),
             maps,
@@ -247,7 +248,7 @@ fn serve_clients(
         let stopping = async {
             stopping.await.ok();
         };
-        let memory = MemoryPlan::of(node.config.memory);
+        let memory = node.memory;
         let capacity = Capacity {
             connections: OpenFiles::of_this_process().clients,
             request_bytes: memory.requests,

@@ -28,7 +28,7 @@ use super::{
     reclaim::{TableInfo, next_piece},
     snapshot::table::{StagedFile, Table, TableSink},
 };
-use crate::data_dir::database;
+use crate::data_dir::{database, small_file::sync_folder};
 
 /// RocksDB's, in the folder of the store.
 const DATABASE: &str = "db";
@@ -85,9 +85,7 @@ impl RocksEngine {
         // RocksDB syncs what is in its folder, and nobody but we the names of that folder and of the one around it:
         // without them a flush would be lost whole with the power, after the log that it covers was purged.
         for folder in path.ancestors().take(2) {
-            fs::File::open(folder)
-                .and_then(|folder| folder.sync_all())
-                .map_err(|error| StateError::engine("sync the folder", error))?;
+            sync_folder(folder).map_err(|error| StateError::engine("sync the folder", error))?;
         }
         Ok(Self {
             database: opened,
@@ -341,9 +339,7 @@ impl StateEngine for RocksEngine {
             }
         }
         // The names of the new tables and of the staging folder itself, before RocksDB links them.
-        fs::File::open(&self.staging)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|error| StateError::engine("sync the staging folder", error))?;
+        sync_folder(&self.staging).map_err(|error| StateError::engine("sync the staging folder", error))?;
         self.database.ingest_external_file_opts(&self.options.ingest, paths).map_err(|error| {
             match error.kind() {
                 ErrorKind::Corruption | ErrorKind::InvalidArgument => {

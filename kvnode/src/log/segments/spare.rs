@@ -9,12 +9,12 @@ use std::{
     thread::{self, JoinHandle},
 };
 
-use crate::log::{
-    segments::{
+use crate::{
+    data_dir::small_file::sync_folder,
+    log::segments::{
         file::{self, Segment},
         writer::Sizes,
     },
-    sync_folder,
 };
 
 /// Segments that were given back and wait to be used again. What comes beyond goes back to the volume.

@@ -7,17 +7,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::log::{
-    device::DeviceError,
-    segments::{
-        file::{self, Segment, failed},
-        format::{FrameBuilder, HEADER_BYTES, Header, Place, Seed},
-        index::Location,
-        load::Loaded,
-        spare::{Ready, Spares},
+use crate::{
+    data_dir::small_file::sync_folder,
+    log::{
+        device::DeviceError,
+        segments::{
+            file::{self, Segment, failed},
+            format::{FrameBuilder, HEADER_BYTES, Header, Place, Seed},
+            index::Location,
+            load::Loaded,
+            spare::{Ready, Spares},
+        },
+        synced::SyncedFile,
     },
-    sync_folder,
-    synced::SyncedFile,
 };
 
 /// Sizes of a log's files, bytes.

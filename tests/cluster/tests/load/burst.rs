@@ -111,12 +111,10 @@ async fn a_burst_is_refused_with_advice_within_bounds_and_over_when_it_is_over()
         assert!(memory.peak() <= NODE_MEMORY_MIB * MIB, "{} took {} MiB", node.name, memory.peak() / MIB);
     }
     println!("the small load took {before:?} before and {after:?} after");
-    assert!(calls.done > 0 && streams.done > 0, "nothing was admitted");
-    for (limit, ends) in [("REQUESTS_IN_FLIGHT", &calls), ("REQUEST_BYTES_IN_FLIGHT", &streams)] {
-        assert!(ends.refused.contains_key(limit), "the burst did not meet {limit}: {ends}");
-    }
+    assert!(calls.done() > 0 && streams.done() > 0, "nothing was admitted");
+    assert!(calls.refusals() > 0 && streams.refusals() > 0, "the burst met no limit");
     assert!(after <= before + SLACK, "the small load took {before:?} before and {after:?} after the burst");
     let shown = scrape(cluster.nodes[0].ports.http_address()).expect("metrics");
-    let counted = shown.get("kv_api_refused_total{limit=\"requests\"}").copied().unwrap_or_default();
-    assert!(counted > 0.0, "refusals are counted");
+    let refused = shown.iter().filter(|(name, _)| name.starts_with("kv_api_refused_total"));
+    assert!(refused.map(|(_, count)| count).sum::<f64>() > 0.0, "refusals are counted");
 }

@@ -47,24 +47,22 @@ const MESSAGE_OPERATIONS: usize = 128;
 /// How calls have ended.
 #[derive(Debug, Default)]
 pub struct Ends {
-    /// Carried out.
-    pub done: u64,
     /// By the limit that was met; each with a time after which to come again.
     pub refused: BTreeMap<String, u64>,
     /// At their deadline, and not before.
     pub overdue: u64,
-    /// How long those took that were carried out, in no order.
+    /// How long those took that were carried out, each, in no order.
     took: Vec<Duration>,
 }
 
 impl fmt::Display for Ends {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { done, refused, overdue, took } = self;
+        let Self { refused, overdue, took } = self;
         let mut took = took.clone();
         took.sort_unstable();
         let at = |share: usize| took.get((took.len() * share / 100).min(took.len().saturating_sub(1)));
         let [median, p99, most] = [50, 99, 100].map(|share| at(share).copied().unwrap_or_default());
-        write!(formatter, "{done} done in {median:?}, p99 {p99:?}, at most {most:?}; ")?;
+        write!(formatter, "{} done in {median:?}, p99 {p99:?}, at most {most:?}; ", self.done())?;
         write!(formatter, "{overdue} overdue, refused {refused:?}")
     }
 }
@@ -76,7 +74,7 @@ impl Ends {
     /// When it is one that a client under pressure must never be told.
     pub fn unary<T>(&mut self, result: Result<T, Status>, took: Duration) {
         let Err(status) = result else {
-            self.succeeded(took);
+            self.took.push(took);
             return;
         };
         let retry = status.get_details_retry_info().and_then(|info| info.retry_delay);
@@ -94,7 +92,7 @@ impl Ends {
                 let retry = Duration::from_millis((*retry_after_ms).into());
                 self.failed(Code::from_i32(*code), Some(reason), Some(retry), took, message);
             }
-            Some(_) => self.succeeded(took),
+            Some(_) => self.took.push(took),
             None => panic!("an answer without a result"),
         }
     }
@@ -111,11 +109,6 @@ impl Ends {
             "a stream ended with {status}"
         );
         *self.refused.entry(limit.unwrap_or_default()).or_default() += count;
-    }
-
-    fn succeeded(&mut self, took: Duration) {
-        self.done += 1;
-        self.took.push(took);
     }
 
     fn failed(
@@ -146,12 +139,16 @@ impl Ends {
 
     /// Adds those of another client.
     pub fn add(&mut self, other: Self) {
-        self.done += other.done;
         self.overdue += other.overdue;
         self.took.extend(other.took);
         for (limit, count) in other.refused {
             *self.refused.entry(limit).or_default() += count;
         }
+    }
+
+    /// Those that were carried out.
+    pub fn done(&self) -> u64 {
+        self.took.len() as u64
     }
 
     /// All refusals.
@@ -161,7 +158,7 @@ impl Ends {
 
     /// All calls.
     pub fn all(&self) -> u64 {
-        self.done + self.overdue + self.refusals()
+        self.done() + self.overdue + self.refusals()
     }
 }
 
@@ -197,12 +194,22 @@ fn bytes(process: u32, name: &str) -> Option<u64> {
     Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
 }
 
-/// A connection of its own, whose windows are those that HTTP/2 begins with: what is not read stays at the node.
+/// A connection of its own, as most clients make it.
 pub async fn connect(address: SocketAddr) -> Channel {
+    endpoint(address).connect().await.expect("a connection")
+}
+
+/// A connection whose windows are those that HTTP/2 begins with: what is not read stays at the node. Not for hundreds of
+/// calls: a client with such a window ends the connection itself when as many small replies come at once.
+pub async fn connect_narrow(address: SocketAddr) -> Channel {
     const WINDOW: u32 = 65_535;
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).expect("a socket address makes a URI");
+    let endpoint = endpoint(address);
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
     endpoint.connect().await.expect("a connection")
+}
+
+fn endpoint(address: SocketAddr) -> Endpoint {
+    Endpoint::from_shared(format!("http://{address}")).expect("a socket address makes a URI")
 }
 
 /// A put on a stream.

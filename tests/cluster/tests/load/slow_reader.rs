@@ -104,7 +104,7 @@ async fn a_reader_that_stands_still_holds_little_and_loses_nothing_and_others_go
 
     let begun = Instant::now();
     let (reads, told) = watch::channel(false);
-    let (slow, other) = (pressure::connect(address).await, pressure::connect(address).await);
+    let (slow, other) = (pressure::connect_narrow(address).await, pressure::connect_narrow(address).await);
     let gets: Vec<_> = (0..GETS).map(|id| pressure::get(id, small(id))).collect();
     let mut unread = Vec::new();
     for _ in 0..STREAMS {
@@ -134,7 +134,7 @@ async fn a_reader_that_stands_still_holds_little_and_loses_nothing_and_others_go
         ends.unary(got.expect("it is told nothing else"), begun.elapsed());
     }
     println!("large values: {ends}");
-    assert_eq!(ends.done, LARGE_GETS as u64, "large values: {ends}");
+    assert_eq!(ends.done(), LARGE_GETS as u64, "large values: {ends}");
     // All at once: they share the window of their connection.
     let mut streams: JoinSet<Ends> = unread.into_iter().map(|replies| read_gets(replies, begun)).collect();
     let mut ends = Ends::default();
@@ -142,7 +142,7 @@ async fn a_reader_that_stands_still_holds_little_and_loses_nothing_and_others_go
         ends.add(read.expect("a stream is told nothing else"));
     }
     println!("streams: {ends}");
-    assert_eq!(ends.done, GETS * STREAMS as u64, "streams: {ends}");
+    assert_eq!(ends.done(), GETS * STREAMS as u64, "streams: {ends}");
     if let Some(memory) = memory {
         println!("the node grew by {} MiB", memory.growth() / MIB);
         assert!(memory.growth() <= GROWTH_MAX, "the node grew by {} MiB", memory.growth() / MIB);
