@@ -816,6 +816,30 @@ fn pages_of_a_scan_make_up_the_whole_both_ways() {
 }
 
 #[test]
+fn a_value_that_is_larger_than_a_page_is_left_out_where_that_was_asked_for() {
+    let driven = owning_all();
+    for (key, size) in [("a", 10), ("b", 5_000), ("c", 10)] {
+        driven.apply(0, operation(Kind::Put(put(key, &vec![0; size]))));
+    }
+    let apart = ScanPage { max_bytes: 1_000, large_apart: true, ..ScanPage::default() };
+    let told = |page: ScanPage| {
+        let got = driven.scan(page);
+        let keys: Vec<String> =
+            got.kvs.iter().map(|kv| String::from_utf8_lossy(&kv.key).into_owned()).collect();
+        (keys.concat(), got.next_key.to_vec(), got.next_is_large)
+    };
+    let from = |start: &'static str| ScanPage { start: start.into(), ..apart.clone() };
+    assert_eq!(told(from("")), ("a".to_owned(), b"b".to_vec(), true));
+    assert_eq!(told(from("b")), (String::new(), b"b".to_vec(), true), "the first of all");
+    assert_eq!(told(ScanPage { limit: 1, start: "b".into(), ..ScanPage::default() }).0, "b", "read alone");
+    assert_eq!(told(ScanPage { keys_only: true, ..from("") }), ("abc".to_owned(), Vec::new(), false));
+    let reverse = ScanPage { reverse: true, ..apart.clone() };
+    assert_eq!(told(reverse.clone()), ("c".to_owned(), b"b\0".to_vec(), true));
+    let rest = ScanPage { end: b"b\0".as_slice().into(), ..reverse };
+    assert_eq!(told(rest), (String::new(), b"b\0".to_vec(), true), "the first of all");
+}
+
+#[test]
 fn an_upload_whose_precondition_no_longer_holds_is_not_committed_and_leaves_nothing() {
     let driven = owning_all();
     let mut begun = begin("k", 1);

@@ -70,20 +70,23 @@ pub struct Streams {
     terms: BatchTerms,
     /// Of a connection, at which its streams end; `None`: never.
     age_max: Option<Duration>,
+    /// What may wait to be sent on each, bytes.
+    reply_bytes: usize,
     counters: Arc<Counters>,
     draining: watch::Receiver<bool>,
 }
 
 impl Streams {
-    /// Streams end when `draining` says so, and at the age of connections.
+    /// Streams end when `draining` says so, and at the age of connections. So many bytes of answers may wait on each.
     pub fn new(
         terms: BatchTerms,
         connection_age_max: Duration,
+        reply_bytes: usize,
         metrics: BatchMetrics,
         draining: watch::Receiver<bool>,
     ) -> Arc<Self> {
         let age_max = connection_age_max.checked_add(terms.age_notice);
-        Arc::new(Self { terms, age_max, counters: Arc::new(Counters::new(metrics)), draining })
+        Arc::new(Self { terms, age_max, reply_bytes, counters: Arc::new(Counters::new(metrics)), draining })
     }
 }
 
@@ -127,7 +130,7 @@ pub fn batch_stream<S: Store>(
     let verdict = Verdict::default();
     let connection = caller.connection().cloned();
     let ends_at = connection.as_ref().and_then(|connection| connection.since.checked_add(streams.age_max?));
-    let desk = Desk::new(map, caller.deadline.call());
+    let desk = Desk::new(map, caller.deadline.call(), streams.reply_bytes);
     // Open until the verdict is there: the transport asks for it when the last sender is gone.
     let open_until_told = output.clone();
     let engine = Engine::new(context.clone(), streams, desk, requests, output, connection, ends_at);

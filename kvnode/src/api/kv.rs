@@ -22,9 +22,9 @@ use super::{
     delete_range::delete_range,
     download::download,
     error::Refused,
-    limits::SMALL_REPLY_BYTES_MAX,
+    limits::{DOWNLOAD_BYTES, SMALL_REPLY_BYTES_MAX, TINY_REPLY_BYTES_MAX},
     port::Arrival,
-    quota::{ConnectionQuota, Share},
+    quota::{ConnectionQuota, ReplyBytes, Share},
     scan::scan,
     upload::upload,
 };
@@ -82,8 +82,19 @@ impl Caller {
         }
     }
 
-    /// Reads one key, and finds the share of the reply. What is not small needs that of a large one. While there is
-    /// none, the value is let go and read again later: those who wait hold nothing.
+    /// Room for so many bytes that are read for the caller; waits for it.
+    ///
+    /// # Errors
+    /// When there was none in time.
+    async fn room(&self, bytes: usize) -> Result<Option<ReplyBytes>, Refused> {
+        match &self.connection {
+            Some(connection) => connection.reply_bytes(bytes, self.until()).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads one key, and finds room for the reply: what is small takes as much as it has, anything else the share of a
+    /// large one. While there is none, the value is let go and read again later: those who wait hold nothing.
     ///
     /// # Errors
     /// See the table of errors.
@@ -94,9 +105,15 @@ impl Caller {
     ) -> Result<(GetResponse, Option<Share>), Refused> {
         let until = self.until();
         let got = context.get(request.clone(), until).await?;
-        let Some(connection) = self.connection.as_ref().filter(|_| is_large(&got)) else {
+        let bytes = value_bytes(&got);
+        let Some(connection) = self.connection.as_ref().filter(|_| bytes > TINY_REPLY_BYTES_MAX) else {
             return Ok((got, None));
         };
+        if bytes <= SMALL_REPLY_BYTES_MAX
+            && let Some(held) = connection.reply_bytes_now(bytes)
+        {
+            return Ok((got, Some(held.into())));
+        }
         if let Some(share) = connection.large_reply_now() {
             return Ok((got, Some(share)));
         }
@@ -106,9 +123,11 @@ impl Caller {
     }
 }
 
-fn is_large(got: &GetResponse) -> bool {
-    let value = got.kv.as_ref().and_then(|kv| kv.value.as_ref());
-    matches!(value, Some(key_value::Value::Inline(value)) if value.len() > SMALL_REPLY_BYTES_MAX)
+fn value_bytes(got: &GetResponse) -> usize {
+    match got.kv.as_ref().and_then(|kv| kv.value.as_ref()) {
+        Some(key_value::Value::Inline(value)) => value.len(),
+        Some(key_value::Value::Blob(_)) | None => 0,
+    }
 }
 
 /// A reply that holds `share` until its last byte was sent.
@@ -144,11 +163,11 @@ impl<S: Store> KvService<S> {
     }
 }
 
-/// A stream whose refusals are statuses, and which holds `share` while it lives.
+/// A stream whose refusals are statuses, and which holds its share while it lives.
 pub fn replies<S: Store, T: Send + 'static>(
     context: Arc<Context<S>>,
     messages: impl Stream<Item = Result<T, Refused>> + Send + 'static,
-    share: Option<Share>,
+    share: impl Send + 'static,
 ) -> Replies<T> {
     messages
         .map(move |message| {
@@ -255,7 +274,7 @@ impl<S: Store> Kv for KvService<S> {
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let caller = Caller::of(&request);
         let messages = caller.stream_share().and_then(|share| {
-            let messages = scan(self.0.clone(), request.into_inner(), caller.deadline)?;
+            let messages = scan(self.0.clone(), request.into_inner(), &caller)?;
             Ok(replies(self.0.clone(), messages, share))
         });
         self.answer(messages)
@@ -294,9 +313,10 @@ impl<S: Store> Kv for KvService<S> {
         request: Request<DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let caller = Caller::of(&request);
-        let share = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
+        let place = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
+        let room = caller.room(DOWNLOAD_BYTES).await.map_err(|refused| self.0.status(&refused))?;
         let messages = download(self.0.clone(), request.into_inner(), caller.deadline).await;
-        self.answer(messages.map(|messages| replies(self.0.clone(), messages, share)))
+        self.answer(messages.map(|messages| replies(self.0.clone(), messages, (place, room))))
     }
 }
 

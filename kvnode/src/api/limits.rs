@@ -1,6 +1,6 @@
 //! Every limit of the API: a number, its unit, its reason.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 /// Longest key, bytes. Keys are in every index block and message, so they stay small.
 pub const KEY_BYTES_MAX: usize = 4 * 1024;
@@ -30,12 +30,17 @@ pub const DOWNLOAD_PAGE_CHUNKS: u32 = 2;
 /// Reads of one download that are under way at the same time.
 pub const DOWNLOAD_PAGES_AT_ONCE: usize = 2;
 
+/// What a download holds: the pages that are read ahead, and the message that is being sent, bytes.
+pub const DOWNLOAD_BYTES: usize = (DOWNLOAD_PAGE_CHUNKS as usize * DOWNLOAD_PAGES_AT_ONCE + 1) * CHUNK_BYTES;
+
 /// A message of a scan is sent when it holds this many bytes; it may be one value larger.
 pub const SCAN_MESSAGE_BYTES: usize = 512 * 1024;
 /// What a scan holds of all shards together, bytes; each shard's page takes its share.
 pub const SCAN_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
-/// Bounds of a shard's share, bytes; a page holds at least one key, whatever its size.
-pub const SCAN_PAGE_BYTES: std::ops::RangeInclusive<u64> = 16 * 1024..=256 * 1024;
+/// Bounds of a shard's share, bytes. A value that is larger is read alone, when it is its turn.
+pub const SCAN_PAGE_BYTES: RangeInclusive<u64> = 16 * 1024..=256 * 1024;
+/// What a scan holds while it makes a message, bytes: its pages, the message, and a value that is read alone.
+pub const SCAN_ROOM_BYTES: usize = MESSAGE_BYTES_MAX;
 /// Keys of one page of one shard.
 pub const SCAN_PAGE_KEYS_MAX: u64 = 4_096;
 /// Pages of one scan that are read at the same time.
@@ -69,9 +74,16 @@ pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 64 * 1024 * 1024;
 pub const LARGE_REPLIES_MAX: usize = 32;
 /// The same of one connection.
 pub const LARGE_REPLIES_PER_CONNECTION_MAX: usize = 8;
-/// A value up to this size is sent in a reply that is not a large one, bytes: as many of them as there may be requests
-/// take 256 MiB.
+/// A value up to this size is sent in a reply that is not a large one, bytes, as long as there is room for it among
+/// [`REPLY_BYTES_IN_FLIGHT_MAX`].
 pub const SMALL_REPLY_BYTES_MAX: usize = 64 * 1024;
+/// A value up to this size needs no room, bytes: it is no larger than what a request takes anyhow.
+pub const TINY_REPLY_BYTES_MAX: usize = 1024;
+/// Bytes that were read for small replies, scans and downloads and have not been taken by their clients, of all connections.
+/// Less on most nodes, see `--memory`.
+pub const REPLY_BYTES_IN_FLIGHT_MAX: usize = 512 * 1024 * 1024;
+/// The same of one connection: a half of what there is, and room for a download at least.
+pub const REPLY_BYTES_PER_CONNECTION_PART: usize = 2;
 /// Scans, uploads and downloads that are under way, of all connections.
 pub const STREAMED_REPLIES_MAX: usize = 256;
 /// The same of one connection.
@@ -88,8 +100,9 @@ pub const BATCH_MESSAGE_OPERATIONS_MAX: usize = 2 * BATCH_WINDOW_OPERATIONS;
 /// in the queues of its shard.
 pub const BATCH_OPERATION_OVERHEAD_BYTES: usize = 512;
 /// Answers that wait on a stream until the client takes them, bytes; also what a message of answers holds, unless a single
-/// one is larger. Beyond it a large reply's share is needed, as for unary replies.
-pub const BATCH_REPLY_BYTES: usize = 1024 * 1024;
+/// one is larger. Beyond it a large reply's share is needed, as for unary replies. What a stream really holds follows from
+/// `--memory`: with the message on its way and the one that is being sent it is three times as much.
+pub const BATCH_REPLY_BYTES: RangeInclusive<usize> = 16 * 1024..=1024 * 1024;
 /// Messages of one stream that are taken in before something is answered: no message waits for the decoding of all others.
 pub const BATCH_MESSAGES_AT_ONCE: usize = 16;
 /// A Batch stream on which nothing comes for this long is ended, and gives its place back; clients open another one when they
@@ -118,6 +131,8 @@ pub enum Limit {
     RequestBytes,
     /// [`LARGE_REPLIES_MAX`].
     LargeReplies,
+    /// [`REPLY_BYTES_IN_FLIGHT_MAX`].
+    ReplyBytes,
     /// [`STREAMED_REPLIES_MAX`].
     Streams,
     /// [`HEALTH_CHECKS_MAX`].
@@ -126,11 +141,12 @@ pub enum Limit {
 
 impl Limit {
     /// All of them, by number.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Connections,
         Self::Requests,
         Self::RequestBytes,
         Self::LargeReplies,
+        Self::ReplyBytes,
         Self::Streams,
         Self::HealthChecks,
     ];
@@ -142,6 +158,7 @@ impl Limit {
             Self::Requests => REQUESTS_IN_FLIGHT_MAX,
             Self::RequestBytes => REQUEST_BYTES_IN_FLIGHT_MAX,
             Self::LargeReplies => LARGE_REPLIES_MAX,
+            Self::ReplyBytes => REPLY_BYTES_IN_FLIGHT_MAX,
             Self::Streams => STREAMED_REPLIES_MAX,
             Self::HealthChecks => HEALTH_CHECKS_MAX,
         }
@@ -154,6 +171,7 @@ impl Limit {
             Self::Requests => "REQUESTS_IN_FLIGHT",
             Self::RequestBytes => "REQUEST_BYTES_IN_FLIGHT",
             Self::LargeReplies => "LARGE_REPLIES",
+            Self::ReplyBytes => "REPLY_BYTES_IN_FLIGHT",
             Self::Streams => "STREAMS",
             Self::HealthChecks => "HEALTH_CHECKS",
         }
@@ -166,6 +184,7 @@ impl Limit {
             Self::Requests => "requests",
             Self::RequestBytes => "request_bytes",
             Self::LargeReplies => "large_replies",
+            Self::ReplyBytes => "reply_bytes",
             Self::Streams => "streams",
             Self::HealthChecks => "health_checks",
         }

@@ -1,16 +1,18 @@
 //! One ordered walk over the keys of many shards: a pure k-way merge over their pages.
 //!
 //! A cursor for each shard holds what is left of its last page. [`Merge::wanted`] says which pages are missing,
-//! [`Merge::supply`] takes them, [`Merge::peek`] and [`Merge::pop`] give keys in order while every cursor that is not
-//! at its end holds one. It holds one page of each shard at most, and reads nothing itself.
+//! [`Merge::supply`] takes them, [`Merge::peek`] and [`Merge::pop`] give keys in order while no page is missing that may
+//! hold an earlier one. It holds one page of each shard at most, and reads nothing itself. A value too large for a page is
+//! read alone, when it is its turn; and all pages can be let go, to be read again.
 
 use std::{cmp::Ordering, collections::VecDeque};
 
 use bytes::Bytes;
 use kv_proto::{kv::v1::KeyValue, peer::v1::ScannedPage};
 use kv_topology::ShardId;
+use prost::Message;
 
-use super::range::Range;
+use super::range::{Range, successor};
 
 /// A shard gave keys out of order, or outside of what it was asked for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,8 +22,11 @@ pub struct OutOfOrder(pub ShardId);
 /// The walk.
 #[derive(Debug)]
 pub struct Merge {
+    range: Range,
     reverse: bool,
     cursors: Vec<Cursor>,
+    /// Of all that is ready.
+    bytes: usize,
 }
 
 #[derive(Debug)]
@@ -30,20 +35,61 @@ struct Cursor {
     ready: VecDeque<KeyValue>,
     /// What the shard may have behind `ready`; `None` at its end.
     rest: Option<Range>,
+    /// Whether `rest` begins with a value that is to be read alone.
+    alone: bool,
+}
+
+/// A page that is missing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Of which shard.
+    pub shard: ShardId,
+    /// Of which keys.
+    pub range: Range,
+    /// Whether it is to hold one key, whatever its size; else values too large for a page are to be left out.
+    pub alone: bool,
+}
+
+impl Cursor {
+    /// What is missing, if it may come before this key; any comes before none.
+    fn missing_before(&self, reverse: bool, key: Option<&Bytes>) -> Option<&Range> {
+        let rest = self.rest.as_ref().filter(|_| self.ready.is_empty())?;
+        let is_earlier = key.is_none_or(|key| match reverse {
+            true => rest.end.is_empty() || rest.end > *key,
+            false => rest.start < *key,
+        });
+        is_earlier.then_some(rest)
+    }
 }
 
 impl Merge {
     /// A walk over `range`, upwards or downwards.
     pub fn new(shards: impl IntoIterator<Item = ShardId>, range: &Range, reverse: bool) -> Self {
         let rest = (!range.is_empty()).then(|| range.clone());
-        let cursor = |shard| Cursor { shard, ready: VecDeque::new(), rest: rest.clone() };
-        Self { reverse, cursors: shards.into_iter().map(cursor).collect() }
+        let cursor = |shard| Cursor { shard, ready: VecDeque::new(), rest: rest.clone(), alone: false };
+        let cursors = shards.into_iter().map(cursor).collect();
+        Self { range: range.clone(), reverse, cursors, bytes: 0 }
     }
 
     /// The pages without which the next key is not known.
-    pub fn wanted(&self) -> Vec<(ShardId, Range)> {
-        let missing = self.cursors.iter().filter(|cursor| cursor.ready.is_empty());
-        missing.filter_map(|cursor| cursor.rest.clone().map(|rest| (cursor.shard, rest))).collect()
+    pub fn wanted(&self) -> Vec<Wanted> {
+        let head = self.head().map(|(_, key)| key);
+        let missing = |cursor: &Cursor| {
+            let range = cursor.missing_before(self.reverse, head)?.clone();
+            Some(Wanted { shard: cursor.shard, range, alone: cursor.alone })
+        };
+        let (mut alone, pages): (Vec<_>, Vec<_>) =
+            self.cursors.iter().filter_map(missing).partition(|wanted| wanted.alone);
+        if !pages.is_empty() {
+            return pages;
+        }
+        // One large value at a time: the first of them.
+        alone.sort_unstable_by(|one, other| match self.reverse {
+            true => other.range.end.cmp(&one.range.end),
+            false => one.range.start.cmp(&other.range.start),
+        });
+        alone.truncate(1);
+        alone
     }
 
     /// Takes a page that was wanted.
@@ -59,13 +105,16 @@ impl Merge {
         let rest = rest(reverse, &asked, &page.next_key).ok_or(OutOfOrder(shard))?;
         let beyond = match (&rest, page.kvs.last()) {
             (Some(rest), Some(last)) => !rest.contains(&last.key),
-            (Some(rest), None) => *rest != asked,
+            // What is to be read alone may be the first of all that was asked for.
+            (Some(rest), None) => *rest != asked || (page.next_is_large && !cursor.alone),
             (None, _) => true,
         };
         if !(inside && ordered && beyond) {
             return Err(OutOfOrder(shard));
         }
+        self.bytes += page.kvs.iter().map(Message::encoded_len).sum::<usize>();
         cursor.ready = page.kvs.into();
+        cursor.alone = page.next_is_large && rest.is_some();
         cursor.rest = rest;
         Ok(())
     }
@@ -77,7 +126,29 @@ impl Merge {
 
     /// Takes the next key.
     pub fn pop(&mut self) -> Option<KeyValue> {
-        self.first().and_then(|number| self.cursors[number].ready.pop_front())
+        let kv = self.first().and_then(|number| self.cursors[number].ready.pop_front())?;
+        self.bytes -= kv.encoded_len();
+        Some(kv)
+    }
+
+    /// Bytes of all keys and values that it holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Lets go of all pages: they are wanted again.
+    pub fn let_go(&mut self) {
+        for cursor in &mut self.cursors {
+            let Some(first) = cursor.ready.front() else { continue };
+            let mut rest = self.range.clone();
+            if self.reverse {
+                rest.end = successor(&first.key);
+            } else {
+                rest.start = first.key.clone();
+            }
+            *cursor = Cursor { shard: cursor.shard, ready: VecDeque::new(), rest: Some(rest), alone: false };
+        }
+        self.bytes = 0;
     }
 
     /// Whether every shard is at its end.
@@ -85,19 +156,18 @@ impl Merge {
         self.cursors.iter().all(|cursor| cursor.ready.is_empty() && cursor.rest.is_none())
     }
 
+    /// The cursor with the next key, unless another one may have an earlier one.
     fn first(&self) -> Option<usize> {
-        let mut first: Option<(usize, &Bytes)> = None;
-        for (number, cursor) in self.cursors.iter().enumerate() {
-            match (cursor.ready.front(), &cursor.rest) {
-                (None, Some(_)) => return None,
-                (None, None) => {}
-                (Some(kv), _) => match first {
-                    Some((_, least)) if !comes_before(self.reverse, &kv.key, least) => {}
-                    _ => first = Some((number, &kv.key)),
-                },
-            }
-        }
-        first.map(|(number, _)| number)
+        let (number, key) = self.head()?;
+        let is_first = |cursor: &Cursor| cursor.missing_before(self.reverse, Some(key)).is_none();
+        self.cursors.iter().all(is_first).then_some(number)
+    }
+
+    /// The earliest key that is ready.
+    fn head(&self) -> Option<(usize, &Bytes)> {
+        let heads = self.cursors.iter().enumerate();
+        let heads = heads.filter_map(|(number, cursor)| Some((number, &cursor.ready.front()?.key)));
+        heads.reduce(|first, next| if comes_before(self.reverse, next.1, first.1) { next } else { first })
     }
 }
 

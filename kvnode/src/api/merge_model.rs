@@ -13,12 +13,15 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
     prop::collection::vec(prop_oneof![Just(0u8), Just(7), Just(255)], 1..4)
 }
 
-/// A shard's answer, as the store gives it: at most `limit` keys, perhaps none although more follow.
-fn page(keys: &Keys, range: &Range, reverse: bool, limit: usize) -> ScannedPage {
+/// A shard's answer, as the store gives it: at most `limit` keys, perhaps none although more follow, and none behind one that
+/// is to be read alone.
+fn page(keys: &Keys, range: &Range, reverse: bool, limit: usize, alone: bool) -> ScannedPage {
     let mut inside: Vec<_> = keys.iter().filter(|key| range.contains(key)).cloned().collect();
     if reverse {
         inside.reverse();
     }
+    let large = inside.iter().position(|key| !alone && is_large(key)).filter(|large| *large <= limit);
+    let limit = large.unwrap_or(limit);
     let next_key = match inside.get(limit) {
         None => Bytes::new(),
         // Downwards, all that is left lies before the last key that was given; with none given, before its successor.
@@ -26,29 +29,47 @@ fn page(keys: &Keys, range: &Range, reverse: bool, limit: usize) -> ScannedPage 
         Some(next) => next.clone().into(),
     };
     let kvs = inside.into_iter().take(limit).map(|key| KeyValue { key: key.into(), ..KeyValue::default() });
-    ScannedPage { kvs: kvs.collect(), count: 0, next_key }
+    ScannedPage { kvs: kvs.collect(), next_key, next_is_large: large.is_some(), ..ScannedPage::default() }
+}
+
+/// Whose value no page takes with others.
+fn is_large(key: &[u8]) -> bool {
+    key.last() == Some(&255)
 }
 
 /// Walks until the end, or until `stop` keys were given.
-fn walk(shards: &[Keys], range: &Range, reverse: bool, limits: &[usize], stop: usize) -> Vec<Vec<u8>> {
+/// Lets go of all pages after each `patience` keys.
+fn walk(
+    shards: &[Keys],
+    range: &Range,
+    reverse: bool,
+    limits: &[usize],
+    stop: usize,
+    patience: usize,
+) -> Vec<Vec<u8>> {
     let ids = (1..).map(ShardId);
     let mut merge = Merge::new(ids.take(shards.len()), range, reverse);
     let mut limits = limits.iter().copied().cycle();
     let mut seen = Vec::new();
     while !merge.is_done() && seen.len() < stop {
-        for (shard, rest) in merge.wanted() {
+        let wanted = merge.wanted();
+        assert!(
+            wanted.iter().filter(|wanted| wanted.alone).count() <= 1,
+            "large values are read one at a time"
+        );
+        for Wanted { shard, range, alone } in wanted {
             let keys = &shards[shard.get() as usize - 1];
-            let limit = limits.next().unwrap_or(1);
-            let answer = page(keys, &rest, reverse, limit);
-            // An empty page that does not advance is refused; ours would, so give it one key.
-            let answer =
-                if answer.kvs.is_empty() { page(keys, &rest, reverse, limit.max(1)) } else { answer };
-            merge.supply(shard, answer).expect("a proper page");
+            // An empty page that does not advance is refused; the store gives one key at least.
+            let limit = if alone { 1 } else { limits.next().unwrap_or(1).max(1) };
+            merge.supply(shard, page(keys, &range, reverse, limit, alone)).expect("a proper page");
         }
         while seen.len() < stop
             && let Some(kv) = merge.pop()
         {
             seen.push(kv.key.to_vec());
+            if seen.len().is_multiple_of(patience) {
+                merge.let_go();
+            }
         }
     }
     seen
@@ -60,7 +81,7 @@ proptest! {
         shards in prop::collection::vec(prop::collection::btree_set(key(), 0..12), 1..6),
         start in key(), end in prop_oneof![Just(Vec::new()), key()],
         limits in prop::collection::vec(0usize..5, 1..6),
-        reverse: bool, stop in 0usize..20,
+        reverse: bool, stop in 0usize..20, patience in 1usize..20,
     ) {
         // A key lives in one shard only.
         let mut taken = Keys::new();
@@ -71,16 +92,16 @@ proptest! {
         if reverse {
             model.reverse();
         }
-        prop_assert_eq!(&walk(&shards, &range, reverse, &limits, usize::MAX), &model);
+        prop_assert_eq!(&walk(&shards, &range, reverse, &limits, usize::MAX, patience), &model);
 
-        let mut seen = walk(&shards, &range, reverse, &limits, stop);
+        let mut seen = walk(&shards, &range, reverse, &limits, stop, patience);
         prop_assert_eq!(&seen[..], &model[..stop.min(model.len())]);
         let rest = match seen.last() {
             None => range,
             Some(last) if reverse => Range { end: last.clone().into(), ..range },
             Some(last) => Range { start: successor(last), ..range },
         };
-        seen.extend(walk(&shards, &rest, reverse, &limits, usize::MAX));
+        seen.extend(walk(&shards, &rest, reverse, &limits, usize::MAX, patience));
         prop_assert_eq!(seen, model);
     }
 }
@@ -108,7 +129,7 @@ fn a_page_that_would_lose_repeat_or_disorder_keys_is_refused() {
     ];
     for (what, reverse, keys, next_key) in table {
         let mut merge = Merge::new([ShardId(1)], &range, reverse);
-        let page = ScannedPage { kvs: kvs(keys), count: 0, next_key: next_key.into() };
+        let page = ScannedPage { kvs: kvs(keys), next_key: next_key.into(), ..ScannedPage::default() };
         assert_eq!(merge.supply(ShardId(1), page), Err(OutOfOrder(ShardId(1))), "{what}");
     }
     let mut merge = Merge::new([ShardId(1)], &range, false);
@@ -117,16 +138,49 @@ fn a_page_that_would_lose_repeat_or_disorder_keys_is_refused() {
     assert_eq!(merge.supply(ShardId(1), ScannedPage::default()), Err(OutOfOrder(ShardId(1))), "not wanted");
 }
 
+fn page_of(keys: &[&'static str], next_key: &'static str) -> ScannedPage {
+    ScannedPage { kvs: kvs(keys), next_key: next_key.into(), ..ScannedPage::default() }
+}
+
+fn wanted(shard: u32, start: &'static str, alone: bool) -> Wanted {
+    Wanted { shard: ShardId(shard), range: Range { start: start.into(), end: Bytes::new() }, alone }
+}
+
 #[test]
-fn a_shard_without_a_page_holds_back_all_others() {
+fn a_shard_without_a_page_holds_back_what_may_come_behind_its_keys() {
     let mut merge = Merge::new([ShardId(1), ShardId(2)], &Range::default(), false);
-    let page =
-        |keys, next_key: &'static str| ScannedPage { kvs: kvs(keys), count: 0, next_key: next_key.into() };
-    merge.supply(ShardId(1), page(&["b", "d"], "")).expect("a proper page");
+    merge.supply(ShardId(1), page_of(&["b", "d", "f"], "")).expect("a proper page");
     assert!(merge.peek().is_none());
-    merge.supply(ShardId(2), page(&["c"], "e")).expect("a proper page");
-    assert_eq!(merge.pop().map(|kv| kv.key), Some("b".into()));
-    assert_eq!(merge.pop().map(|kv| kv.key), Some("c".into()));
-    assert!(merge.pop().is_none(), "the next key of shard 2 may come before d");
-    assert_eq!(merge.wanted(), [(ShardId(2), Range { start: "e".into(), end: Bytes::new() })]);
+    merge.supply(ShardId(2), page_of(&["c"], "e")).expect("a proper page");
+    let keys: Vec<_> = std::iter::from_fn(|| merge.pop()).map(|kv| kv.key).collect();
+    assert_eq!(keys, ["b", "c", "d"], "the next key of shard 2 may come before f, and not before d");
+    assert_eq!(merge.wanted(), [wanted(2, "e", false)]);
+}
+
+#[test]
+fn large_values_are_wanted_alone_one_at_a_time_when_it_is_their_turn() {
+    let mut merge = Merge::new([ShardId(1), ShardId(2), ShardId(3)], &Range::default(), false);
+    let large = |key| ScannedPage { next_is_large: true, ..page_of(&[], key) };
+    merge.supply(ShardId(1), large("d")).expect("a proper page");
+    merge.supply(ShardId(2), large("b")).expect("a proper page");
+    merge.supply(ShardId(3), page_of(&["a", "c"], "")).expect("a proper page");
+    assert_eq!(merge.pop().map(|kv| kv.key), Some("a".into()));
+    assert_eq!(merge.wanted(), [wanted(2, "b", true)]);
+    merge.supply(ShardId(2), large("b")).expect_err("it was to be read alone");
+    let mut merge = Merge::new([ShardId(1)], &Range { start: "d".into(), end: Bytes::new() }, false);
+    merge.supply(ShardId(1), large("d")).expect("the first of all");
+    assert_eq!(merge.wanted(), [wanted(1, "d", true)]);
+}
+
+#[test]
+fn pages_that_were_let_go_are_wanted_again() {
+    let mut merge = Merge::new([ShardId(1), ShardId(2)], &Range::default(), false);
+    merge.supply(ShardId(1), page_of(&["b", "d"], "")).expect("a proper page");
+    merge.supply(ShardId(2), page_of(&["c"], "")).expect("a proper page");
+    let bytes = merge.bytes();
+    let first = merge.pop().expect("b");
+    assert_eq!(merge.bytes() + first.encoded_len(), bytes);
+    merge.let_go();
+    assert_eq!((merge.bytes(), merge.is_done()), (0, false));
+    assert_eq!(merge.wanted(), [wanted(1, "d", false), wanted(2, "c", false)]);
 }

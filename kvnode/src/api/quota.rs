@@ -26,7 +26,8 @@ use tokio::{
 use super::{
     error::Refused,
     limits::{
-        LARGE_REPLIES_PER_CONNECTION_MAX, Limit, REQUEST_BYTES_PER_CONNECTION_MAX,
+        BATCH_REPLY_BYTES, DOWNLOAD_BYTES, LARGE_REPLIES_PER_CONNECTION_MAX, Limit,
+        REPLY_BYTES_PER_CONNECTION_PART, REQUEST_BYTES_PER_CONNECTION_MAX, STREAMED_REPLIES_MAX,
         STREAMED_REPLIES_PER_CONNECTION_MAX,
     },
 };
@@ -62,6 +63,10 @@ pub struct Capacity {
     pub request_bytes: usize,
     /// See [`Limit::LargeReplies`].
     pub large_replies: usize,
+    /// See [`Limit::ReplyBytes`].
+    pub reply_bytes: usize,
+    /// Answers of all Batch streams that have not been taken by their clients, bytes.
+    pub batch_reply_bytes: usize,
 }
 
 impl Default for Capacity {
@@ -72,7 +77,17 @@ impl Default for Capacity {
             requests: Limit::Requests.max(),
             request_bytes: Limit::RequestBytes.max(),
             large_replies: Limit::LargeReplies.max(),
+            reply_bytes: Limit::ReplyBytes.max(),
+            batch_reply_bytes: usize::MAX,
         }
+    }
+}
+
+impl Capacity {
+    /// What may wait to be sent on each Batch stream, bytes, see [`BATCH_REPLY_BYTES`].
+    pub fn of_batch_stream(&self) -> usize {
+        let held = self.batch_reply_bytes / STREAMED_REPLIES_MAX / 3;
+        held.clamp(*BATCH_REPLY_BYTES.start(), *BATCH_REPLY_BYTES.end())
     }
 }
 
@@ -84,6 +99,7 @@ impl NodeQuota {
             Limit::Requests => limit.max().min(capacity.requests),
             Limit::RequestBytes => limit.max().min(capacity.request_bytes),
             Limit::LargeReplies => limit.max().min(capacity.large_replies),
+            Limit::ReplyBytes => limit.max().min(capacity.reply_bytes),
             Limit::Streams | Limit::HealthChecks => limit.max(),
         });
         let (places, ended) = (Places::new(max), AtomicBool::new(false));
@@ -133,6 +149,8 @@ pub struct ConnectionQuota {
     large: Arc<Semaphore>,
     streams: Arc<Semaphore>,
     request_bytes: AtomicUsize,
+    reply_bytes: AtomicUsize,
+    reply_bytes_max: usize,
     unsent_bytes: AtomicUsize,
     /// When bytes last left, ms since the node's epoch.
     progress_ms: AtomicU64,
@@ -154,6 +172,9 @@ impl ConnectionQuota {
             large: Arc::new(Semaphore::new(LARGE_REPLIES_PER_CONNECTION_MAX)),
             streams: Arc::new(Semaphore::new(STREAMED_REPLIES_PER_CONNECTION_MAX)),
             request_bytes: AtomicUsize::new(0),
+            reply_bytes: AtomicUsize::new(0),
+            reply_bytes_max: (node.pool(Limit::ReplyBytes).max / REPLY_BYTES_PER_CONNECTION_PART)
+                .max(DOWNLOAD_BYTES),
             unsent_bytes: AtomicUsize::new(0),
             progress_ms: AtomicU64::new(node.now_ms()),
             node: node.clone(),
@@ -205,13 +226,13 @@ impl ConnectionQuota {
     pub fn stream(&self) -> Result<Share, Refused> {
         let own = self.streams.clone().try_acquire_owned();
         let own = own.map_err(|_| self.node.refused(Limit::Streams))?;
-        Ok(Share(Arc::new((own, self.take(Limit::Streams)?))))
+        Ok(Share::of(own, self.take(Limit::Streams)?))
     }
 
     /// The share of a reply that may be as large as a message, if it can be had now.
     pub fn large_reply_now(&self) -> Option<Share> {
         let own = self.large.clone().try_acquire_owned().ok()?;
-        Some(Share(Arc::new((own, self.address.try_take_in_turn(Limit::LargeReplies as usize)?))))
+        Some(Share::of(own, self.address.try_take_in_turn(Limit::LargeReplies as usize)?))
     }
 
     /// Waits for the share of a reply that may be as large as a message.
@@ -224,9 +245,36 @@ impl ConnectionQuota {
             Some((own, self.address.take(Limit::LargeReplies as usize).await))
         };
         match timeout_at(deadline, both).await {
-            Ok(Some(both)) => Ok(Share(Arc::new(both))),
+            Ok(Some((own, place))) => Ok(Share::of(own, place)),
             Ok(None) | Err(_) => Err(self.node.refused(Limit::LargeReplies)),
         }
+    }
+
+    /// Room for so many bytes that are read for the client, if there is any now.
+    pub fn reply_bytes_now(self: &Arc<Self>, bytes: usize) -> Option<ReplyBytes> {
+        let more = |own: usize| own.checked_add(bytes).filter(|all| *all <= self.reply_bytes_max);
+        self.reply_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        // Dropped where the node has no room: what is counted for the connection is given back.
+        let held = ReplyBytes {
+            bytes,
+            place: self.address.none(Limit::ReplyBytes as usize),
+            connection: self.clone(),
+        };
+        held.place.grow(bytes).then_some(held)
+    }
+
+    /// The same, as soon as there is any.
+    ///
+    /// # Errors
+    /// When there was none until `deadline`.
+    pub async fn reply_bytes(
+        self: &Arc<Self>,
+        bytes: usize,
+        deadline: Instant,
+    ) -> Result<ReplyBytes, Refused> {
+        let kind = Limit::ReplyBytes as usize;
+        let held = self.address.retry(kind, || self.reply_bytes_now(bytes));
+        timeout_at(deadline, held).await.map_err(|_| self.node.refused(Limit::ReplyBytes))
     }
 
     /// Bytes were handed to HTTP/2.
@@ -256,7 +304,56 @@ impl ConnectionQuota {
 
 /// What a request holds until its last owner is dropped.
 #[derive(Clone, Debug)]
-pub struct Share(#[allow(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Place)>);
+pub struct Share(#[allow(dead_code, reason = "held, not read")] Arc<Held>);
+
+#[derive(Debug)]
+#[allow(dead_code, reason = "held, not read")]
+enum Held {
+    Place(OwnedSemaphorePermit, Place),
+    Bytes(ReplyBytes),
+}
+
+impl Share {
+    fn of(own: OwnedSemaphorePermit, place: Place) -> Self {
+        Self(Arc::new(Held::Place(own, place)))
+    }
+}
+
+impl From<ReplyBytes> for Share {
+    fn from(bytes: ReplyBytes) -> Self {
+        Self(Arc::new(Held::Bytes(bytes)))
+    }
+}
+
+/// Bytes that were read for a client, until it has taken them. Dropping them gives them back.
+#[derive(Debug)]
+pub struct ReplyBytes {
+    connection: Arc<ConnectionQuota>,
+    bytes: usize,
+    place: Place,
+}
+
+impl ReplyBytes {
+    /// How many.
+    pub fn count(&self) -> usize {
+        self.bytes
+    }
+
+    /// Gives back all but so many.
+    pub fn keep(&mut self, bytes: usize) {
+        let less = self.bytes.saturating_sub(bytes);
+        self.bytes -= less;
+        // Of the connection first: who waits is told by the node.
+        self.connection.reply_bytes.fetch_sub(less, Ordering::Relaxed);
+        self.place.give_back(less);
+    }
+}
+
+impl Drop for ReplyBytes {
+    fn drop(&mut self) {
+        self.connection.reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
 
 /// A request between its arrival and the end of its reply.
 #[derive(Debug)]
@@ -329,6 +426,8 @@ impl Drop for HeldBytes {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     fn connect(node: &Arc<NodeQuota>, host: u8) -> Option<Arc<ConnectionQuota>> {
@@ -377,6 +476,43 @@ mod tests {
         request.received(REQUEST_BYTES_PER_CONNECTION_MAX).expect("room");
         assert!(request.received(1).is_err());
         other.request(Limit::Requests).expect("room").received(1 << 20).expect("room");
+    }
+
+    #[test]
+    fn bytes_of_replies_are_those_of_a_connection_and_of_an_address() {
+        let room = 8 * DOWNLOAD_BYTES;
+        let node =
+            NodeQuota::new(&Capacity { reply_bytes: room, ..Capacity::default() }, Refusals::default());
+        let connect = || connect(&node, 1).expect("room");
+        let (one, other) = (connect(), connect());
+        let mut half = one.reply_bytes_now(room / 2).expect("half of it is free");
+        assert!(one.reply_bytes_now(1).is_none() && other.reply_bytes_now(1).is_none());
+        half.keep(room / 4);
+        assert_eq!((half.count(), node.pool(Limit::ReplyBytes).taken), (room / 4, room / 4));
+        let quarter = other.reply_bytes_now(room / 4).expect("of what was given back");
+        drop((half, quarter));
+        assert_eq!(node.pool(Limit::ReplyBytes).taken, 0);
+        // What was refused by the node counts for nothing at the connection.
+        let taken = other.reply_bytes_now(room / 2).expect("half of it is free");
+        assert!(one.reply_bytes_now(room / 4).is_none());
+        drop(taken);
+        assert!(one.reply_bytes_now(room / 2).is_some());
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_bytes_of_replies_gets_them_when_they_are_given_back() {
+        let node =
+            NodeQuota::new(&Capacity { reply_bytes: 1 << 20, ..Capacity::default() }, Refusals::default());
+        let one = connect(&node, 1).expect("room");
+        let mut held = one.reply_bytes_now(1 << 19).expect("room");
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut waits = Box::pin(one.reply_bytes(1 << 18, deadline));
+        assert!(waits.as_mut().now_or_never().is_none());
+        held.keep(1 << 18);
+        waits.await.expect("room again");
+        let soon = Instant::now() + Duration::from_millis(20);
+        let refused = one.reply_bytes(1 << 20, soon).await.expect_err("more than there is");
+        assert!(matches!(refused, Refused::Limit("REPLY_BYTES_IN_FLIGHT")));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Scan: one ordered keyspace over all shards.
 //!
 //! A scan is pulled by its reply: pages are read when HTTP/2 has room for another message, and nothing goes on when
-//! the client is gone. It holds one page of each shard and one message. Each message carries the token that resumes
-//! after it; a resumed scan reads new snapshots.
+//! the client is gone. It holds one page of each shard and one message, and needs room for that among what the node may
+//! hold for its clients; where there is little, it lets its pages go with each message and reads them again. Each message
+//! carries the token that resumes after it; a resumed scan reads new snapshots.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -21,11 +22,14 @@ use super::{
     deadline::Deadline,
     error::Refused,
     header,
+    kv::Caller,
     limits::{
-        SCAN_MESSAGE_BYTES, SCAN_PAGE_BYTES, SCAN_PAGE_KEYS_MAX, SCAN_PAGES_AT_ONCE, SCAN_WINDOW_BYTES,
+        SCAN_MESSAGE_BYTES, SCAN_PAGE_BYTES, SCAN_PAGE_KEYS_MAX, SCAN_PAGES_AT_ONCE, SCAN_ROOM_BYTES,
+        SCAN_WINDOW_BYTES,
     },
-    merge::Merge,
+    merge::{Merge, Wanted},
     page_token::{PageToken, Walk},
+    quota::{ConnectionQuota, ReplyBytes, Share},
     range::{Range, successor},
     validate,
 };
@@ -34,6 +38,10 @@ use crate::router::store::Store;
 /// A running scan.
 struct Scan<S> {
     context: Arc<Context<S>>,
+    /// Of the client; `None` without a server around it.
+    connection: Option<Arc<ConnectionQuota>>,
+    /// For the pages, and for the message that was made last: it was sent when the next one is asked for.
+    room: Option<Room>,
     map: Arc<ClusterMap>,
     deadline: Deadline,
     request: ScanRequest,
@@ -48,6 +56,16 @@ struct Scan<S> {
     last_key: Bytes,
     /// Who answered last, by shard.
     contexts: BTreeMap<ShardId, ReplyContext>,
+    /// Whether its last message is on its way.
+    is_over: bool,
+}
+
+/// What a scan holds of what a node may read for its clients.
+enum Room {
+    /// As many bytes as it has.
+    Bytes(ReplyBytes),
+    /// Those of a large reply.
+    Large(#[allow(dead_code, reason = "held, not read")] Share),
 }
 
 /// The pieces of a message that is being filled.
@@ -77,7 +95,7 @@ enum Fill {
 pub fn scan<S: Store>(
     context: Arc<Context<S>>,
     request: ScanRequest,
-    deadline: Deadline,
+    caller: &Caller,
 ) -> Result<impl Stream<Item = Result<ScanResponse, Refused>> + Send + use<S>, Refused> {
     validate::scan(&request)?;
     let map = context.map()?;
@@ -95,9 +113,12 @@ pub fn scan<S: Store>(
         bytes_left: unlimited(request.max_bytes),
         last_key: Bytes::new(),
         contexts: BTreeMap::new(),
+        connection: caller.connection().cloned(),
+        room: None,
+        is_over: false,
+        deadline: caller.deadline,
         context,
         map,
-        deadline,
         request,
         range,
     };
@@ -116,17 +137,52 @@ fn walk(reverse: bool) -> Walk {
 
 fn messages<S: Store>(scan: Scan<S>) -> impl Stream<Item = Result<ScanResponse, Refused>> + Send {
     stream::try_unfold(Some(scan), |scan| async move {
-        let Some(mut scan) = scan else { return Ok(None) };
+        let Some(mut scan) = scan.filter(|scan| !scan.is_over) else { return Ok(None) };
         // Counting needs the order of keys only to know where a limit falls.
         if scan.request.count_only && scan.request.limit == 0 {
             return Ok(Some((scan.count().await?, None)));
         }
+        scan.make_room().await?;
         let (message, ended) = scan.message().await?;
-        Ok(Some((message, (!ended).then_some(scan))))
+        scan.settle(message.encoded_len());
+        scan.is_over = ended;
+        Ok(Some((message, Some(scan))))
     })
 }
 
 impl<S: Store> Scan<S> {
+    /// For making a message. Whoever has to wait for it holds nothing.
+    async fn make_room(&mut self) -> Result<(), Refused> {
+        let Some(connection) = &self.connection else { return Ok(()) };
+        // The last message was sent.
+        self.room = None;
+        if let Some(held) = connection.reply_bytes_now(SCAN_ROOM_BYTES) {
+            self.room = Some(Room::Bytes(held));
+            return Ok(());
+        }
+        self.merge.let_go();
+        let deadline = self.deadline.step(Instant::now());
+        self.room = Some(Room::Large(connection.large_reply(deadline).await?));
+        Ok(())
+    }
+
+    /// Keeps room for a message of so many bytes and for the pages that are left, or else lets the pages go.
+    fn settle(&mut self, message_bytes: usize) {
+        let Some(connection) = &self.connection else { return };
+        if let Some(Room::Bytes(held)) = &mut self.room {
+            if message_bytes + self.merge.bytes() > held.count() {
+                self.merge.let_go();
+            }
+            held.keep(message_bytes + self.merge.bytes());
+            return;
+        }
+        // The share of a large reply is for others as soon as there is room for what is left.
+        self.merge.let_go();
+        if let Some(held) = connection.reply_bytes_now(message_bytes) {
+            self.room = Some(Room::Bytes(held));
+        }
+    }
+
     async fn message(&mut self) -> Result<(ScanResponse, bool), Refused> {
         let mut filling = Filling::default();
         let mut count = 0;
@@ -221,8 +277,12 @@ impl<S: Store> Scan<S> {
             ..ScanPage::default()
         };
         let (context, options) = (&self.context, self.request.options);
-        let reads = self.merge.wanted().into_iter().map(|(shard, Range { start, end })| {
-            let read = read_request::Read::Scan(ScanPage { start, end, ..page.clone() });
+        let reads = self.merge.wanted().into_iter().map(|Wanted { shard, range, alone }| {
+            let Range { start, end } = range;
+            let large_apart = !alone;
+            let (limit, max_bytes) = if alone { (1, 0) } else { (page.limit, page.max_bytes) };
+            let read = ScanPage { start, end, limit, max_bytes, large_apart, ..page.clone() };
+            let read = read_request::Read::Scan(read);
             async move { context.read(shard, options, read, deadline).await.map(|read| (shard, read)) }
         });
         let answers: Vec<_> = stream::iter(reads).buffered(SCAN_PAGES_AT_ONCE).try_collect().await?;

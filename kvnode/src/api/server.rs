@@ -101,8 +101,9 @@ pub async fn serve<S: Store, N: Node>(
     // Served once in a node's life; in tests a second server shows the first one's.
     metrics.quota.set(quota.clone()).ok();
     let (drain, draining) = watch::channel(false);
-    let streams =
-        Streams::new(options.batch, options.connection_age_max, metrics.batch.clone(), draining.clone());
+    let reply_bytes = options.capacity.of_batch_stream();
+    let (batch, age_max) = (options.batch, options.connection_age_max);
+    let streams = Streams::new(batch, age_max, reply_bytes, metrics.batch.clone(), draining.clone());
     let kv = KvService::new(context.clone(), streams);
     let (text, admin) = (KvTextService::new(context), AdminService::new(node));
     let services = Services::new(kv, text, admin, &health).map_err(ServeError::Reflection)?;

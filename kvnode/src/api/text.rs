@@ -165,7 +165,7 @@ impl<S: Store> KvText for KvTextService<S> {
         let caller = Caller::of(&request);
         let request = scan_request(request.into_inner());
         let messages = caller.stream_share().and_then(|share| {
-            let messages = scan(self.0.clone(), request, caller.deadline)?;
+            let messages = scan(self.0.clone(), request, &caller)?;
             let messages = messages.map(|message| message.map(scan_response));
             Ok(replies(self.0.clone(), messages, share))
         });

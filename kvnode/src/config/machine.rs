@@ -10,7 +10,10 @@ const FALLBACK: ByteCount = ByteCount::mebi(512);
 /// What a process without a limit takes of the machine's memory: others run there too.
 const SHARE_OF_RAM: u64 = 4;
 
-/// The default of `--memory`: the limit of the process's cgroup, else a quarter of the machine's memory.
+/// The least that a node can work with.
+pub const MIN_MEMORY: ByteCount = ByteCount::mebi(192);
+
+/// The default of `--memory`: the limit of the process's cgroup, which may be too little, else a quarter of the machine's memory.
 pub fn memory_of_this_machine() -> ByteCount {
     default_memory(|path| fs::read_to_string(path).ok())
 }
@@ -22,7 +25,7 @@ fn default_memory(read: impl Fn(&str) -> Option<String>) -> ByteCount {
         // Without a limit, version 1 reports a number that exceeds any memory.
         (Some(limit), Some(ram)) if limit < ram => ByteCount(limit),
         (Some(limit), None) => ByteCount(limit),
-        (_, Some(ram)) => ByteCount(ram / SHARE_OF_RAM),
+        (_, Some(ram)) => ByteCount(ram / SHARE_OF_RAM).max(MIN_MEMORY),
         (None, None) => FALLBACK,
     }
 }
@@ -86,6 +89,13 @@ mod tests {
             ("/sys/fs/cgroup/kube/memory.max", "1073741824\n"),
         ];
         assert_eq!(memory(&files), ByteCount::mebi(1024));
+    }
+
+    #[test]
+    fn a_small_machine_gives_what_a_node_needs_and_a_small_limit_is_told() {
+        assert_eq!(memory(&[("/proc/meminfo", "MemTotal: 500000 kB\n")]), MIN_MEMORY);
+        let limit = ("/sys/fs/cgroup/memory.max", "67108864\n");
+        assert_eq!(memory(&[MEMINFO, ("/proc/self/cgroup", "0::/\n"), limit]), ByteCount::mebi(64));
     }
 
     #[test]

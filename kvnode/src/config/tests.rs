@@ -150,7 +150,7 @@ fn contradictions_name_the_flag_to_change() {
             "--advertise-client: is required with --join n2.example:5: other machines cannot reach 127.0.0.1:50051",
         ),
         ("--peer-address-override n2=h:1,n2=h:2", "--peer-address-override: names n2 twice"),
-        ("--memory 1Mi", "--memory: 1Mi is too little; a node needs 128Mi"),
+        ("--memory 1Mi", "--memory: 1Mi is too little; a node needs 192Mi"),
         ("--election-ms 900-500", "--election-ms: 900-500 is no range"),
         ("--flush-interval 0s", "--flush-interval: 0 is not possible"),
         (
@@ -160,6 +160,20 @@ fn contradictions_name_the_flag_to_change() {
     ] {
         assert_eq!(problems_of(line), expected, "{line}");
     }
+}
+
+#[test]
+fn a_cgroup_that_gives_too_little_is_told_unless_somebody_decided() {
+    let validated = |line: &str| {
+        let line = format!("--node-name n1 --data-dir d {line}");
+        validate(&flags(&line), ByteCount::mebi(64)).map_err(|problems| problems.to_string())
+    };
+    let told = validated("").expect_err("too little");
+    assert!(
+        told.contains("--memory: the limit of the cgroup, 64Mi, is too little; a node needs 192Mi"),
+        "{told}"
+    );
+    assert_eq!(validated("--memory 192Mi").expect("as it was told").memory, ByteCount::mebi(192));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use std::{
 
 use super::{
     Advertise, ByteCount, Compaction, Config, DiskLimits, Flags, Formation, HostPort, InitialNode, Listen,
-    NodeName, Problems, RaftTiming, quantity::parse_duration,
+    NodeName, Problems, RaftTiming, machine::MIN_MEMORY, quantity::parse_duration,
 };
 use crate::telemetry::{LogConfig, LogFilter, LogFormat};
 
@@ -27,8 +27,6 @@ const ALL_INTERFACES: &str = "0.0.0.0";
 const MAX_SHARDS: u32 = 256;
 const DEFAULT_SHARDS: u32 = 8;
 const DEFAULT_REPLICATION_FACTOR: u32 = 3;
-/// Below this the memtables of two databases and the log tails do not fit.
-const MIN_MEMORY: ByteCount = ByteCount::mebi(128);
 const DEFAULT_LOG_RETENTION: ByteCount = ByteCount::mebi(64);
 const DEFAULT_FLUSH_INTERVAL: Duration = Duration::from_secs(300);
 /// Starting values of the design, chapter 5.2.
@@ -300,8 +298,14 @@ fn read_overrides(problems: &mut Problems, flags: &Flags) -> BTreeMap<NodeName, 
 }
 
 fn read_memory(problems: &mut Problems, flags: &Flags, machine: ByteCount) -> ByteCount {
-    let default = machine.max(MIN_MEMORY);
-    optional(problems, "--memory", flags.memory.as_deref(), default, |text| {
+    const FLAG: &str = "--memory";
+    if given(flags.memory.as_deref()).is_none() && machine < MIN_MEMORY {
+        problems.note(
+            FLAG,
+            format!("the limit of the cgroup, {machine}, is too little; a node needs {MIN_MEMORY}"),
+        );
+    }
+    optional(problems, FLAG, flags.memory.as_deref(), machine, |text| {
         let memory: ByteCount = text.parse()?;
         if memory < MIN_MEMORY {
             return Err(format!("{memory} is too little; a node needs {MIN_MEMORY}"));

@@ -110,7 +110,7 @@ impl Member {
         } = with;
         let me = identity.node;
         let answers = Arc::new(Answers::default());
-        let limits = Limits::default();
+        let limits = Limits::default().within(memory.peers);
         let limits = Limits { sockets: limits.sockets.min(OpenFiles::of_this_process().peers), ..limits };
         let resolver = Arc::new(Resolver { maps: maps.clone(), overrides: overrides(&config) });
         let transport = Transport::start(Dependencies {

@@ -30,6 +30,13 @@ const FORWARDED: Part = Part { percent: 6, bytes_max: 128 * MIB };
 /// Replies of up to [`MESSAGE_BYTES_MAX`] that are being made or not yet sent.
 const LARGE_REPLIES: Part = Part { percent: 10, bytes_max: 128 * MIB };
 
+/// What was read for clients and has not been taken by them: small replies, scans and downloads, and as much again on Batch
+/// streams.
+const REPLIES: Part = Part { percent: 10, bytes_max: 1024 * MIB };
+
+/// What waits for other nodes to take it, and what they sent and waits for the log.
+const PEERS: Part = Part { percent: 5, bytes_max: 128 * MIB };
+
 /// Requests and replies are served even where a share has no room for two of the largest.
 const TWO_MESSAGES: usize = 2 * MESSAGE_BYTES_MAX;
 
@@ -53,13 +60,17 @@ pub struct MemoryPlan {
     pub forwarded: usize,
     /// Large replies to clients.
     pub large_replies: usize,
+    /// Other replies to clients.
+    pub replies: usize,
+    /// Frames from and to other nodes.
+    pub peers: usize,
 }
 
 impl MemoryPlan {
     /// Of so many bytes. Of less than the process takes, everything gets as if there were a little.
     pub fn of(bytes: ByteCount) -> Self {
         let bytes = usize::try_from(bytes.0).unwrap_or(usize::MAX);
-        let rest = bytes.saturating_sub(PROCESS_BYTES).max(PROCESS_BYTES / 2);
+        let rest = bytes.saturating_sub(PROCESS_BYTES).max(PROCESS_BYTES);
         // Not of the product: `bytes` may be all that a machine can address.
         let share = |part: &Part| (rest / 100 * part.percent).min(part.bytes_max);
         let log_index = share(&LOG_INDEX);
@@ -68,29 +79,44 @@ impl MemoryPlan {
         let requests = share(&REQUESTS).max(TWO_MESSAGES);
         let forwarded = share(&FORWARDED).max(TWO_MESSAGES);
         let large_replies = share(&LARGE_REPLIES).max(TWO_MESSAGES);
-        let left = rest - log_index - log_tails - log_queue - requests - forwarded - large_replies;
+        let replies = share(&REPLIES).max(TWO_MESSAGES);
+        let peers = share(&PEERS);
+        let clients = requests + forwarded + large_replies + replies;
+        let left = rest - log_index - log_tails - log_queue - clients - peers;
         let state = left.min((bytes / 100 * STATE_PERCENT_MAX).max(PROCESS_BYTES / 4));
-        Self { state, log_index, log_tails, log_queue, requests, forwarded, large_replies }
+        Self { state, log_index, log_tails, log_queue, requests, forwarded, large_replies, replies, peers }
     }
 
     /// All of it.
     pub fn total(&self) -> usize {
-        let Self { state, log_index, log_tails, log_queue, requests, forwarded, large_replies } = self;
-        PROCESS_BYTES + state + log_index + log_tails + log_queue + requests + forwarded + large_replies
+        let Self {
+            state,
+            log_index,
+            log_tails,
+            log_queue,
+            requests,
+            forwarded,
+            large_replies,
+            replies,
+            peers,
+        } = self;
+        let logs = log_index + log_tails + log_queue;
+        PROCESS_BYTES + state + logs + requests + forwarded + large_replies + replies + peers
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::options::MEMORY_BUDGET_MIN_BYTES;
 
     #[test]
     fn everything_together_is_what_was_given() {
-        for mebibytes in [128_usize, 200, 256, 512, 1024, 6000, 100_000] {
+        for mebibytes in [192_usize, 200, 256, 512, 1024, 6000, 100_000] {
             let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
             assert!(plan.total() <= mebibytes * MIB, "{mebibytes}: {plan:?}");
             assert!(plan.state * 100 <= mebibytes * MIB * STATE_PERCENT_MAX, "{mebibytes}: {plan:?}");
-            assert!(plan.state >= 24 * MIB, "{mebibytes}: {plan:?}");
+            assert!(plan.state >= MEMORY_BUDGET_MIN_BYTES, "{mebibytes}: {plan:?}");
         }
     }
 
@@ -98,9 +124,17 @@ mod tests {
     fn more_memory_makes_no_part_smaller() {
         let parts = |mebibytes: usize| {
             let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
-            let MemoryPlan { state, log_index, log_tails, log_queue, requests, forwarded, large_replies } =
-                plan;
-            [state, log_index, log_tails, log_queue, requests, forwarded, large_replies]
+            let MemoryPlan {
+                state,
+                log_index,
+                log_tails,
+                log_queue,
+                requests,
+                forwarded,
+                large_replies,
+                replies,
+            } = plan;
+            [state, log_index, log_tails, log_queue, requests, forwarded, large_replies, replies, peers]
         };
         for mebibytes in (0..4096).step_by(16) {
             let (less, more) = (parts(mebibytes), parts(mebibytes + 16));

@@ -253,6 +253,8 @@ fn serve_clients(
             connections: OpenFiles::of_this_process().clients,
             request_bytes: memory.requests,
             large_replies: memory.large_replies / MESSAGE_BYTES_MAX,
+            reply_bytes: memory.replies / 2,
+            batch_reply_bytes: memory.replies / 2,
             ..Capacity::default()
         };
         let options = server::Options { metrics, capacity, ..server::Options::default() };

@@ -262,6 +262,9 @@ impl<'a> Page<'a> {
             if self.page.count > 0 && self.bytes + size > self.bytes_max {
                 return Ok(self.end_before(&key));
             }
+            if self.request.large_apart && size > self.bytes_max {
+                return Ok(self.end_before_large(&key));
+            }
             self.bytes += size;
             self.page.count += 1;
             self.page.kvs.extend(kv);
@@ -278,6 +281,15 @@ impl<'a> Page<'a> {
             return Ok(kv);
         }
         value::show(replica, key.clone(), &record)
+    }
+
+    /// `key` has a value that is to be read alone.
+    fn end_before_large(&mut self, key: &[u8]) -> ControlFlow<()> {
+        self.page.next_is_large = true;
+        // Reverse the next page ends behind it.
+        let behind: &[u8] = if self.request.reverse { &[0] } else { &[] };
+        self.page.next_key = [key, behind].concat().into();
+        ControlFlow::Break(())
     }
 
     /// `key` is the first one left. Forward the next page starts at it; reverse it ends before the last one taken.

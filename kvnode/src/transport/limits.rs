@@ -103,10 +103,41 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Of a node that has so many bytes for what waits for other nodes and what came from them, as far as work can go on: four
+    /// queues of two nodes are full at the same time, or sixteen groups whose log stands still.
+    #[must_use]
+    pub fn within(self, bytes: usize) -> Self {
+        let queued_bytes = (bytes / 4).clamp(self.message_bytes, self.queued_bytes);
+        let append_window_bytes = (bytes / 16).clamp(2 * self.frame_bytes, self.append_window_bytes);
+        // Whatever is in the window, and one frame of any size.
+        let inbox_bytes = (append_window_bytes + self.message_bytes).min(self.inbox_bytes);
+        Self { queued_bytes, append_window_bytes, inbox_bytes, ..self }
+    }
+
     /// The greatest frame: what a message holds, less its envelope.
     pub(super) fn largest_frame(&self) -> usize {
         /// Cluster id, node ids and tags of a batch, generously.
         const ENVELOPE_BYTES: usize = 1024;
         self.message_bytes.saturating_sub(ENVELOPE_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whatever_the_memory_the_largest_frame_fits_and_no_honest_sender_overflows() {
+        for bytes in [0, MIB, 12 * MIB, 64 * MIB, usize::MAX] {
+            let limits = Limits::default().within(bytes);
+            assert!(limits.queued_bytes >= limits.message_bytes, "{bytes}: {limits:?}");
+            assert!(
+                limits.inbox_bytes >= limits.append_window_bytes + limits.message_bytes,
+                "{bytes}: {limits:?}"
+            );
+        }
+        let (much, usual) = (Limits::default().within(usize::MAX), Limits::default());
+        let of = |limits: &Limits| (limits.queued_bytes, limits.append_window_bytes);
+        assert_eq!(of(&much), of(&usual));
     }
 }

@@ -146,7 +146,8 @@ fn cost_of_an_operation_on_a_stream() {
             let context = Context::new(Arc::new(store), spawner(), Box::new(ids));
             let (_drain, draining) = watch::channel(false);
             let never = std::time::Duration::MAX;
-            let streams = Streams::new(BatchTerms::default(), never, Metrics::new().batch.clone(), draining);
+            let streams =
+                Streams::new(BatchTerms::default(), never, 1 << 20, Metrics::new().batch.clone(), draining);
             for operations in [1, 16, 128, 512] {
                 for (what, puts) in [("put", true), ("get", false)] {
                     let count = 200_000 / operations;

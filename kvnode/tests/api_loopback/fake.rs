@@ -29,6 +29,7 @@ use kvnode::{
     router::store::Store,
     state_machine::sessions::{Sessions, Stamp, Verdict},
 };
+use prost::Message as _;
 use tokio::{sync::watch, time::Instant};
 
 /// The node that answers everything.
@@ -564,6 +565,10 @@ impl Shard {
         let limit =
             if page.limit == 0 { usize::MAX } else { usize::try_from(page.limit).unwrap_or(usize::MAX) };
         let taken = keys.len().min(limit).min(page_keys);
+        let bytes_max = usize::try_from(page.max_bytes).unwrap_or(usize::MAX);
+        let is_large = |(_, record): &(&Vec<u8>, &Record)| record.told(&[], true).encoded_len() > bytes_max;
+        let large = keys.iter().take(taken + 1).position(is_large).filter(|_| page.large_apart);
+        let taken = large.unwrap_or(taken);
         let next_key = match keys.get(taken) {
             None => Bytes::new(),
             Some((next, _)) if page.reverse => [&next[..], &[0]].concat().into(),
@@ -571,7 +576,7 @@ impl Shard {
         };
         let told = keys[..taken].iter().filter(|_| !page.count_only);
         let kvs = told.map(|(key, record)| record.told(key, !page.keys_only)).collect();
-        ScannedPage { kvs, count: taken as u64, next_key }
+        ScannedPage { kvs, count: taken as u64, next_key, next_is_large: large.is_some() }
     }
 
     fn upload_begin(&mut self, begin: disk::UploadBegin) -> UploadOutcome {

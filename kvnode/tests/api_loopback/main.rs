@@ -5,6 +5,7 @@ mod batch_cost;
 mod fake;
 mod hostile;
 mod raw;
+mod replies;
 mod server;
 mod sessions;
 mod support;

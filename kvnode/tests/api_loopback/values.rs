@@ -16,12 +16,12 @@ use kv_proto::{
 };
 use kv_topology::{KeyspaceId, ShardId, Slot};
 use kvnode::{
-    api::{deadline::Deadline, delete_range::delete_range, error::Refused, scan::scan},
+    api::{deadline::Deadline, delete_range::delete_range, error::Refused, kv::Caller, scan::scan},
     router::store::Store,
 };
 use proptest::prelude::*;
 use tokio::time::Instant;
-use tonic::{Code, metadata::MetadataMap};
+use tonic::{Code, Request, metadata::MetadataMap};
 
 use crate::fake::{Asked, FakeStore, map_of, refusal};
 use crate::support::{Harness, context, field, metadata, told, within};
@@ -99,7 +99,7 @@ async fn wrong_requests_and_refusals_are_told_with_field_and_reason() {
 async fn the_callers_deadline_reaches_the_store() {
     let harness = Harness::start().await;
     let mut client = harness.client().await;
-    let mut request = tonic::Request::new(get("k"));
+    let mut request = Request::new(get("k"));
     request.set_timeout(std::time::Duration::from_millis(1500));
     let before = Instant::now();
     client.get(request).await.expect("a get");
@@ -215,7 +215,7 @@ async fn scanned(
     store: &std::sync::Arc<FakeStore>,
     request: ScanRequest,
 ) -> Result<Vec<ScanResponse>, Refused> {
-    scan(context(store.clone()), request, no_deadline())?.try_collect().await
+    scan(context(store.clone()), request, &Caller::of(&Request::new(())))?.try_collect().await
 }
 
 fn keys_of(messages: &[ScanResponse]) -> Vec<Vec<u8>> {
@@ -313,8 +313,9 @@ async fn a_scan_reads_no_further_than_its_client() {
         (0..200).map(|number| (format!("key{number:03}").into_bytes(), vec![7; 64 << 10])).collect();
     let store = filled(&keys, 3).await;
     let reads = || store.reads.load(std::sync::atomic::Ordering::Relaxed);
+    let caller = Caller::of(&Request::new(()));
     let mut messages =
-        Box::pin(scan(context(store.clone()), ScanRequest::default(), no_deadline()).expect("a scan"));
+        Box::pin(scan(context(store.clone()), ScanRequest::default(), &caller).expect("a scan"));
     messages.next().await.expect("a message").expect("no refusal");
     let after_one = reads();
     assert!(after_one < 20, "{after_one} pages for one message");

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::api::{
     error::Refused,
-    limits::{BATCH_REPLY_BYTES, BATCH_WINDOW_OPERATIONS, MESSAGE_BYTES_MAX},
+    limits::{BATCH_WINDOW_OPERATIONS, MESSAGE_BYTES_MAX},
     quota::HeldBytes,
     validate::Violation,
 };
@@ -49,6 +49,8 @@ pub struct Desk {
     atlas: Atlas,
     /// The stream's own deadline.
     until: Option<Instant>,
+    /// What may wait to be sent, and be in one message, without the share of a large reply, bytes.
+    small: usize,
     /// Large replies that the outbox may hold beside its own bytes.
     large_replies: usize,
     /// What was counted since it was last looked at.
@@ -56,13 +58,15 @@ pub struct Desk {
 }
 
 impl Desk {
-    /// A stream that is opened while this is the map, and that ends at `until`.
-    pub fn new(map: Arc<ClusterMap>, until: Option<Instant>) -> Self {
+    /// A stream that is opened while this is the map, and that ends at `until`; what it holds for its client is small up to
+    /// so many bytes.
+    pub fn new(map: Arc<ClusterMap>, until: Option<Instant>, small: usize) -> Self {
         Self {
             ledger: Ledger::default(),
             outbox: Outbox::default(),
             atlas: Atlas::new(map),
             until,
+            small,
             large_replies: 0,
             tally: Tally::default(),
         }
@@ -160,13 +164,13 @@ impl Desk {
     /// Whether another answer of this weight may be held.
     fn fits(&mut self, weight: usize, grant: Grant<'_>) -> bool {
         let all = self.outbox.bytes() + weight;
-        if all <= BATCH_REPLY_BYTES {
+        if all <= self.small {
             return true;
         }
         if self.large_replies == 0 && grant() {
             self.granted();
         }
-        self.large_replies > 0 && all <= BATCH_REPLY_BYTES + self.large_replies * MESSAGE_BYTES_MAX
+        self.large_replies > 0 && all <= self.small + self.large_replies * MESSAGE_BYTES_MAX
     }
 
     /// The store has answered writes. All that they return is told, since it cannot be asked for again: a call that returns
@@ -275,12 +279,12 @@ impl Desk {
 
     /// Whether what waits to be sent is more than what needs no share.
     pub fn exceeds_small(&self) -> bool {
-        self.outbox.bytes() > BATCH_REPLY_BYTES
+        self.outbox.bytes() > self.small
     }
 
     /// Whether another message may be taken: while the client takes its answers.
     pub fn takes(&self) -> bool {
-        self.outbox.bytes() < BATCH_REPLY_BYTES && self.outbox.len() < BATCH_WINDOW_OPERATIONS
+        self.outbox.bytes() < self.small && self.outbox.len() < BATCH_WINDOW_OPERATIONS
     }
 
     /// Whether there is something to send.
@@ -290,7 +294,7 @@ impl Desk {
 
     /// The answers of the next message; with the last ones the room for large replies is given up.
     pub fn message(&mut self) -> Vec<BatchResult> {
-        let results = self.outbox.message();
+        let results = self.outbox.message(self.small);
         if self.outbox.is_empty() {
             self.large_replies = 0;
         }

@@ -31,8 +31,11 @@ fn map() -> Arc<ClusterMap> {
     })
 }
 
+/// Bytes that may wait without a share.
+const SMALL: usize = 1 << 20;
+
 fn desk() -> Desk {
-    Desk::new(map(), None)
+    Desk::new(map(), None, SMALL)
 }
 
 fn put(id: u64, key: &str) -> BatchOperation {

@@ -5,7 +5,6 @@
 use kv_proto::kv::v1::BatchResult;
 
 use super::answer::Answer;
-use crate::api::limits::BATCH_REPLY_BYTES;
 
 /// Answers that wait, oldest first.
 #[derive(Debug, Default)]
@@ -39,9 +38,9 @@ impl Outbox {
         self.bytes
     }
 
-    /// The answers of the next message.
-    pub fn message(&mut self) -> Vec<BatchResult> {
-        if self.bytes <= BATCH_REPLY_BYTES {
+    /// The answers of the next message: of so many bytes, or a single one that is larger.
+    pub fn message(&mut self, bytes_max: usize) -> Vec<BatchResult> {
+        if self.bytes <= bytes_max {
             self.bytes = 0;
             let room = self.weights.len();
             self.weights.clear();
@@ -49,7 +48,7 @@ impl Outbox {
         }
         let (mut count, mut bytes) = (0, 0);
         for weight in &self.weights {
-            if count > 0 && bytes + weight > BATCH_REPLY_BYTES {
+            if count > 0 && bytes + weight > bytes_max {
                 break;
             }
             (count, bytes) = (count + 1, bytes + weight);
@@ -75,14 +74,15 @@ mod tests {
         #[test]
         fn all_answers_go_out_once_in_order_and_in_messages_of_bounded_size(
             weights in prop::collection::vec(prop_oneof![1usize..500, 100_000usize..3_000_000], 0..60),
+            bytes_max in prop_oneof![Just(16 * 1024), Just(1024 * 1024)],
         ) {
             let mut outbox = Outbox::default();
             weights.iter().zip(0..).for_each(|(weight, id)| outbox.push(answer(id, *weight)));
             let mut sent = Vec::new();
             while !outbox.is_empty() {
-                let ids: Vec<_> = outbox.message().iter().map(|result| result.id).collect();
+                let ids: Vec<_> = outbox.message(bytes_max).iter().map(|result| result.id).collect();
                 let bytes: usize = ids.iter().filter_map(|id| weights.get(usize::try_from(*id).ok()?)).sum();
-                prop_assert!(!ids.is_empty() && (ids.len() == 1 || bytes <= BATCH_REPLY_BYTES));
+                prop_assert!(!ids.is_empty() && (ids.len() == 1 || bytes <= bytes_max));
                 sent.extend(ids);
             }
             prop_assert_eq!(sent, (0..).take(weights.len()).collect::<Vec<u64>>());
