@@ -9,24 +9,30 @@ use kv_proto::kv::v1::{GetRequest, PutRequest, kv_client::KvClient};
 use tokio::task::JoinSet;
 use tonic::{Request, transport::Channel};
 
-use crate::pressure::{self, DEADLINE, Ends, MIB, Memory, alone, read_all, steady, stream_of};
+use crate::{
+    memory::{self, Memory},
+    pressure::{self, DEADLINE, Ends, alone, read_all, steady, stream_of},
+};
 
 /// Each takes 256 calls at once, all together 6,144: three times of what one address may have in flight at a node.
 const CONNECTIONS: usize = 24;
 const CALLERS_PER_CONNECTION: usize = 256;
 /// One after the other, by each caller, without a pause.
 const CALLS: usize = 2;
-/// Streams with full windows: 4,096 operations, 7 MiB. All together half a gigabyte, four times of what one address may
-/// have in flight at a node.
+/// Streams with full windows: 4,096 operations, 7 MiB. All together half a gigabyte, where one address may have 13 MiB of
+/// requests in flight: half of what a node with 256 MiB has for all.
 const STREAMS: usize = 64;
 const STREAM_CONNECTIONS: usize = 4;
 const STREAM_OPERATIONS: u64 = 4_096;
 const VALUE_BYTES: usize = 1_700;
 
-/// What each node may use in all, MiB.
-const NODE_MEMORY_MIB: u64 = 256;
-/// The small load takes no longer than before, but for what a busy machine may add.
-const SLACK: Duration = Duration::from_secs(5);
+/// The p99 of what was admitted: half of its deadline. Two busy cores took 0.5 to 1.9 s for calls, and 1.1 to 3.0 s for
+/// operations of streams; a queue without a bound would take all of the deadline.
+const P99_MAX: Duration = Duration::from_secs(10);
+/// The small load after the burst takes no more than so many times what it took before, and [`SLACK`].
+const SLOWER_MAX: u32 = 2;
+/// What neighbours of the machine may add to a load of 0.2 to 0.7 s.
+const SLACK: Duration = Duration::from_millis(500);
 
 fn value() -> Bytes {
     vec![7; VALUE_BYTES].into()
@@ -71,6 +77,12 @@ async fn stream(channel: Channel, number: usize, value: Bytes) -> Ends {
     ends
 }
 
+/// What the small load takes: the faster of two, since one may meet a hiccup of the machine.
+async fn steady_after(cluster: &Cluster) -> Duration {
+    let first = steady(cluster, "after/first").await;
+    first.min(steady(cluster, "after/second").await)
+}
+
 async fn total(mut clients: JoinSet<Ends>) -> Ends {
     let mut ends = Ends::default();
     while let Some(client) = clients.join_next().await {
@@ -82,10 +94,9 @@ async fn total(mut clients: JoinSet<Ends>) -> Ends {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_is_refused_with_advice_within_bounds_and_over_when_it_is_over() {
     let _alone = alone().await;
-    let plan = Plan::nodes(3).with_flag("--memory", format!("{NODE_MEMORY_MIB}Mi"));
-    let Some(cluster) = Cluster::start(plan).await else { return };
+    let Some(cluster) = Cluster::start(memory::bounded(Plan::nodes(3))).await else { return };
     let before = steady(&cluster, "before").await;
-    let memory: Vec<Memory> = cluster.nodes.iter().filter_map(Memory::watch).collect();
+    let memory = Memory::watch(&cluster);
     let address = cluster.addresses()[0];
 
     let (mut calls, mut streams) = (JoinSet::new(), JoinSet::new());
@@ -102,18 +113,21 @@ async fn a_burst_is_refused_with_advice_within_bounds_and_over_when_it_is_over()
         }
     }
     let (calls, streams) = tokio::join!(total(calls), total(streams));
-    let after = steady(&cluster, "after").await;
+    let after = steady_after(&cluster).await;
 
     println!("calls: {calls}");
     println!("streams: {streams}");
-    for (node, memory) in cluster.nodes.iter().zip(&memory) {
-        println!("{} grew by {} MiB to {}", node.name, memory.growth() / MIB, memory.peak() / MIB);
-        assert!(memory.peak() <= NODE_MEMORY_MIB * MIB, "{} took {} MiB", node.name, memory.peak() / MIB);
-    }
     println!("the small load took {before:?} before and {after:?} after");
-    assert!(calls.done() > 0 && streams.done() > 0, "nothing was admitted");
-    assert!(calls.refusals() > 0 && streams.refusals() > 0, "the burst met no limit");
-    assert!(after <= before + SLACK, "the small load took {before:?} before and {after:?} after the burst");
+    memory.check();
+    for ends in [&calls, &streams] {
+        assert!(ends.done() > 0, "nothing was admitted: {ends}");
+        // Which limit is met first depends on how busy the machine is.
+        assert!(ends.refusals() > 0, "the burst met no limit: {ends}");
+        ends.assert_refused_by_places();
+        assert!(ends.took_at(99) <= P99_MAX, "what was admitted took too long: {ends}");
+    }
+    let after_max = before * SLOWER_MAX + SLACK;
+    assert!(after <= after_max, "the small load took {before:?} before and {after:?} after the burst");
     let shown = scrape(cluster.nodes[0].ports.http_address()).expect("metrics");
     let refused = shown.iter().filter(|(name, _)| name.starts_with("kv_api_refused_total"));
     assert!(refused.map(|(_, count)| count).sum::<f64>() > 0.0, "refusals are counted");

@@ -1,5 +1,6 @@
-//! All load on one shard: the others are answered, also those whose operations travel on the same streams; the hot one
-//! refuses what is too much, with a time to come again, and what it says is true.
+//! All load on one shard: the others are answered, also those whose operations travel on the same streams, and no later than
+//! beside the same load on all shards; the hot one refuses what is too much, with a time to come again, and what it says is
+//! true. No node takes more than its memory.
 
 use std::{
     collections::BTreeMap,
@@ -7,7 +8,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
@@ -16,24 +17,40 @@ use kv_proto::kv::v1::{BatchGetRequest, BatchOperation, batch_result};
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
-use crate::pressure::{self, Ends, alone, read_all, steady, stream_of};
+use crate::{
+    memory::{self, Memory},
+    pressure::{self, Ends, alone, read_all, steady, stream_of},
+};
 
 const SHARDS: usize = 3;
-/// Each asks for twice of what may be under way on a stream, four times of what one shard may have of it.
 const STREAMS: usize = 4;
 const STREAMS_PER_CONNECTION: usize = 2;
-const OPERATIONS: u64 = 8_192;
+/// Of each stream for the hot shard: twice of what may be under way on it, four times of what one shard may have of it.
+const HOT_OPERATIONS: u64 = 8_192;
+/// Of each stream for all shards: as many as the hot one may have under way, so that all are taken.
+const EVEN_OPERATIONS: u64 = 2_048;
 /// One in so many is for another shard.
 const LIGHT_ONE_IN: u64 = 64;
-const VALUE_BYTES: usize = 1_800;
+/// Small: what all streams have under way is less than the 13 MiB that one address may have of a node with 256 MiB, so that
+/// nothing but the shard's part of the window is met.
+const VALUE_BYTES: usize = 256;
+/// The small load on the other shards takes no more than so many times what it takes beside the even load, and [`SLACK`]: the
+/// machine is as busy with both.
+const SLOWER_MAX: u32 = 2;
+const SLACK: Duration = Duration::from_millis(500);
 /// Keys of one question at the end.
 const KEYS_AT_ONCE: usize = 1_000;
 
-/// The load on the hot shard, beside which a few operations are for the others.
+/// A load on some shards, beside which a few operations are for others.
 struct Heat {
-    hot: String,
+    name: &'static str,
+    /// Tags of the shards that are loaded, in turn.
+    heated: Vec<String>,
+    /// Tags of those that must be answered whatever happens.
     others: Vec<String>,
-    stopped: Arc<AtomicBool>,
+    /// Of one window.
+    operations: u64,
+    stopped: AtomicBool,
 }
 
 /// What it was told.
@@ -46,13 +63,26 @@ struct Told {
     refused: Vec<String>,
 }
 
+impl Told {
+    fn add(&mut self, other: Self) {
+        self.ends.add(other.ends);
+        self.done.extend(other.done);
+        self.refused.extend(other.refused);
+    }
+}
+
 impl Heat {
+    fn of(name: &'static str, heated: Vec<String>, others: Vec<String>, operations: u64) -> Self {
+        Self { name, heated, others, operations, stopped: AtomicBool::new(false) }
+    }
+
     fn key(&self, name: &str, id: u64) -> String {
-        let tag = if id.is_multiple_of(LIGHT_ONE_IN) {
-            &self.others[usize::try_from(id / LIGHT_ONE_IN).expect("few") % self.others.len()]
+        let (tags, turn) = if id.is_multiple_of(LIGHT_ONE_IN) {
+            (&self.others, id / LIGHT_ONE_IN)
         } else {
-            &self.hot
+            (&self.heated, id)
         };
+        let tag = &tags[usize::try_from(turn).expect("few") % tags.len()];
         format!("{tag}/{name}/{id}")
     }
 
@@ -64,9 +94,9 @@ impl Heat {
             if self.stopped.load(Ordering::Relaxed) && round > 0 {
                 break;
             }
-            let name = format!("{number}/{round}");
+            let name = format!("{}/{number}/{round}", self.name);
             let put = |id| pressure::put(id, self.key(&name, id), value.clone());
-            let operations: Vec<_> = (0..OPERATIONS).map(put).collect();
+            let operations: Vec<_> = (0..self.operations).map(put).collect();
             self.fill_a_window(channel.clone(), &name, &operations, &mut told).await;
         }
         told
@@ -94,7 +124,7 @@ impl Heat {
         })
         .await
         .expect("the stream ends in order");
-        assert_eq!(told.ends.all(), answered + OPERATIONS, "each operation has one answer");
+        assert_eq!(told.ends.all(), answered + puts.len() as u64, "each operation has one answer");
     }
 }
 
@@ -124,47 +154,60 @@ async fn revisions(cluster: &Cluster, keys: &[&String]) -> Vec<Option<u64>> {
     found
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_hot_shard_refuses_with_advice_is_not_wrong_and_harms_no_other() {
-    let _alone = alone().await;
-    let Some(cluster) = Cluster::start(Plan::nodes(3).with_shards(SHARDS)).await else { return };
-    let mut tags = tags(&cluster).await;
-    let (shard, hot) = tags.pop_first().expect("as many tags as shards");
-    let leader = cluster.wait_leader(shard, &[0, 1, 2]).await;
-    let others: Vec<String> = tags.into_values().collect();
-    let stopped = Arc::new(AtomicBool::new(false));
-    let heat = Arc::new(Heat { hot, others, stopped: stopped.clone() });
-
-    let mut clients = JoinSet::new();
+/// Loads a node, and tells how long the small load on all other shards took beside it.
+async fn beside(cluster: &Cluster, node: usize, heat: Heat) -> (Duration, Told) {
+    let (heat, mut clients) = (Arc::new(heat), JoinSet::new());
     for connection in 0..STREAMS / STREAMS_PER_CONNECTION {
-        let channel = pressure::connect(cluster.addresses()[leader]).await;
+        let channel = pressure::connect(cluster.addresses()[node]).await;
         for number in 0..STREAMS_PER_CONNECTION {
             let number = connection * STREAMS_PER_CONNECTION + number;
             clients.spawn(heat.clone().run(channel.clone(), number));
         }
     }
+    let mut took = Duration::ZERO;
     for tag in &heat.others {
-        let took = steady(&cluster, tag).await;
-        println!("a small load on another shard took {took:?}");
-        assert_eq!(clients.len(), STREAMS, "the heat ended before");
+        took += steady(cluster, &format!("{tag}/beside/{}", heat.name)).await;
+        assert!(clients.try_join_next().is_none(), "the load ended before");
     }
-    stopped.store(true, Ordering::Relaxed);
-    let (mut ends, mut done, mut refused) = (Ends::default(), BTreeMap::new(), Vec::new());
-    while let Some(told) = clients.join_next().await {
-        let told = told.expect("a client is told nothing else");
-        ends.add(told.ends);
-        done.extend(told.done);
-        refused.extend(told.refused);
+    heat.stopped.store(true, Ordering::Relaxed);
+    let mut told = Told::default();
+    while let Some(client) = clients.join_next().await {
+        told.add(client.expect("a client is told nothing else"));
     }
+    println!("{}: {}; the small load on other shards took {took:?}", heat.name, told.ends);
+    (took, told)
+}
 
-    println!("hot: {ends}");
-    assert!(ends.refused.contains_key("BATCH_WINDOW"), "nothing was too much: {ends}");
-    let found = revisions(&cluster, &done.keys().collect::<Vec<_>>()).await;
-    for ((key, told), found) in done.iter().zip(found) {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_shard_refuses_with_advice_is_not_wrong_and_harms_no_other() {
+    let _alone = alone().await;
+    let plan = memory::bounded(Plan::nodes(3).with_shards(SHARDS));
+    let Some(cluster) = Cluster::start(plan).await else { return };
+    let mut tags = tags(&cluster).await;
+    let all: Vec<String> = tags.values().cloned().collect();
+    let (shard, hot) = tags.pop_first().expect("as many tags as shards");
+    let leader = cluster.wait_leader(shard, &[0, 1, 2]).await;
+    let others: Vec<String> = tags.into_values().collect();
+    let memory = Memory::watch(&cluster);
+
+    let even = Heat::of("even", all, others.clone(), EVEN_OPERATIONS);
+    let (beside_even, mut told) = beside(&cluster, leader, even).await;
+    let hot = Heat::of("hot", vec![hot], others, HOT_OPERATIONS);
+    let (beside_hot, told_hot) = beside(&cluster, leader, hot).await;
+    memory.check();
+    assert!(told_hot.ends.refused.contains_key("BATCH_WINDOW"), "nothing was too much: {}", told_hot.ends);
+    assert!(
+        beside_hot <= beside_even * SLOWER_MAX + SLACK,
+        "the small load on other shards took {beside_hot:?}, and {beside_even:?} beside an even load"
+    );
+
+    told.add(told_hot);
+    let found = revisions(&cluster, &told.done.keys().collect::<Vec<_>>()).await;
+    for ((key, told), found) in told.done.iter().zip(found) {
         assert_eq!(found, Some(*told), "{key} is there as it was acknowledged");
     }
-    let found = revisions(&cluster, &refused.iter().collect::<Vec<_>>()).await;
-    for (key, found) in refused.iter().zip(found) {
+    let found = revisions(&cluster, &told.refused.iter().collect::<Vec<_>>()).await;
+    for (key, found) in told.refused.iter().zip(found) {
         assert_eq!(found, None, "{key} was refused and is not there");
     }
 }

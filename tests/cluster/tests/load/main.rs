@@ -1,6 +1,7 @@
 //! Loads and their checks.
 //!
-//! Too much load for real clusters: a [`burst`], a [`slow_reader`], a [`hot_shard`].
+//! Too much load for real clusters: a [`burst`], a [`hot_shard`], and readers that stand still, of many kinds
+//! ([`slow_reader`], [`standing_scans`], [`standing_gets`], [`standing_downloads`]).
 //!
 //! The checked load finds planted bugs: it runs against a store in memory that lies on request.
 //! A bug that happens once may stay hidden: what it spoiled is overwritten before anybody reads it. So a load runs until
@@ -9,8 +10,13 @@
 
 mod burst;
 mod hot_shard;
+mod memory;
 mod pressure;
 mod slow_reader;
+mod standing;
+mod standing_downloads;
+mod standing_gets;
+mod standing_scans;
 mod store;
 
 use std::{any::Any, net::SocketAddr, sync::Arc};

@@ -1,22 +1,25 @@
-//! What tests of too much load share: how calls may end under it, what nodes take of the machine meanwhile, and the small
-//! load that must be served before, beside and after it.
+//! What tests of too much load share: how calls may end under it, the connections that it comes on, and the small load that
+//! must be served before, beside and after it.
 
 use std::{
     collections::BTreeMap,
-    fmt, fs,
-    net::SocketAddr,
+    fmt,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use futures::stream;
 use kv_cluster_tests::{
-    Cluster, Node,
+    Cluster,
     api::{Api, Read, reason},
 };
-use kv_proto::kv::v1::{
-    BatchOperation, BatchRequest, BatchResponse, Failure, GetRequest, PutRequest, batch_operation,
-    batch_result, kv_client::KvClient,
+use kv_proto::{
+    admin::v1::admin_client::AdminClient,
+    kv::v1::{
+        BatchOperation, BatchRequest, BatchResponse, Failure, GetRequest, PutRequest, batch_operation,
+        batch_result, kv_client::KvClient,
+    },
 };
 use tokio::{
     sync::{Mutex, MutexGuard},
@@ -36,11 +39,12 @@ pub async fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().await
 }
 
-pub const MIB: u64 = 1 << 20;
 /// Of every call under pressure: long enough for all that is admitted.
 pub const DEADLINE: Duration = Duration::from_secs(20);
 /// What a node counts in whole milliseconds it may tell this much too early.
 const CLOCKS: Duration = Duration::from_millis(50);
+/// Limits that too much load may meet first, whichever it is.
+const PLACES: [&str; 3] = ["REQUESTS_IN_FLIGHT", "REQUEST_BYTES_IN_FLIGHT", "REPLY_BYTES_IN_FLIGHT"];
 /// Operations of one message of a stream.
 const MESSAGE_OPERATIONS: usize = 128;
 
@@ -57,11 +61,8 @@ pub struct Ends {
 
 impl fmt::Display for Ends {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { refused, overdue, took } = self;
-        let mut took = took.clone();
-        took.sort_unstable();
-        let at = |share: usize| took.get((took.len() * share / 100).min(took.len().saturating_sub(1)));
-        let [median, p99, most] = [50, 99, 100].map(|share| at(share).copied().unwrap_or_default());
+        let Self { refused, overdue, took: _ } = self;
+        let [median, p99, most] = [50, 99, 100].map(|percent| self.took_at(percent));
         write!(formatter, "{} done in {median:?}, p99 {p99:?}, at most {most:?}; ", self.done())?;
         write!(formatter, "{overdue} overdue, refused {refused:?}")
     }
@@ -146,6 +147,23 @@ impl Ends {
         }
     }
 
+    /// What so many percent of those that were carried out took at most; zero: none was.
+    pub fn took_at(&self, percent: usize) -> Duration {
+        let mut took = self.took.clone();
+        took.sort_unstable();
+        let last = took.len().saturating_sub(1);
+        took.get((took.len() * percent / 100).min(last)).copied().unwrap_or_default()
+    }
+
+    /// Every refusal named one of [`PLACES`].
+    ///
+    /// # Panics
+    /// When one did not: a bound behind them was met first, or one that nobody knows.
+    pub fn assert_refused_by_places(&self) {
+        let unknown: Vec<_> = self.refused.keys().filter(|limit| !PLACES.contains(&limit.as_str())).collect();
+        assert!(unknown.is_empty(), "refused by {unknown:?}: {self}");
+    }
+
     /// Those that were carried out.
     pub fn done(&self) -> u64 {
         self.took.len() as u64
@@ -162,50 +180,29 @@ impl Ends {
     }
 }
 
-/// The memory of a node's process: what it had, and the most that it has had since then, as Linux counts it.
-pub struct Memory {
-    process: u32,
-    before: u64,
-}
-
-impl Memory {
-    /// From now on. `None`: the system does not tell.
-    pub fn watch(node: &Node) -> Option<Self> {
-        let process = node.process_id()?;
-        // 5: the peak begins anew.
-        fs::write(format!("/proc/{process}/clear_refs"), "5").ok()?;
-        Some(Self { process, before: bytes(process, "VmRSS:")? })
-    }
-
-    /// The most that it has had, bytes.
-    pub fn peak(&self) -> u64 {
-        bytes(self.process, "VmHWM:").expect("the node runs")
-    }
-
-    /// By how much its peak exceeds what it had, bytes.
-    pub fn growth(&self) -> u64 {
-        self.peak().saturating_sub(self.before)
-    }
-}
-
-fn bytes(process: u32, name: &str) -> Option<u64> {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}
-
 /// A connection of its own, as most clients make it.
 pub async fn connect(address: SocketAddr) -> Channel {
     endpoint(address).connect().await.expect("a connection")
 }
 
+/// Where readers that stand still come from. One address may hold few large replies of a node with little memory, and these
+/// keep them: what a node leaves to others is seen from another address.
+const READERS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
+
 /// A connection whose windows are those that HTTP/2 begins with: what is not read stays at the node. Not for hundreds of
-/// calls: a client with such a window ends the connection itself when as many small replies come at once.
+/// small replies: a client with such a window ends the connection itself when they come at once.
 pub async fn connect_narrow(address: SocketAddr) -> Channel {
     const WINDOW: u32 = 65_535;
-    let endpoint = endpoint(address);
+    let endpoint = endpoint(address).local_address(Some(READERS));
     let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
     endpoint.connect().await.expect("a connection")
+}
+
+/// A neighbour of the readers that stand still: of their address, on a connection of its own.
+pub async fn connect_beside_readers(address: SocketAddr) -> Api {
+    let endpoint = endpoint(address).local_address(Some(READERS));
+    let channel = endpoint.connect().await.expect("a connection");
+    Api { kv: KvClient::new(channel.clone()), admin: AdminClient::new(channel) }
 }
 
 fn endpoint(address: SocketAddr) -> Endpoint {
