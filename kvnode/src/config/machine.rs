@@ -63,7 +63,7 @@ fn cgroup_limit(read: &impl Fn(&str) -> Option<String>) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{ByteCount, FALLBACK, default_memory};
+    use super::{ByteCount, FALLBACK, MIN_MEMORY, default_memory};
 
     const MEMINFO: (&str, &str) = ("/proc/meminfo", "MemTotal:        8388608 kB\nMemFree: 1 kB\n");
 

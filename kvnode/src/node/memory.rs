@@ -133,6 +133,7 @@ mod tests {
                 forwarded,
                 large_replies,
                 replies,
+                peers,
             } = plan;
             [state, log_index, log_tails, log_queue, requests, forwarded, large_replies, replies, peers]
         };
