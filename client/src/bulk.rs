@@ -178,6 +178,7 @@ async fn attempt(
         let sent = kv.bulk_write(call.request(request.clone()));
         match tokio::time::timeout_at(call.patience(call.plan.kind != Kind::Write), sent).await {
             Ok(Ok(reply)) => {
+                call.client.core().knowledge.met();
                 let outcomes = reply.into_inner().outcomes;
                 if outcomes.len() == request.operations.len() {
                     return Ok((outcomes, node.address().clone()));

@@ -196,6 +196,10 @@ impl Call {
     /// The operation's end: it must not be repeated, or there is no time left to.
     pub(crate) async fn failed(&mut self, mut failure: Failure) -> Result<()> {
         failure.attempts = self.attempts;
+        if failure.reason.is_some() {
+            // Nobody else has words of ours.
+            self.client.core().knowledge.met();
+        }
         tracing::debug!(operation = self.plan.operation, attempt = self.attempts, error = %failure, "attempt failed");
         let Decision::Retry(turn) = decide(self.plan.kind, failure.cause()) else {
             return Err(self.end(failure));
@@ -272,24 +276,27 @@ impl Call {
         }
     }
 
-    /// Whether it makes sense to go on connecting.
+    /// Whether it makes sense to go on connecting. Failing fast is for addresses where nobody is, not for a node that starts
+    /// again: one that has answered is waited for, and so is the outcome of an attempt that may have had its effect.
     fn hopeful(&mut self, failure: &Failure) -> bool {
-        if !self.client.core().fail_fast {
+        if !self.client.core().fail_fast || self.perhaps {
             return true;
         }
         let Some(failed) = &failure.node else { return false };
         if self.client.pinned().is_some() {
             return false;
         }
-        let everybody = self.client.core().knowledge.everybody();
-        let next =
-            everybody.into_iter().find(|address| !self.unreachable.contains(address) && address != failed);
+        let knowledge = &self.client.core().knowledge;
+        let next = knowledge
+            .everybody()
+            .into_iter()
+            .find(|address| !self.unreachable.contains(address) && address != failed);
         match next {
             Some(next) => {
                 self.wish = Wish::This(next);
                 true
             }
-            None => false,
+            None => knowledge.has_met(),
         }
     }
 
@@ -358,8 +365,10 @@ impl Call {
             match timeout_at(limit, send(node.clone(), self.request(message.clone()))).await {
                 Ok(Ok(reply)) => {
                     let reply = reply.into_inner();
-                    if let Some(header) = reply.header() {
-                        self.client.core().knowledge.learn(self.plan.route.slot(), header);
+                    let knowledge = &self.client.core().knowledge;
+                    match reply.header() {
+                        Some(header) => knowledge.learn(self.plan.route.slot(), header),
+                        None => knowledge.met(),
                     }
                     return Ok((reply, node.address().clone()));
                 }

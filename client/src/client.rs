@@ -132,6 +132,10 @@ impl ClientBuilder {
 
     /// Gives up when each known node refused a connection once, instead of trying until the deadline. For tools
     /// that a person waits for; off unless set.
+    ///
+    /// Only as long as no node has answered this client or a clone of it: one that has is most likely starting again, and is
+    /// waited for. A client of one node ([`Client::at`]) gives up whenever that node refuses a connection. What may have had
+    /// its effect and may be sent again is, until the deadline, whoever refuses.
     #[must_use]
     pub fn fail_fast(mut self, fail_fast: bool) -> Self {
         self.fail_fast = fail_fast;

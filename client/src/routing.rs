@@ -89,6 +89,8 @@ struct State {
     /// A newer epoch was seen, or a shard refused.
     outdated: bool,
     refreshed_at: Option<Instant>,
+    /// A node of the cluster has answered.
+    has_met: bool,
 }
 
 impl Default for State {
@@ -101,6 +103,7 @@ impl Default for State {
             owners: vec![0; usize::from(SLOT_COUNT)].into_boxed_slice(),
             outdated: false,
             refreshed_at: None,
+            has_met: false,
         }
     }
 }
@@ -208,9 +211,20 @@ impl Knowledge {
         self.state().addresses.get(&node).cloned()
     }
 
+    /// Whether a node of the cluster has answered, whatever it said: somebody is there, or was a moment ago.
+    pub(crate) fn has_met(&self) -> bool {
+        self.state().has_met
+    }
+
+    /// A node of the cluster has answered.
+    pub(crate) fn met(&self) {
+        self.state().has_met = true;
+    }
+
     /// Takes in what a reply says of leaders and of the map's age; and of the owner of `slot`, where nobody is known.
     pub(crate) fn learn(&self, slot: Option<Slot>, header: &ResponseHeader) {
         let mut state = self.state();
+        state.has_met = true;
         if header.served_by() == ServedBy::Leader && header.shard_id != 0 && header.node_id != 0 {
             let (shard, node) = (ShardId(header.shard_id), NodeId(header.node_id));
             if state.map.leaders.get(&shard) != Some(&node) {

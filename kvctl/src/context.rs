@@ -29,7 +29,8 @@ impl Context {
     pub fn new(global: &Global) -> Result<Self> {
         let addresses = global.addresses()?;
         let routing = if global.direct { Routing::Direct } else { Routing::ThroughOneNode };
-        // A command makes few calls, and a refused call tells more than an operation on a stream.
+        // A command makes few calls, and a refused call tells more than an operation on a stream. That nobody is there is told
+        // at once; a node that has answered and goes away is waited for.
         let client = Client::builder(addresses)
             .timeout(global.timeout)
             .routing(routing)

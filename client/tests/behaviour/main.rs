@@ -20,11 +20,12 @@ mod sessions;
 mod streams;
 mod transfers;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fake::FakeCluster;
 use kv_client::{Address, Client, ClientBuilder, Routing};
 use rand::{SeedableRng, rngs::SmallRng};
+use tokio::task::JoinHandle;
 
 /// A client with a seed of its own and a deadline that a failing test reaches soon.
 fn builder(cluster: &FakeCluster) -> ClientBuilder {
@@ -41,11 +42,20 @@ fn direct(cluster: &FakeCluster) -> Client {
     builder(cluster).routing(Routing::Direct).build().unwrap()
 }
 
+/// Watches for a while that nobody gives up.
+async fn goes_on<T>(pending: &JoinHandle<T>) {
+    let end = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < end {
+        assert!(!pending.is_finished(), "it has given up");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 /// Waits until something is so.
 async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + Duration::from_secs(10);
     while !is_so() {
-        assert!(std::time::Instant::now() < deadline, "waited until {what}");
+        assert!(Instant::now() < deadline, "waited until {what}");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 }

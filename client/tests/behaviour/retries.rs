@@ -13,6 +13,7 @@ use crate::{
         FakeCluster,
         script::{Fault, bad_field, lost, no_leader, refusal},
     },
+    goes_on, until,
 };
 
 #[tokio::test]
@@ -225,6 +226,51 @@ async fn nobody_there_is_told_at_once_when_asked_to_fail_fast() {
     // Without that wish, until the deadline.
     let client = self::client(&cluster).with_timeout(Duration::from_millis(300));
     assert!(matches!(client.get("k").await.unwrap_err(), Error::Unreachable(_)));
+}
+
+#[tokio::test]
+async fn a_write_whose_reply_is_lost_outlives_the_restart_of_the_only_node() {
+    for (streams, pinned) in [(true, false), (false, false), (true, true)] {
+        let mut cluster = FakeCluster::start(1).await;
+        let client = builder(&cluster).fail_fast(true).streams(streams).build().unwrap();
+        let client = if pinned { client.at(cluster.address(1).parse().unwrap()) } else { client };
+        // The reply is lost, and the node goes away while it is asked again.
+        cluster.script(1, [Fault::Lose(lost()), Fault::Hang]);
+        let put =
+            tokio::spawn(async move { client.put_with("counter", "1", Precondition::Absent.into()).await });
+        until("it was sent twice", || cluster.count("Put") == 2).await;
+        cluster.kill(1).await;
+        goes_on(&put).await;
+        cluster.revive(1);
+        let reply = put.await.unwrap().unwrap();
+        assert!(reply.applied && reply.mod_revision == 2, "{reply:?}");
+        assert_eq!(cluster.state().store.revision, 2, "it was applied once");
+        assert_eq!(cluster.count("OpenSession"), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_has_answered_is_waited_for_in_haste_too() {
+    let mut cluster = FakeCluster::start(1).await;
+    let client = builder(&cluster).fail_fast(true).build().unwrap();
+    client.nodes().await.unwrap();
+    cluster.kill(1).await;
+    let put = tokio::spawn(async move { client.put("k", "v").await });
+    goes_on(&put).await;
+    cluster.revive(1);
+    assert!(put.await.unwrap().unwrap().applied);
+}
+
+#[tokio::test]
+async fn a_pinned_client_in_haste_waits_for_nobody() {
+    let mut cluster = FakeCluster::start(2).await;
+    let client = builder(&cluster).fail_fast(true).timeout(Duration::from_secs(60)).build().unwrap();
+    client.put("k", "v").await.unwrap();
+    cluster.kill(2).await;
+    let begun = Instant::now();
+    let error = client.at(cluster.address(2).parse().unwrap()).get("k").await.unwrap_err();
+    assert!(matches!(error, Error::Unreachable(_)), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]

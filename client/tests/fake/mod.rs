@@ -15,24 +15,34 @@ mod store;
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
 };
 
 pub use batch::Streams;
+use futures::StreamExt as _;
 use kv_proto::{admin::v1::admin_server::AdminServer, kv::v1::kv_server::KvServer};
 use kv_topology::{KeyspaceId, Slot};
 use script::Fault;
 pub use sessions::Sessions;
 use store::Store;
-use tokio::runtime::{Builder, Runtime};
+use tokio::{
+    net::{TcpListener, TcpSocket},
+    runtime::{Builder, Runtime},
+};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+
+/// Connections that wait to be taken.
+const BACKLOG: u32 = 1024;
 
 /// The cluster. Dropping it stops the nodes.
 pub struct FakeCluster {
     pub shared: Arc<Shared>,
+    /// Bound, and never listening: so that nobody else gets a port while its node is away.
+    ports: Vec<TcpSocket>,
+    connections: Connections,
     /// Each node has a runtime of its own, so that a killed one takes its connections along.
     runtimes: Vec<Option<Runtime>>,
 }
@@ -68,6 +78,8 @@ pub struct State {
     scripts: Vec<VecDeque<Fault>>,
     /// (node id, method) of every call of `kv.v1` and of GetShardMap. Operations on streams count like calls.
     pub calls: Vec<(u64, &'static str)>,
+    /// Connections that all nodes together have taken.
+    pub connections: usize,
     /// Messages of a scan, a download and a deletion that connections have taken, by method.
     pub taken: BTreeMap<&'static str, usize>,
     pub sessions: Sessions,
@@ -88,9 +100,9 @@ impl FakeCluster {
     /// The same with bounds of connections.
     #[allow(clippy::unused_async, reason = "needs a runtime: it spawns the servers")]
     pub async fn with_connections(nodes: usize, connections: Connections) -> Self {
-        let listeners: Vec<TcpListener> =
-            (0..nodes).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-        let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let ports: Vec<TcpSocket> = (0..nodes).map(|_| bound(any)).collect();
+        let addresses = ports.iter().map(|port| port.local_addr().unwrap()).collect();
         let state = State {
             store: Store::default(),
             epoch: 1,
@@ -100,18 +112,18 @@ impl FakeCluster {
             pages_per_call: usize::MAX,
             scripts: vec![VecDeque::new(); nodes],
             calls: Vec::new(),
+            connections: 0,
             taken: BTreeMap::new(),
             sessions: Sessions::default(),
             streams: Streams::default(),
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
-        let nodes = listeners.into_iter().zip(1..).map(|(listener, id)| {
-            let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-            runtime.spawn(serve(listener, FakeNode { id, shared: shared.clone() }, connections));
-            Some(runtime)
-        });
-        let runtimes = nodes.collect();
-        Self { shared, runtimes }
+        let runtimes = (0..nodes).map(|_| None).collect();
+        let mut cluster = Self { shared, ports, connections, runtimes };
+        for node in 1..=cluster.shared.nodes() {
+            cluster.revive(node);
+        }
+        cluster
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
@@ -155,6 +167,17 @@ impl FakeCluster {
         }
     }
 
+    /// Starts a node, again where it was killed: at the same port, with what the cluster has.
+    pub fn revive(&mut self, node: u64) {
+        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = {
+            let _inside = runtime.enter();
+            bound(self.shared.addresses[index(node)]).listen(BACKLOG).unwrap()
+        };
+        runtime.spawn(serve(listener, FakeNode { id: node, shared: self.shared.clone() }, self.connections));
+        self.runtimes[index(node)] = Some(runtime);
+    }
+
     /// The shard that a key belongs to.
     pub fn shard_of(&self, key: &str) -> u32 {
         shard_of(key.as_bytes())
@@ -189,9 +212,18 @@ impl Shared {
     }
 }
 
+/// A socket at this address, where another one may be that does not listen.
+fn bound(address: SocketAddr) -> TcpSocket {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.set_reuseport(true).unwrap();
+    socket.bind(address).unwrap();
+    socket
+}
+
 async fn serve(listener: TcpListener, node: FakeNode, connections: Connections) {
-    listener.set_nonblocking(true).unwrap();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+    let shared = node.shared.clone();
+    let taken = TcpListenerStream::new(listener).inspect(move |_| shared.state().connections += 1);
     let mut builder = Server::builder().max_concurrent_streams(connections.calls);
     if let Some(age) = connections.age {
         builder = builder.max_connection_age(age);
@@ -199,7 +231,7 @@ async fn serve(listener: TcpListener, node: FakeNode, connections: Connections) 
     let server = builder
         .add_service(KvServer::new(node.clone()))
         .add_service(AdminServer::new(node))
-        .serve_with_incoming(TcpListenerStream::new(listener));
+        .serve_with_incoming(taken);
     server.await.unwrap();
 }
 

@@ -30,7 +30,7 @@ use crate::{
     context::Context,
     exit::{Exit, usage},
 };
-use compare::Peer;
+use compare::{Given, Peer};
 use reach::{Way, way};
 use report::Report;
 use worker::{Tally, Worker};
@@ -52,11 +52,14 @@ pub enum Workload {
 /// Measures throughput and latency. Writes keys that begin with `bench/`.
 #[derive(Clone, Debug, Args)]
 pub struct Bench {
+    /// Stands first: what the other fields read is gone then.
+    #[command(flatten)]
+    given: Given,
     /// What the clients do
     #[arg(value_enum, default_value = "put")]
     workload: Workload,
-    /// Measure new clusters of KvCluster and of this system in one run instead, and print one table; the words after `--` go to
-    /// kv-compare (`-- --help`)
+    /// Measure new clusters of KvCluster and of this system in one run instead, and print one table. Workload, clients, seconds,
+    /// keys and value size hold where they are given, other flags are refused; the words after `--` go to kv-compare (`-- --help`)
     #[arg(long, value_enum)]
     compare: Option<Peer>,
     /// For kv-compare
@@ -110,7 +113,7 @@ impl Bench {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
         if let Some(peer) = self.compare {
-            return compare::compare(peer, &self.words);
+            return compare::compare(peer, self.given, self.words);
         }
         if self.stale && self.workload == Workload::Put {
             return Err(usage("--stale is for reads"));

@@ -194,16 +194,16 @@ fn addresses(plans: &[Plan]) -> String {
 
 /// Ready: every shard has a leader, and every node answers.
 async fn wait_until_ready(nodes: &mut [Running], plans: &[Plan]) -> Result<()> {
-    let client = Client::builder(Address::parse_list(&addresses(plans))?)
-        .timeout(Duration::from_secs(2))
-        .fail_fast(true)
-        .build()?;
+    let addresses = Address::parse_list(&addresses(plans))?;
     let deadline = Instant::now() + READY_TIMEOUT;
     let mut last = "no answer yet".to_owned();
     while Instant::now() < deadline {
         if report_exits(nodes)? {
             bail!("a node exited before the cluster was ready");
         }
+        // A client that has met nobody: an old one would wait for a node that has exited, which is to be told at once.
+        let client =
+            Client::builder(addresses.clone()).timeout(Duration::from_secs(2)).fail_fast(true).build()?;
         match client.cluster_status().await {
             Ok(status) => {
                 let answering = status.nodes.iter().filter(|node| node.status.is_some()).count();

@@ -1,14 +1,8 @@
 //! The local cluster: what goes wrong before it runs. With real nodes it is tested with the server.
 
-use std::{
-    io::Write as _,
-    net::TcpListener,
-    path::Path,
-    process::{Command, Stdio},
-    sync::Mutex,
-};
+use std::{net::TcpListener, sync::Mutex};
 
-use crate::kvctl;
+use crate::{kvctl, script};
 
 /// A port whose neighbours are probably free too, another one for each test.
 fn port() -> u16 {
@@ -24,23 +18,11 @@ fn is_free(port: u16) -> bool {
     TcpListener::bind(("127.0.0.1", port)).is_ok()
 }
 
-/// A program of these lines. Another process writes it: while this one had it open, a test that starts a process beside this
-/// one would hand it on as open for writing, and such a file cannot be run.
-fn script(folder: &Path, text: &str) -> String {
-    let path = folder.join("kvnode").to_str().unwrap().to_owned();
-    let mut writer = Command::new("sh");
-    writer.args(["-c", "cat > \"$0\" && chmod +x \"$0\"", &path]).stdin(Stdio::piped());
-    let mut writer = writer.spawn().unwrap();
-    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
-    assert!(writer.wait().unwrap().success());
-    path
-}
-
 #[test]
 fn busy_ports_are_reported_before_anything_starts() {
     let folder = tempfile::tempdir().unwrap();
     let started = folder.path().join("started");
-    let kvnode = script(folder.path(), &format!("#!/bin/sh\ntouch {}\n", started.display()));
+    let kvnode = script(folder.path(), "kvnode", &format!("#!/bin/sh\ntouch {}\n", started.display()));
     let port = port();
     let _taken = TcpListener::bind(("127.0.0.1", port + 10)).unwrap();
     let data = folder.path().join("data");
@@ -67,6 +49,7 @@ fn a_node_that_dies_shows_the_end_of_its_log() {
     let folder = tempfile::tempdir().unwrap();
     let kvnode = script(
         folder.path(),
+        "kvnode",
         "#!/bin/sh\necho \"started with $*\"\necho 'no room on the device' >&2\nexit 7\n",
     );
     let data = folder.path().join("data");

@@ -1,8 +1,12 @@
 //! How kvctl exits, and what it advises.
 
-use std::net::TcpListener;
+use std::{
+    net::TcpListener,
+    time::{Duration, Instant},
+};
 
 use kv_client::Code;
+use tokio::{task::spawn_blocking, time::sleep};
 use tonic::Status;
 
 use crate::{
@@ -39,6 +43,32 @@ async fn a_write_whose_reply_is_lost_is_sent_again_and_its_session_closed() {
     assert!(run.out.contains("ok, revision 2, version 1"), "{run:?}");
     run.expect(0);
     assert_eq!(cluster.asked("Put"), [1, 2]);
+    assert_eq!(cluster.state().store.revision, 2, "it was applied once");
+    assert_eq!((cluster.count("OpenSession"), cluster.count("CloseSession")), (1, 1));
+}
+
+#[tokio::test]
+async fn a_write_whose_reply_is_lost_outlives_the_restart_of_the_only_node() {
+    let mut cluster = FakeCluster::start(1).await;
+    // The reply is lost, and the node goes away while it is asked again.
+    cluster.script(1, [Fault::Lose(lost()), Fault::Hang]);
+    let addresses = cluster.addresses();
+    let put =
+        spawn_blocking(move || kvctl(&["--addr", &addresses, "put", "counter", "1", "--if-absent"], b""));
+    while cluster.count("Put") < 2 {
+        assert!(!put.is_finished(), "waited until it was sent twice");
+        sleep(Duration::from_millis(1)).await;
+    }
+    cluster.kill(1).await;
+    let back_at = Instant::now() + Duration::from_millis(300);
+    while Instant::now() < back_at {
+        assert!(!put.is_finished(), "it has given up");
+        sleep(Duration::from_millis(10)).await;
+    }
+    cluster.revive(1);
+    let run = put.await.unwrap();
+    assert!(run.out.contains("ok, revision 2, version 1"), "{run:?}");
+    run.expect(0);
     assert_eq!(cluster.state().store.revision, 2, "it was applied once");
     assert_eq!((cluster.count("OpenSession"), cluster.count("CloseSession")), (1, 1));
 }

@@ -11,6 +11,7 @@
 #[path = "../../../client/tests/fake/mod.rs"]
 mod fake;
 
+mod comparing;
 mod dev;
 mod errors;
 mod keys;
@@ -19,6 +20,7 @@ mod transfers;
 
 use std::{
     io::Write as _,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -40,10 +42,25 @@ impl Run {
     }
 }
 
+/// A program of these lines. Another process writes it: while this one had it open, a test that starts a process beside this
+/// one would hand it on as open for writing, and such a file cannot be run.
+fn script(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name).to_str().unwrap().to_owned();
+    let mut writer = Command::new("sh");
+    writer.args(["-c", "cat > \"$0\" && chmod +x \"$0\"", &path]).stdin(Stdio::piped());
+    let mut writer = writer.spawn().unwrap();
+    writer.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+    assert!(writer.wait().unwrap().success());
+    path
+}
+
 /// Runs kvctl to its end.
 fn kvctl(arguments: &[&str], input: &[u8]) -> Run {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_kvctl"))
-        .args(arguments)
+    run(Command::new(env!("CARGO_BIN_EXE_kvctl")).args(arguments), input)
+}
+
+fn run(command: &mut Command, input: &[u8]) -> Run {
+    let mut child = command
         .env_remove("KVCTL_ADDR")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

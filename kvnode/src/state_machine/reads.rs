@@ -259,11 +259,11 @@ impl<'a> Page<'a> {
         if owned {
             let kv = if self.request.count_only { None } else { Some(self.shown(replica, &key, bytes)?) };
             let size = kv.as_ref().map_or(0, |kv| kv.encoded_len() as u64);
-            if self.page.count > 0 && self.bytes + size > self.bytes_max {
-                return Ok(self.end_before(&key));
-            }
             if self.request.large_apart && size > self.bytes_max {
                 return Ok(self.end_before_large(&key));
+            }
+            if self.page.count > 0 && self.bytes + size > self.bytes_max {
+                return Ok(self.end_before(&key));
             }
             self.bytes += size;
             self.page.count += 1;

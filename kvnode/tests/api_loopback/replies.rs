@@ -13,11 +13,11 @@ use kvnode::api::{
     quota::Capacity,
     server::Options,
 };
-use tonic::{Code, Request, transport::Channel};
+use tonic::transport::Channel;
 
 use crate::{
     raw::RawClient,
-    support::{Harness, get, told, until, upload, value_of, within},
+    support::{Harness, get, until, upload, value_of, within},
 };
 
 const ELSEWHERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 77);
@@ -151,10 +151,15 @@ async fn downloads_wait_for_room_and_are_refused_with_advice_when_there_is_none(
         lazy.ask(stream * 2 + 1, "/kv.v1.Kv/Download", &download(), None).await.expect("open");
     }
     until("both", || harness.taken(Limit::ReplyBytes) == 2 * DOWNLOAD_BYTES).await;
-    let mut hurried = Request::new(download());
-    hurried.set_timeout(std::time::Duration::from_millis(300));
-    let status = client.download(hurried).await.expect_err("no room");
-    assert_eq!(told(&status), (Code::ResourceExhausted, "REPLY_BYTES_IN_FLIGHT".to_owned()));
+    let mut hurried = RawClient::connect(&harness).await;
+    hurried.ask(1, "/kv.v1.Kv/Download", &download(), Some("300m")).await.expect("open");
+    let reply = within("a refusal", hurried.headers()).await.expect("an open connection");
+    assert!(reply.ends, "a refusal is a head that ends its stream");
+    assert!(
+        harness.metrics().contains("kv_api_refused_total{limit=\"reply_bytes\"} 1"),
+        "{}",
+        harness.metrics()
+    );
     let mut elsewhere = harness.client_from(ELSEWHERE).await;
     let read = elsewhere.download(download()).await.expect("room for others").into_inner();
     let parts = within("a whole download", read.collect::<Vec<_>>()).await;
