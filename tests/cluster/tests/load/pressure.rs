@@ -189,12 +189,13 @@ pub async fn connect(address: SocketAddr) -> Channel {
 /// keep them: what a node leaves to others is seen from another address.
 const READERS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 
-/// A connection whose windows are those that HTTP/2 begins with: what is not read stays at the node. Not for hundreds of
-/// small replies: a client with such a window ends the connection itself when they come at once.
+/// A connection of readers, which takes in little of what its caller does not read: the rest stays at the node. Less than a MiB
+/// would be too little for hundreds of calls, whose library ends a connection when as many small frames wait to be read.
 pub async fn connect_narrow(address: SocketAddr) -> Channel {
-    const WINDOW: u32 = 65_535;
+    const STREAM_WINDOW: u32 = 65_535;
+    const WINDOW: u32 = 1 << 20;
     let endpoint = endpoint(address).local_address(Some(READERS));
-    let endpoint = endpoint.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
+    let endpoint = endpoint.initial_stream_window_size(STREAM_WINDOW).initial_connection_window_size(WINDOW);
     endpoint.connect().await.expect("a connection")
 }
 
