@@ -266,6 +266,7 @@ impl Knowledge {
     /// Takes in a map; an older one than the known one is ignored.
     pub(crate) fn refreshed(&self, map: ShardMap) {
         let mut state = self.state();
+        state.has_met = true;
         if map.cluster.epoch > state.map.cluster.epoch {
             let table = SlotTable::of(&map.cluster);
             for slot in (0..SLOT_COUNT).filter_map(Slot::new) {

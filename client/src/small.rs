@@ -56,8 +56,10 @@ impl Call {
             }
             match self.attempt(&node, slot, &operation).await {
                 Ok(answer) => {
-                    if let Some(header) = header_of(&answer) {
-                        self.client.core().knowledge.learn(slot, header);
+                    let knowledge = &self.client.core().knowledge;
+                    match header_of(&answer) {
+                        Some(header) => knowledge.learn(slot, header),
+                        None => knowledge.met(),
                     }
                     return Ok(answer);
                 }

@@ -831,7 +831,7 @@ fn a_value_that_is_larger_than_a_page_is_left_out_where_that_was_asked_for() {
     let from = |start: &'static str| ScanPage { start: start.into(), ..apart.clone() };
     assert_eq!(told(from("")), ("a".to_owned(), b"b".to_vec(), true));
     assert_eq!(told(from("b")), (String::new(), b"b".to_vec(), true), "the first of all");
-    assert_eq!(told(ScanPage { limit: 1, start: "b".into(), ..ScanPage::default() }).0, "b", "read alone");
+    assert_eq!(told(ScanPage { first_whole: true, ..from("b") }).0, "b", "asked for");
     assert_eq!(told(ScanPage { keys_only: true, ..from("") }), ("abc".to_owned(), Vec::new(), false));
     let reverse = ScanPage { reverse: true, ..apart.clone() };
     assert_eq!(told(reverse.clone()), ("c".to_owned(), b"b\0".to_vec(), true));

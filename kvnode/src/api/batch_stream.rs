@@ -40,7 +40,7 @@ use super::{
     limits::{
         BATCH_AGE_NOTICE, BATCH_DRAIN_MAX, BATCH_UNREAD_MAX, BATCH_WINDOW_BYTES, BATCH_WINDOW_OPERATIONS,
     },
-    quota::Share,
+    quota::{Sending, Share},
 };
 use crate::{metrics::BatchMetrics, refusal, router::store::Store};
 use desk::Desk;
@@ -98,7 +98,7 @@ const MESSAGES_WAITING_MAX: usize = 1;
 pub struct Parcel {
     /// As it is sent.
     pub message: BatchResponse,
-    /// Held until the transport comes for the next one.
+    /// Held until it was sent.
     pub shares: Vec<Share>,
 }
 
@@ -114,6 +114,7 @@ pub fn batch_stream<S: Store>(
     streams: &Arc<Streams>,
     caller: &Caller,
     requests: impl Stream<Item = Result<BatchRequest, Status>> + Send + Unpin + 'static,
+    sending: Sending,
 ) -> Result<Replies<BatchResponse>, Refused> {
     let map = context.map()?;
     let share = caller.stream_share()?;
@@ -143,7 +144,8 @@ pub fn batch_stream<S: Store>(
         drop(open_until_told);
     };
     context.spawn("batch stream", task.in_current_span().boxed());
-    let replies = stream::once(std::future::ready(Ok(first))).chain(replies(parcels, verdict, context));
+    let replies =
+        stream::once(std::future::ready(Ok(first))).chain(replies(parcels, verdict, context, sending));
     Ok(replies.boxed())
 }
 
@@ -165,27 +167,20 @@ impl End {
     }
 }
 
-/// What the transport pulls.
-struct Pulled {
-    parcels: mpsc::Receiver<Parcel>,
-    /// Of the message that was pulled last.
-    held: Vec<Share>,
-}
-
 fn replies<S: Store>(
     parcels: mpsc::Receiver<Parcel>,
     verdict: Verdict,
     context: &Arc<Context<S>>,
+    sending: Sending,
 ) -> impl Stream<Item = Result<BatchResponse, Status>> + Send + use<S> {
     let context = context.clone();
-    stream::unfold(Some(Pulled { parcels, held: Vec::new() }), move |pulled| {
-        let (verdict, context) = (verdict.clone(), context.clone());
+    stream::unfold(Some(parcels), move |parcels| {
+        let (verdict, context, sending) = (verdict.clone(), context.clone(), sending.clone());
         async move {
-            let mut pulled = pulled?;
-            pulled.held.clear();
-            if let Some(Parcel { message, shares }) = pulled.parcels.recv().await {
-                pulled.held = shares;
-                return Some((Ok(message), Some(pulled)));
+            let mut parcels = parcels?;
+            if let Some(Parcel { message, shares }) = parcels.recv().await {
+                sending.set(shares);
+                return Some((Ok(message), Some(parcels)));
             }
             let ended = || {
                 let refusal = refusal::outcome_unknown("the node has ended");

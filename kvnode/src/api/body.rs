@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 
 use super::{
     error::{self, Refused},
-    quota::{ConnectionQuota, InFlight, Share},
+    quota::{ConnectionQuota, InFlight, Sending, Share},
     unfinished::Unfinished,
 };
 
@@ -124,12 +124,18 @@ pub struct ReplyBody {
     /// `None`: the call was refused before it took a place.
     in_flight: Option<Arc<InFlight>>,
     share: Option<Share>,
+    sending: Option<Sending>,
 }
 
 impl ReplyBody {
-    /// Wraps `inner`; `share` is given back after its last piece.
-    pub fn new(inner: tonic::body::Body, in_flight: Option<Arc<InFlight>>, share: Option<Share>) -> Self {
-        Self { inner, in_flight, share }
+    /// Wraps `inner`; `share` is given back after its last piece, and what is being sent with its own.
+    pub fn new(
+        inner: tonic::body::Body,
+        in_flight: Option<Arc<InFlight>>,
+        share: Option<Share>,
+        sending: Option<Sending>,
+    ) -> Self {
+        Self { inner, in_flight, share, sending }
     }
 }
 
@@ -138,6 +144,7 @@ struct Unsent {
     data: Bytes,
     connection: Arc<ConnectionQuota>,
     _share: Option<Share>,
+    _sending: Vec<Share>,
 }
 
 impl AsRef<[u8]> for Unsent {
@@ -167,7 +174,8 @@ impl Body for ReplyBody {
                 frame.map_data(|data| {
                     let connection = in_flight.connection.clone();
                     connection.queued(data.len());
-                    Bytes::from_owner(Unsent { data, connection, _share: self.share.clone() })
+                    let _sending = self.sending.as_ref().map(Sending::current).unwrap_or_default();
+                    Bytes::from_owner(Unsent { data, connection, _share: self.share.clone(), _sending })
                 })
             })
         }))

@@ -24,11 +24,11 @@ use super::{
     error::Refused,
     limits::{DOWNLOAD_BYTES, SMALL_REPLY_BYTES_MAX, TINY_REPLY_BYTES_MAX},
     port::Arrival,
-    quota::{ConnectionQuota, ReplyBytes, Share},
+    quota::{ConnectionQuota, ReplyBytes, Sending, Share},
     scan::scan,
     upload::upload,
 };
-use crate::router::store::Store;
+use crate::{net::places::Line, router::store::Store};
 
 /// A streamed reply.
 pub type Replies<T> = BoxStream<'static, Result<T, Status>>;
@@ -88,13 +88,13 @@ impl Caller {
     /// When there was none in time.
     async fn room(&self, bytes: usize) -> Result<Option<ReplyBytes>, Refused> {
         match &self.connection {
-            Some(connection) => connection.reply_bytes(bytes, self.until()).await.map(Some),
+            Some(connection) => connection.reply_bytes(bytes, Line::Usual, self.until()).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// Reads one key, and finds room for the reply: what is small takes as much as it has, anything else the share of a
-    /// large one. While there is none, the value is let go and read again later: those who wait hold nothing.
+    /// Reads one key, and finds room for the reply: what is small takes that of its bytes, anything else the share of a large
+    /// one. While there is none, the value is let go and read again later: those who wait hold nothing.
     ///
     /// # Errors
     /// See the table of errors.
@@ -109,15 +109,24 @@ impl Caller {
         let Some(connection) = self.connection.as_ref().filter(|_| bytes > TINY_REPLY_BYTES_MAX) else {
             return Ok((got, None));
         };
-        if bytes <= SMALL_REPLY_BYTES_MAX
-            && let Some(held) = connection.reply_bytes_now(bytes)
-        {
-            return Ok((got, Some(held.into())));
-        }
-        if let Some(share) = connection.large_reply_now() {
+        if bytes <= SMALL_REPLY_BYTES_MAX {
+            if let Some(held) = connection.reply_bytes_now(bytes) {
+                return Ok((got, Some(held.into())));
+            }
+            drop(got);
+            let mut held = connection.reply_bytes(SMALL_REPLY_BYTES_MAX, Line::Little, until).await?;
+            let got = context.get(request.clone(), until).await?;
+            let bytes = value_bytes(&got);
+            if bytes <= SMALL_REPLY_BYTES_MAX {
+                held.keep(bytes);
+                return Ok((got, Some(held.into())));
+            }
+            // It is another value by now.
+        } else if let Some(share) = connection.large_reply_now() {
             return Ok((got, Some(share)));
+        } else {
+            drop(got);
         }
-        drop(got);
         let share = connection.large_reply(until).await?;
         Ok((context.get(request, until).await?, Some(share)))
     }
@@ -134,6 +143,12 @@ fn value_bytes(got: &GetResponse) -> usize {
 pub fn holding<T>(message: T, share: Option<Share>) -> Response<T> {
     let mut response = Response::new(message);
     share.and_then(|share| response.extensions_mut().insert(share));
+    response
+}
+
+/// A streamed reply whose pieces hold what `sending` says.
+pub fn response_of<T>(mut response: Response<T>, sending: Sending) -> Response<T> {
+    response.extensions_mut().insert(sending);
     response
 }
 
@@ -250,7 +265,9 @@ impl<S: Store> Kv for KvService<S> {
         request: Request<Streaming<BatchRequest>>,
     ) -> Result<Response<Self::BatchStream>, Status> {
         let caller = Caller::of(&request);
-        self.answer(batch_stream(&self.0, &self.1, &caller, request.into_inner()))
+        let sending = Sending::default();
+        let replies = batch_stream(&self.0, &self.1, &caller, request.into_inner(), sending.clone());
+        self.answer(replies).map(|response| response_of(response, sending))
     }
 
     async fn open_session(
@@ -273,11 +290,12 @@ impl<S: Store> Kv for KvService<S> {
 
     async fn scan(&self, request: Request<ScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let caller = Caller::of(&request);
+        let sending = Sending::default();
         let messages = caller.stream_share().and_then(|share| {
-            let messages = scan(self.0.clone(), request.into_inner(), &caller)?;
+            let messages = scan(self.0.clone(), request.into_inner(), &caller, sending.clone())?;
             Ok(replies(self.0.clone(), messages, share))
         });
-        self.answer(messages)
+        self.answer(messages).map(|response| response_of(response, sending))
     }
 
     type DeleteRangeStream = Replies<DeleteRangeResponse>;
@@ -316,7 +334,8 @@ impl<S: Store> Kv for KvService<S> {
         let place = caller.stream_share().map_err(|refused| self.0.status(&refused))?;
         let room = caller.room(DOWNLOAD_BYTES).await.map_err(|refused| self.0.status(&refused))?;
         let messages = download(self.0.clone(), request.into_inner(), caller.deadline).await;
-        self.answer(messages.map(|messages| replies(self.0.clone(), messages, (place, room))))
+        let messages = messages.map(|messages| replies(self.0.clone(), messages, place));
+        self.answer_with(messages, room.map(Share::from))
     }
 }
 

@@ -35,14 +35,21 @@ pub const DOWNLOAD_BYTES: usize = (DOWNLOAD_PAGE_CHUNKS as usize * DOWNLOAD_PAGE
 
 /// A message of a scan is sent when it holds this many bytes; it may be one value larger.
 pub const SCAN_MESSAGE_BYTES: usize = 512 * 1024;
-/// What a scan holds of all shards together, bytes; each shard's page takes its share.
-pub const SCAN_WINDOW_BYTES: u64 = 2 * 1024 * 1024;
-/// Bounds of a shard's share, bytes. A value that is larger is read alone, when it is its turn.
-pub const SCAN_PAGE_BYTES: RangeInclusive<u64> = 16 * 1024..=256 * 1024;
-/// What a scan holds while it makes a message, bytes: its pages, the message, and a value that is read alone.
-pub const SCAN_ROOM_BYTES: usize = MESSAGE_BYTES_MAX;
-/// Keys of one page of one shard.
-pub const SCAN_PAGE_KEYS_MAX: u64 = 4_096;
+/// What a scan holds of all shards together, bytes, where it has the room; each shard's page takes its share.
+pub const SCAN_WINDOW_BYTES: usize = 2 * 1024 * 1024;
+/// Bounds of a shard's share, bytes. A value that is larger is read when it is its turn.
+pub const SCAN_PAGE_BYTES: RangeInclusive<usize> = 4 * 1024..=256 * 1024;
+/// What a scan holds beside its pages while it makes a message, bytes: the message, and a value that is larger than a page.
+pub const SCAN_MESSAGE_ROOM_BYTES: usize = SCAN_MESSAGE_BYTES + INLINE_VALUE_BYTES_MAX + 64 * 1024;
+/// All that a scan holds while it makes a message, bytes.
+pub const SCAN_ROOM_BYTES: usize = SCAN_MESSAGE_ROOM_BYTES + SCAN_WINDOW_BYTES;
+/// With less it cannot make one, bytes: pages of as many shards as there may be.
+pub const SCAN_ROOM_BYTES_MIN: usize = SCAN_MESSAGE_ROOM_BYTES + 256 * *SCAN_PAGE_BYTES.start();
+/// What a key takes beside its own bytes and those of its value, while it waits to be sent, bytes.
+pub const SCAN_KEY_BYTES: usize = 160;
+/// How long a scan that has begun waits for room for its next message, unless its caller is less patient. Those who have it may
+/// be slow readers, and it holds nothing.
+pub const SCAN_ROOM_WAIT_MAX: Duration = DEADLINE_MAX;
 /// Pages of one scan that are read at the same time.
 pub const SCAN_PAGES_AT_ONCE: usize = 16;
 /// Longest page token, bytes.
@@ -74,7 +81,7 @@ pub const REQUEST_BYTES_PER_CONNECTION_MAX: usize = 64 * 1024 * 1024;
 pub const LARGE_REPLIES_MAX: usize = 32;
 /// The same of one connection.
 pub const LARGE_REPLIES_PER_CONNECTION_MAX: usize = 8;
-/// A value up to this size is sent in a reply that is not a large one, bytes, as long as there is room for it among
+/// A value up to this size is sent in a reply that is not a large one, bytes; it takes room among
 /// [`REPLY_BYTES_IN_FLIGHT_MAX`].
 pub const SMALL_REPLY_BYTES_MAX: usize = 64 * 1024;
 /// A value up to this size needs no room, bytes: it is no larger than what a request takes anyhow.
@@ -82,8 +89,8 @@ pub const TINY_REPLY_BYTES_MAX: usize = 1024;
 /// Bytes that were read for small replies, scans and downloads and have not been taken by their clients, of all connections.
 /// Less on most nodes, see `--memory`.
 pub const REPLY_BYTES_IN_FLIGHT_MAX: usize = 512 * 1024 * 1024;
-/// The same of one connection: a half of what there is, and room for a download at least.
-pub const REPLY_BYTES_PER_CONNECTION_PART: usize = 2;
+/// The same of one connection: a quarter of what there is, and room for a scan at least.
+pub const REPLY_BYTES_PER_CONNECTION_PART: usize = 4;
 /// Scans, uploads and downloads that are under way, of all connections.
 pub const STREAMED_REPLIES_MAX: usize = 256;
 /// The same of one connection.
@@ -102,7 +109,7 @@ pub const BATCH_OPERATION_OVERHEAD_BYTES: usize = 512;
 /// Answers that wait on a stream until the client takes them, bytes; also what a message of answers holds, unless a single
 /// one is larger. Beyond it a large reply's share is needed, as for unary replies. What a stream really holds follows from
 /// `--memory`: with the message on its way and the one that is being sent it is three times as much.
-pub const BATCH_REPLY_BYTES: RangeInclusive<usize> = 16 * 1024..=1024 * 1024;
+pub const BATCH_REPLY_BYTES: RangeInclusive<usize> = 8 * 1024..=1024 * 1024;
 /// Messages of one stream that are taken in before something is answered: no message waits for the decoding of all others.
 pub const BATCH_MESSAGES_AT_ONCE: usize = 16;
 /// A Batch stream on which nothing comes for this long is ended, and gives its place back; clients open another one when they

@@ -3,7 +3,7 @@
 //! A cursor for each shard holds what is left of its last page. [`Merge::wanted`] says which pages are missing,
 //! [`Merge::supply`] takes them, [`Merge::peek`] and [`Merge::pop`] give keys in order while no page is missing that may
 //! hold an earlier one. It holds one page of each shard at most, and reads nothing itself. A value too large for a page is
-//! read alone, when it is its turn; and all pages can be let go, to be read again.
+//! read when it is its turn; and all pages can be let go, to be read again.
 
 use std::{cmp::Ordering, collections::VecDeque};
 
@@ -12,7 +12,10 @@ use kv_proto::{kv::v1::KeyValue, peer::v1::ScannedPage};
 use kv_topology::ShardId;
 use prost::Message;
 
-use super::range::{Range, successor};
+use super::{
+    limits::SCAN_KEY_BYTES,
+    range::{Range, successor},
+};
 
 /// A shard gave keys out of order, or outside of what it was asked for.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,8 +38,8 @@ struct Cursor {
     ready: VecDeque<KeyValue>,
     /// What the shard may have behind `ready`; `None` at its end.
     rest: Option<Range>,
-    /// Whether `rest` begins with a value that is to be read alone.
-    alone: bool,
+    /// Whether `rest` begins with a value that was left out of a page.
+    large: bool,
 }
 
 /// A page that is missing.
@@ -46,8 +49,9 @@ pub struct Wanted {
     pub shard: ShardId,
     /// Of which keys.
     pub range: Range,
-    /// Whether it is to hold one key, whatever its size; else values too large for a page are to be left out.
-    pub alone: bool,
+    /// Whether it is to begin with its first key, whatever the size of its value. Other values too large for a page are to be
+    /// left out.
+    pub first_whole: bool,
 }
 
 impl Cursor {
@@ -66,7 +70,7 @@ impl Merge {
     /// A walk over `range`, upwards or downwards.
     pub fn new(shards: impl IntoIterator<Item = ShardId>, range: &Range, reverse: bool) -> Self {
         let rest = (!range.is_empty()).then(|| range.clone());
-        let cursor = |shard| Cursor { shard, ready: VecDeque::new(), rest: rest.clone(), alone: false };
+        let cursor = |shard| Cursor { shard, ready: VecDeque::new(), rest: rest.clone(), large: false };
         let cursors = shards.into_iter().map(cursor).collect();
         Self { range: range.clone(), reverse, cursors, bytes: 0 }
     }
@@ -76,20 +80,20 @@ impl Merge {
         let head = self.head().map(|(_, key)| key);
         let missing = |cursor: &Cursor| {
             let range = cursor.missing_before(self.reverse, head)?.clone();
-            Some(Wanted { shard: cursor.shard, range, alone: cursor.alone })
+            Some(Wanted { shard: cursor.shard, range, first_whole: cursor.large })
         };
-        let (mut alone, pages): (Vec<_>, Vec<_>) =
-            self.cursors.iter().filter_map(missing).partition(|wanted| wanted.alone);
+        let (mut large, pages): (Vec<_>, Vec<_>) =
+            self.cursors.iter().filter_map(missing).partition(|wanted| wanted.first_whole);
         if !pages.is_empty() {
             return pages;
         }
         // One large value at a time: the first of them.
-        alone.sort_unstable_by(|one, other| match self.reverse {
+        large.sort_unstable_by(|one, other| match self.reverse {
             true => other.range.end.cmp(&one.range.end),
             false => one.range.start.cmp(&other.range.start),
         });
-        alone.truncate(1);
-        alone
+        large.truncate(1);
+        large
     }
 
     /// Takes a page that was wanted.
@@ -105,16 +109,16 @@ impl Merge {
         let rest = rest(reverse, &asked, &page.next_key).ok_or(OutOfOrder(shard))?;
         let beyond = match (&rest, page.kvs.last()) {
             (Some(rest), Some(last)) => !rest.contains(&last.key),
-            // What is to be read alone may be the first of all that was asked for.
-            (Some(rest), None) => *rest != asked || (page.next_is_large && !cursor.alone),
+            // What was left out may be the first of all that was asked for, unless it was asked for.
+            (Some(rest), None) => *rest != asked || (page.next_is_large && !cursor.large),
             (None, _) => true,
         };
         if !(inside && ordered && beyond) {
             return Err(OutOfOrder(shard));
         }
-        self.bytes += page.kvs.iter().map(Message::encoded_len).sum::<usize>();
+        self.bytes += page.kvs.iter().map(weight).sum::<usize>();
         cursor.ready = page.kvs.into();
-        cursor.alone = page.next_is_large && rest.is_some();
+        cursor.large = page.next_is_large && rest.is_some();
         cursor.rest = rest;
         Ok(())
     }
@@ -127,11 +131,11 @@ impl Merge {
     /// Takes the next key.
     pub fn pop(&mut self) -> Option<KeyValue> {
         let kv = self.first().and_then(|number| self.cursors[number].ready.pop_front())?;
-        self.bytes -= kv.encoded_len();
+        self.bytes -= weight(&kv);
         Some(kv)
     }
 
-    /// Bytes of all keys and values that it holds.
+    /// What all keys and values take that it holds, bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -146,7 +150,7 @@ impl Merge {
             } else {
                 rest.start = first.key.clone();
             }
-            *cursor = Cursor { shard: cursor.shard, ready: VecDeque::new(), rest: Some(rest), alone: false };
+            *cursor = Cursor { shard: cursor.shard, ready: VecDeque::new(), rest: Some(rest), large: false };
         }
         self.bytes = 0;
     }
@@ -169,6 +173,11 @@ impl Merge {
         let heads = heads.filter_map(|(number, cursor)| Some((number, &cursor.ready.front()?.key)));
         heads.reduce(|first, next| if comes_before(self.reverse, next.1, first.1) { next } else { first })
     }
+}
+
+/// What a key and its value take, bytes.
+pub fn weight(kv: &KeyValue) -> usize {
+    kv.encoded_len() + SCAN_KEY_BYTES
 }
 
 fn comes_before(reverse: bool, one: &Bytes, other: &Bytes) -> bool {

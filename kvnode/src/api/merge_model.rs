@@ -14,13 +14,17 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
 }
 
 /// A shard's answer, as the store gives it: at most `limit` keys, perhaps none although more follow, and none behind one that
-/// is to be read alone.
-fn page(keys: &Keys, range: &Range, reverse: bool, limit: usize, alone: bool) -> ScannedPage {
+/// is left out. Nodes of an older version leave nothing out.
+fn page(keys: &Keys, wanted: &Wanted, reverse: bool, limit: usize, is_old: bool) -> ScannedPage {
+    let range = &wanted.range;
     let mut inside: Vec<_> = keys.iter().filter(|key| range.contains(key)).cloned().collect();
     if reverse {
         inside.reverse();
     }
-    let large = inside.iter().position(|key| !alone && is_large(key)).filter(|large| *large <= limit);
+    let may_be_large = usize::from(wanted.first_whole);
+    let large =
+        inside.iter().skip(may_be_large).position(|key| is_large(key)).map(|large| large + may_be_large);
+    let large = large.filter(|large| *large <= limit && !is_old);
     let limit = large.unwrap_or(limit);
     let next_key = match inside.get(limit) {
         None => Bytes::new(),
@@ -46,6 +50,7 @@ fn walk(
     limits: &[usize],
     stop: usize,
     patience: usize,
+    old: &BTreeSet<u32>,
 ) -> Vec<Vec<u8>> {
     let ids = (1..).map(ShardId);
     let mut merge = Merge::new(ids.take(shards.len()), range, reverse);
@@ -53,15 +58,15 @@ fn walk(
     let mut seen = Vec::new();
     while !merge.is_done() && seen.len() < stop {
         let wanted = merge.wanted();
-        assert!(
-            wanted.iter().filter(|wanted| wanted.alone).count() <= 1,
-            "large values are read one at a time"
-        );
-        for Wanted { shard, range, alone } in wanted {
-            let keys = &shards[shard.get() as usize - 1];
+        let large = wanted.iter().filter(|wanted| wanted.first_whole).count();
+        assert!(large <= 1, "large values are read one at a time");
+        for wanted in wanted {
+            let (shard, number) = (wanted.shard, wanted.shard.get());
+            let keys = &shards[number as usize - 1];
             // An empty page that does not advance is refused; the store gives one key at least.
-            let limit = if alone { 1 } else { limits.next().unwrap_or(1).max(1) };
-            merge.supply(shard, page(keys, &range, reverse, limit, alone)).expect("a proper page");
+            let limit = limits.next().unwrap_or(1).max(1);
+            let page = page(keys, &wanted, reverse, limit, old.contains(&number));
+            merge.supply(shard, page).expect("a proper page");
         }
         while seen.len() < stop
             && let Some(kv) = merge.pop()
@@ -82,6 +87,7 @@ proptest! {
         start in key(), end in prop_oneof![Just(Vec::new()), key()],
         limits in prop::collection::vec(0usize..5, 1..6),
         reverse: bool, stop in 0usize..20, patience in 1usize..20,
+        old in prop::collection::btree_set(1u32..6, 0..4),
     ) {
         // A key lives in one shard only.
         let mut taken = Keys::new();
@@ -92,16 +98,16 @@ proptest! {
         if reverse {
             model.reverse();
         }
-        prop_assert_eq!(&walk(&shards, &range, reverse, &limits, usize::MAX, patience), &model);
+        prop_assert_eq!(&walk(&shards, &range, reverse, &limits, usize::MAX, patience, &old), &model);
 
-        let mut seen = walk(&shards, &range, reverse, &limits, stop, patience);
+        let mut seen = walk(&shards, &range, reverse, &limits, stop, patience, &old);
         prop_assert_eq!(&seen[..], &model[..stop.min(model.len())]);
         let rest = match seen.last() {
             None => range,
             Some(last) if reverse => Range { end: last.clone().into(), ..range },
             Some(last) => Range { start: successor(last), ..range },
         };
-        seen.extend(walk(&shards, &rest, reverse, &limits, usize::MAX, patience));
+        seen.extend(walk(&shards, &rest, reverse, &limits, usize::MAX, patience, &old));
         prop_assert_eq!(seen, model);
     }
 }
@@ -142,8 +148,8 @@ fn page_of(keys: &[&'static str], next_key: &'static str) -> ScannedPage {
     ScannedPage { kvs: kvs(keys), next_key: next_key.into(), ..ScannedPage::default() }
 }
 
-fn wanted(shard: u32, start: &'static str, alone: bool) -> Wanted {
-    Wanted { shard: ShardId(shard), range: Range { start: start.into(), end: Bytes::new() }, alone }
+fn wanted(shard: u32, start: &'static str, first_whole: bool) -> Wanted {
+    Wanted { shard: ShardId(shard), range: Range { start: start.into(), end: Bytes::new() }, first_whole }
 }
 
 #[test]
@@ -158,7 +164,7 @@ fn a_shard_without_a_page_holds_back_what_may_come_behind_its_keys() {
 }
 
 #[test]
-fn large_values_are_wanted_alone_one_at_a_time_when_it_is_their_turn() {
+fn large_values_are_wanted_one_at_a_time_when_it_is_their_turn() {
     let mut merge = Merge::new([ShardId(1), ShardId(2), ShardId(3)], &Range::default(), false);
     let large = |key| ScannedPage { next_is_large: true, ..page_of(&[], key) };
     merge.supply(ShardId(1), large("d")).expect("a proper page");
@@ -166,7 +172,7 @@ fn large_values_are_wanted_alone_one_at_a_time_when_it_is_their_turn() {
     merge.supply(ShardId(3), page_of(&["a", "c"], "")).expect("a proper page");
     assert_eq!(merge.pop().map(|kv| kv.key), Some("a".into()));
     assert_eq!(merge.wanted(), [wanted(2, "b", true)]);
-    merge.supply(ShardId(2), large("b")).expect_err("it was to be read alone");
+    merge.supply(ShardId(2), large("b")).expect_err("it was asked for");
     let mut merge = Merge::new([ShardId(1)], &Range { start: "d".into(), end: Bytes::new() }, false);
     merge.supply(ShardId(1), large("d")).expect("the first of all");
     assert_eq!(merge.wanted(), [wanted(1, "d", true)]);
@@ -179,7 +185,7 @@ fn pages_that_were_let_go_are_wanted_again() {
     merge.supply(ShardId(2), page_of(&["c"], "")).expect("a proper page");
     let bytes = merge.bytes();
     let first = merge.pop().expect("b");
-    assert_eq!(merge.bytes() + first.encoded_len(), bytes);
+    assert_eq!(merge.bytes() + weight(&first), bytes);
     merge.let_go();
     assert_eq!((merge.bytes(), merge.is_done()), (0, false));
     assert_eq!(merge.wanted(), [wanted(1, "d", false), wanted(2, "c", false)]);

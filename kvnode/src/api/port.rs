@@ -13,7 +13,7 @@ use super::{
     admission::{Admission, Admitted},
     body::ReplyBody,
     measure::{Calls, MeasuredBody},
-    quota::{ConnectionQuota, InFlight, Share},
+    quota::{ConnectionQuota, InFlight, Sending, Share},
     services::Services,
 };
 use crate::router::store::Store;
@@ -80,7 +80,8 @@ impl<S: Store> Handler for Reception<S> {
         let mut call = self.port.calls.begin(request.uri().path());
         let (mut reply, in_flight) = self.answer(request, at).await;
         call.end_with(reply.headers());
-        let share = reply.extensions_mut().remove::<Share>();
-        reply.map(|body| MeasuredBody::new(ReplyBody::new(body, in_flight, share), call))
+        let extensions = reply.extensions_mut();
+        let (share, sending) = (extensions.remove::<Share>(), extensions.remove::<Sending>());
+        reply.map(|body| MeasuredBody::new(ReplyBody::new(body, in_flight, share, sending), call))
     }
 }

@@ -1,4 +1,4 @@
-//! How much of a node its clients may hold: connections, requests, their bytes, large replies, streams, health checks.
+//! How much of a node its clients may hold: connections, requests, their bytes, replies, large replies, streams, health checks.
 //!
 //! A place is taken three times: of the node, of the client's address, which may hold no more than it leaves free
 //! ([`share`](crate::net::share)), and for the kinds that cost memory of the connection, which may hold a fixed number.
@@ -11,7 +11,7 @@
 use std::{
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -26,13 +26,13 @@ use tokio::{
 use super::{
     error::Refused,
     limits::{
-        BATCH_REPLY_BYTES, DOWNLOAD_BYTES, LARGE_REPLIES_PER_CONNECTION_MAX, Limit,
-        REPLY_BYTES_PER_CONNECTION_PART, REQUEST_BYTES_PER_CONNECTION_MAX, STREAMED_REPLIES_MAX,
+        BATCH_REPLY_BYTES, LARGE_REPLIES_PER_CONNECTION_MAX, Limit, REPLY_BYTES_PER_CONNECTION_PART,
+        REQUEST_BYTES_PER_CONNECTION_MAX, SCAN_ROOM_BYTES_MIN, STREAMED_REPLIES_MAX,
         STREAMED_REPLIES_PER_CONNECTION_MAX,
     },
 };
 use crate::net::{
-    places::{self, Guest, Places},
+    places::{self, Guest, Line, Places},
     share::Pool,
 };
 
@@ -63,7 +63,7 @@ pub struct Capacity {
     pub request_bytes: usize,
     /// See [`Limit::LargeReplies`].
     pub large_replies: usize,
-    /// See [`Limit::ReplyBytes`].
+    /// See [`Limit::ReplyBytes`]; there is room for two scans at least.
     pub reply_bytes: usize,
     /// Answers of all Batch streams that have not been taken by their clients, bytes.
     pub batch_reply_bytes: usize,
@@ -99,7 +99,7 @@ impl NodeQuota {
             Limit::Requests => limit.max().min(capacity.requests),
             Limit::RequestBytes => limit.max().min(capacity.request_bytes),
             Limit::LargeReplies => limit.max().min(capacity.large_replies),
-            Limit::ReplyBytes => limit.max().min(capacity.reply_bytes),
+            Limit::ReplyBytes => limit.max().min(capacity.reply_bytes).max(2 * SCAN_ROOM_BYTES_MIN),
             Limit::Streams | Limit::HealthChecks => limit.max(),
         });
         let (places, ended) = (Places::new(max), AtomicBool::new(false));
@@ -174,7 +174,7 @@ impl ConnectionQuota {
             request_bytes: AtomicUsize::new(0),
             reply_bytes: AtomicUsize::new(0),
             reply_bytes_max: (node.pool(Limit::ReplyBytes).max / REPLY_BYTES_PER_CONNECTION_PART)
-                .max(DOWNLOAD_BYTES),
+                .max(SCAN_ROOM_BYTES_MIN),
             unsent_bytes: AtomicUsize::new(0),
             progress_ms: AtomicU64::new(node.now_ms()),
             node: node.clone(),
@@ -252,29 +252,33 @@ impl ConnectionQuota {
 
     /// Room for so many bytes that are read for the client, if there is any now.
     pub fn reply_bytes_now(self: &Arc<Self>, bytes: usize) -> Option<ReplyBytes> {
+        let place = self.address.none(Limit::ReplyBytes as usize);
+        if !place.grow(bytes) {
+            return None;
+        }
         let more = |own: usize| own.checked_add(bytes).filter(|all| *all <= self.reply_bytes_max);
+        // Where the connection may not, the place is given back, and whoever waits is told.
         self.reply_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        // Dropped where the node has no room: what is counted for the connection is given back.
-        let held = ReplyBytes {
-            bytes,
-            place: self.address.none(Limit::ReplyBytes as usize),
-            connection: self.clone(),
-        };
-        held.place.grow(bytes).then_some(held)
+        Some(ReplyBytes { connection: self.clone(), bytes, place })
     }
 
-    /// The same, as soon as there is any.
+    /// The same, as soon as there is any and those in the same line that came earlier have got theirs.
     ///
     /// # Errors
     /// When there was none until `deadline`.
     pub async fn reply_bytes(
         self: &Arc<Self>,
         bytes: usize,
+        line: Line,
         deadline: Instant,
     ) -> Result<ReplyBytes, Refused> {
-        let kind = Limit::ReplyBytes as usize;
-        let held = self.address.retry(kind, || self.reply_bytes_now(bytes));
+        let held = self.address.in_turn(Limit::ReplyBytes as usize, line, || self.reply_bytes_now(bytes));
         timeout_at(deadline, held).await.map_err(|_| self.node.refused(Limit::ReplyBytes))
+    }
+
+    /// What one reply may hold of the room for bytes that are read for the client.
+    pub fn reply_bytes_max(&self) -> usize {
+        self.reply_bytes_max
     }
 
     /// Bytes were handed to HTTP/2.
@@ -325,6 +329,27 @@ impl From<ReplyBytes> for Share {
     }
 }
 
+/// The shares of what a streamed reply sends now: each piece holds those that are set when it is made, until HTTP/2 has sent it.
+#[derive(Clone, Debug, Default)]
+pub struct Sending(Arc<Mutex<Vec<Share>>>);
+
+impl Sending {
+    /// What is made from now on holds these.
+    pub fn set(&self, shares: Vec<Share>) {
+        *self.shares() = shares;
+    }
+
+    /// Those that are set.
+    pub fn current(&self) -> Vec<Share> {
+        self.shares().clone()
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Vec<Share>> {
+        // Nothing panics while it is locked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Bytes that were read for a client, until it has taken them. Dropping them gives them back.
 #[derive(Debug)]
 pub struct ReplyBytes {
@@ -337,6 +362,14 @@ impl ReplyBytes {
     /// How many.
     pub fn count(&self) -> usize {
         self.bytes
+    }
+
+    /// Moves so many of them, or all that there are, to an owner that gives them back for itself.
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let moved = bytes.min(self.bytes);
+        self.bytes -= moved;
+        Self { connection: self.connection.clone(), bytes: moved, place: self.place.split(moved) }
     }
 
     /// Gives back all but so many.
@@ -429,6 +462,7 @@ mod tests {
     use futures::FutureExt;
 
     use super::*;
+    use crate::api::limits::DOWNLOAD_BYTES;
 
     fn connect(node: &Arc<NodeQuota>, host: u8) -> Option<Arc<ConnectionQuota>> {
         ConnectionQuota::new(node, ([127, 0, 0, host], 9).into())
@@ -480,38 +514,51 @@ mod tests {
 
     #[test]
     fn bytes_of_replies_are_those_of_a_connection_and_of_an_address() {
-        let room = 8 * DOWNLOAD_BYTES;
+        let room = 16 * SCAN_ROOM_BYTES_MIN;
         let node =
             NodeQuota::new(&Capacity { reply_bytes: room, ..Capacity::default() }, Refusals::default());
         let connect = || connect(&node, 1).expect("room");
         let (one, other) = (connect(), connect());
-        let mut half = one.reply_bytes_now(room / 2).expect("half of it is free");
-        assert!(one.reply_bytes_now(1).is_none() && other.reply_bytes_now(1).is_none());
-        half.keep(room / 4);
-        assert_eq!((half.count(), node.pool(Limit::ReplyBytes).taken), (room / 4, room / 4));
-        let quarter = other.reply_bytes_now(room / 4).expect("of what was given back");
-        drop((half, quarter));
+        let mut quarter = one.reply_bytes_now(room / 4).expect("a quarter for a connection");
+        assert!(one.reply_bytes_now(1).is_none());
+        let another = other.reply_bytes_now(room / 4).expect("half for an address");
+        assert!(connect().reply_bytes_now(1).is_none());
+        let part = quarter.split(room / 16);
+        quarter.keep(room / 16);
+        let counts = (quarter.count(), part.count(), node.pool(Limit::ReplyBytes).taken);
+        assert_eq!(counts, (room / 16, room / 16, room / 4 + room / 8));
+        drop((quarter, part, another));
         assert_eq!(node.pool(Limit::ReplyBytes).taken, 0);
-        // What was refused by the node counts for nothing at the connection.
-        let taken = other.reply_bytes_now(room / 2).expect("half of it is free");
-        assert!(one.reply_bytes_now(room / 4).is_none());
-        drop(taken);
-        assert!(one.reply_bytes_now(room / 2).is_some());
+        assert!(one.reply_bytes_now(room / 4).is_some(), "what was refused counts for nothing");
+    }
+
+    #[test]
+    fn a_node_with_little_memory_has_room_for_a_scan_and_for_a_download() {
+        let node = NodeQuota::new(&Capacity { reply_bytes: 0, ..Capacity::default() }, Refusals::default());
+        let one = connect(&node, 1).expect("room");
+        let scan = one.reply_bytes_now(one.reply_bytes_max()).expect("room for one scan");
+        assert!(scan.count() >= SCAN_ROOM_BYTES_MIN);
+        drop(scan);
+        assert!(one.reply_bytes_now(DOWNLOAD_BYTES).is_some());
     }
 
     #[tokio::test]
     async fn who_waits_for_bytes_of_replies_gets_them_when_they_are_given_back() {
+        let room = 8 * SCAN_ROOM_BYTES_MIN;
         let node =
-            NodeQuota::new(&Capacity { reply_bytes: 1 << 20, ..Capacity::default() }, Refusals::default());
+            NodeQuota::new(&Capacity { reply_bytes: room, ..Capacity::default() }, Refusals::default());
         let one = connect(&node, 1).expect("room");
-        let mut held = one.reply_bytes_now(1 << 19).expect("room");
+        let mut held = one.reply_bytes_now(room / 4).expect("room");
         let deadline = Instant::now() + Duration::from_secs(10);
-        let mut waits = Box::pin(one.reply_bytes(1 << 18, deadline));
-        assert!(waits.as_mut().now_or_never().is_none());
-        held.keep(1 << 18);
-        waits.await.expect("room again");
+        let mut much = Box::pin(one.reply_bytes(room / 8, Line::Usual, deadline));
+        let mut little = Box::pin(one.reply_bytes(1, Line::Little, deadline));
+        assert!(much.as_mut().now_or_never().is_none() && little.as_mut().now_or_never().is_none());
+        held.keep(room / 4 - 1);
+        little.await.expect("not behind who wants much");
+        held.keep(room / 8);
+        much.await.expect("room again");
         let soon = Instant::now() + Duration::from_millis(20);
-        let refused = one.reply_bytes(1 << 20, soon).await.expect_err("more than there is");
+        let refused = one.reply_bytes(room, Line::Usual, soon).await.expect_err("more than there is");
         assert!(matches!(refused, Refused::Limit("REPLY_BYTES_IN_FLIGHT")));
     }
 

@@ -24,24 +24,26 @@ use super::{
     header,
     kv::Caller,
     limits::{
-        SCAN_MESSAGE_BYTES, SCAN_PAGE_BYTES, SCAN_PAGE_KEYS_MAX, SCAN_PAGES_AT_ONCE, SCAN_ROOM_BYTES,
-        SCAN_WINDOW_BYTES,
+        SCAN_KEY_BYTES, SCAN_MESSAGE_BYTES, SCAN_MESSAGE_ROOM_BYTES, SCAN_PAGE_BYTES, SCAN_PAGES_AT_ONCE,
+        SCAN_ROOM_BYTES, SCAN_ROOM_WAIT_MAX, SCAN_WINDOW_BYTES,
     },
-    merge::{Merge, Wanted},
+    merge::{self, Merge, Wanted},
     page_token::{PageToken, Walk},
-    quota::{ConnectionQuota, ReplyBytes, Share},
+    quota::{ConnectionQuota, ReplyBytes, Sending},
     range::{Range, successor},
     validate,
 };
-use crate::router::store::Store;
+use crate::{net::places::Line, router::store::Store};
 
 /// A running scan.
 struct Scan<S> {
     context: Arc<Context<S>>,
     /// Of the client; `None` without a server around it.
     connection: Option<Arc<ConnectionQuota>>,
-    /// For the pages, and for the message that was made last: it was sent when the next one is asked for.
-    room: Option<Room>,
+    /// What is being sent holds room of its own.
+    sending: Sending,
+    /// For what is made, and for the pages that are left.
+    room: Option<ReplyBytes>,
     map: Arc<ClusterMap>,
     deadline: Deadline,
     request: ScanRequest,
@@ -58,14 +60,6 @@ struct Scan<S> {
     contexts: BTreeMap<ShardId, ReplyContext>,
     /// Whether its last message is on its way.
     is_over: bool,
-}
-
-/// What a scan holds of what a node may read for its clients.
-enum Room {
-    /// As many bytes as it has.
-    Bytes(ReplyBytes),
-    /// Those of a large reply.
-    Large(#[allow(dead_code, reason = "held, not read")] Share),
 }
 
 /// The pieces of a message that is being filled.
@@ -96,6 +90,7 @@ pub fn scan<S: Store>(
     context: Arc<Context<S>>,
     request: ScanRequest,
     caller: &Caller,
+    sending: Sending,
 ) -> Result<impl Stream<Item = Result<ScanResponse, Refused>> + Send + use<S>, Refused> {
     validate::scan(&request)?;
     let map = context.map()?;
@@ -114,6 +109,7 @@ pub fn scan<S: Store>(
         last_key: Bytes::new(),
         contexts: BTreeMap::new(),
         connection: caller.connection().cloned(),
+        sending,
         room: None,
         is_over: false,
         deadline: caller.deadline,
@@ -143,8 +139,8 @@ fn messages<S: Store>(scan: Scan<S>) -> impl Stream<Item = Result<ScanResponse, 
             return Ok(Some((scan.count().await?, None)));
         }
         scan.make_room().await?;
-        let (message, ended) = scan.message().await?;
-        scan.settle(message.encoded_len());
+        let (message, ended, bytes) = scan.message().await?;
+        scan.settle(bytes);
         scan.is_over = ended;
         Ok(Some((message, Some(scan))))
     })
@@ -154,36 +150,37 @@ impl<S: Store> Scan<S> {
     /// For making a message. Whoever has to wait for it holds nothing.
     async fn make_room(&mut self) -> Result<(), Refused> {
         let Some(connection) = &self.connection else { return Ok(()) };
-        // The last message was sent.
+        let bytes = SCAN_ROOM_BYTES.min(connection.reply_bytes_max());
         self.room = None;
-        if let Some(held) = connection.reply_bytes_now(SCAN_ROOM_BYTES) {
-            self.room = Some(Room::Bytes(held));
-            return Ok(());
+        self.room = connection.reply_bytes_now(bytes);
+        if self.room.is_none() {
+            self.merge.let_go();
+            let now = Instant::now();
+            let first = self.deadline.step(now);
+            let later =
+                self.deadline.call().unwrap_or(now + SCAN_ROOM_WAIT_MAX).min(now + SCAN_ROOM_WAIT_MAX);
+            let deadline = if self.last_key.is_empty() { first } else { later };
+            self.room = Some(connection.reply_bytes(bytes, Line::Usual, deadline).await?);
         }
-        self.merge.let_go();
-        let deadline = self.deadline.step(Instant::now());
-        self.room = Some(Room::Large(connection.large_reply(deadline).await?));
         Ok(())
     }
 
-    /// Keeps room for a message of so many bytes and for the pages that are left, or else lets the pages go.
+    /// Gives room to a message that takes so many bytes; keeps it for the pages that are left, if there is some for another
+    /// scan, and else lets them go.
     fn settle(&mut self, message_bytes: usize) {
-        let Some(connection) = &self.connection else { return };
-        if let Some(Room::Bytes(held)) = &mut self.room {
-            if message_bytes + self.merge.bytes() > held.count() {
-                self.merge.let_go();
-            }
-            held.keep(message_bytes + self.merge.bytes());
-            return;
-        }
-        // The share of a large reply is for others as soon as there is room for what is left.
-        self.merge.let_go();
-        if let Some(held) = connection.reply_bytes_now(message_bytes) {
-            self.room = Some(Room::Bytes(held));
+        let Some((connection, room)) = self.connection.as_ref().zip(self.room.as_mut()) else { return };
+        let sent = room.split(message_bytes);
+        self.sending.set(vec![sent.into()]);
+        let wanted = room.count() + message_bytes;
+        room.keep(self.merge.bytes());
+        if self.merge.bytes() > room.count() || connection.reply_bytes_now(wanted).is_none() {
+            self.merge.let_go();
+            self.room = None;
         }
     }
 
-    async fn message(&mut self) -> Result<(ScanResponse, bool), Refused> {
+    /// The next message, whether it is the last, and what it takes, bytes.
+    async fn message(&mut self) -> Result<(ScanResponse, bool, usize), Refused> {
         let mut filling = Filling::default();
         let mut count = 0;
         loop {
@@ -198,7 +195,7 @@ impl<S: Store> Scan<S> {
             };
             let header = Some(header::of_many(self.contexts.values(), &self.map.cluster_id));
             let message = ScanResponse { header, kvs: filling.kvs, count, next_page_token: token };
-            return Ok((message, fill != Fill::Full));
+            return Ok((message, fill != Fill::Full, filling.bytes));
         }
     }
 
@@ -208,14 +205,14 @@ impl<S: Store> Scan<S> {
             if self.merge.is_done() {
                 return Fill::Done;
             }
+            if filling.bytes >= SCAN_MESSAGE_BYTES {
+                return Fill::Full;
+            }
             let Some(next) = self.merge.peek() else { return Fill::Wanting };
             let bytes = next.encoded_len();
             let is_over_budget = bytes as u64 > self.bytes_left && !self.last_key.is_empty();
             if self.keys_left == 0 || (is_over_budget && !self.request.count_only) {
                 return Fill::Limited;
-            }
-            if filling.bytes >= SCAN_MESSAGE_BYTES {
-                return Fill::Full;
             }
             let Some(kv) = self.merge.pop() else { return Fill::Wanting };
             self.keys_left -= 1;
@@ -223,7 +220,7 @@ impl<S: Store> Scan<S> {
             self.last_key = kv.key.clone();
             if !self.request.count_only {
                 self.bytes_left = self.bytes_left.saturating_sub(bytes as u64);
-                filling.bytes += bytes;
+                filling.bytes += merge::weight(&kv);
                 filling.kvs.push(kv);
             }
         }
@@ -256,6 +253,13 @@ impl<S: Store> Scan<S> {
         Ok(ScanResponse { header, count, ..ScanResponse::default() })
     }
 
+    /// Of each shard: all pages together have what the message leaves of the room.
+    fn page_bytes(&self) -> usize {
+        let room = self.room.as_ref().map_or(SCAN_ROOM_BYTES, ReplyBytes::count);
+        let window = room.saturating_sub(SCAN_MESSAGE_ROOM_BYTES).min(SCAN_WINDOW_BYTES);
+        (window / self.map.shards.len().max(1)).clamp(*SCAN_PAGE_BYTES.start(), *SCAN_PAGE_BYTES.end())
+    }
+
     async fn wanted_pages(
         &mut self,
         keys_only: bool,
@@ -266,23 +270,22 @@ impl<S: Store> Scan<S> {
             return Err(Refused::Expired);
         }
         let deadline = self.deadline.step(now);
-        let shards = self.map.shards.len() as u64;
+        let page_bytes = self.page_bytes();
+        let page_keys = (page_bytes / SCAN_KEY_BYTES) as u64;
         let page = ScanPage {
             // One more than may be returned tells whether there is more.
-            limit: if count_only { 0 } else { self.keys_left.saturating_add(1).min(SCAN_PAGE_KEYS_MAX) },
-            max_bytes: (SCAN_WINDOW_BYTES / shards).clamp(*SCAN_PAGE_BYTES.start(), *SCAN_PAGE_BYTES.end()),
+            limit: if count_only { 0 } else { self.keys_left.saturating_add(1).min(page_keys) },
+            max_bytes: page_bytes as u64,
             keys_only,
             count_only,
+            large_apart: true,
             reverse: self.request.reverse,
             ..ScanPage::default()
         };
         let (context, options) = (&self.context, self.request.options);
-        let reads = self.merge.wanted().into_iter().map(|Wanted { shard, range, alone }| {
+        let reads = self.merge.wanted().into_iter().map(|Wanted { shard, range, first_whole }| {
             let Range { start, end } = range;
-            let large_apart = !alone;
-            let (limit, max_bytes) = if alone { (1, 0) } else { (page.limit, page.max_bytes) };
-            let read = ScanPage { start, end, limit, max_bytes, large_apart, ..page.clone() };
-            let read = read_request::Read::Scan(read);
+            let read = read_request::Read::Scan(ScanPage { start, end, first_whole, ..page.clone() });
             async move { context.read(shard, options, read, deadline).await.map(|read| (shard, read)) }
         });
         let answers: Vec<_> = stream::iter(reads).buffered(SCAN_PAGES_AT_ONCE).try_collect().await?;

@@ -16,7 +16,8 @@ use tonic::{Request, Response, Status};
 use super::{
     context::Context,
     error::Refused,
-    kv::{Caller, Replies, holding, replies},
+    kv::{Caller, Replies, holding, replies, response_of},
+    quota::Sending,
     scan::scan,
     validate::Violation,
 };
@@ -164,11 +165,13 @@ impl<S: Store> KvText for KvTextService<S> {
     async fn scan(&self, request: Request<TextScanRequest>) -> Result<Response<Self::ScanStream>, Status> {
         let caller = Caller::of(&request);
         let request = scan_request(request.into_inner());
+        let sending = Sending::default();
         let messages = caller.stream_share().and_then(|share| {
-            let messages = scan(self.0.clone(), request, &caller)?;
+            let messages = scan(self.0.clone(), request, &caller, sending.clone())?;
             let messages = messages.map(|message| message.map(scan_response));
             Ok(replies(self.0.clone(), messages, share))
         });
-        messages.map(Response::new).map_err(|refused| self.0.status(&renamed(refused)))
+        let response = messages.map(|messages| response_of(Response::new(messages), sending));
+        response.map_err(|refused| self.0.status(&renamed(refused)))
     }
 }

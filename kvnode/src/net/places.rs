@@ -36,8 +36,17 @@ pub struct Guest<const KINDS: usize> {
     origin: Origin,
     /// What it holds; changes under the lock of the pool.
     taken: [AtomicUsize; KINDS],
-    /// Those of one origin wait for a place one after the other.
-    turns: [Turn<()>; KINDS],
+    /// Those of one origin wait for a place one after the other, in two lines.
+    turns: [[Turn<()>; 2]; KINDS],
+}
+
+/// Where those of one origin stand that wait for places of the same kind: who wants little is not held up by who wants much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Line {
+    /// For one place, or many.
+    Usual,
+    /// For few of many.
+    Little,
 }
 
 /// What is held of one kind. Dropping it gives it back.
@@ -70,7 +79,7 @@ impl<const KINDS: usize> Places<KINDS> {
             places: self.clone(),
             origin,
             taken: array::from_fn(|_| AtomicUsize::new(0)),
-            turns: array::from_fn(|_| Turn::new(())),
+            turns: array::from_fn(|_| Default::default()),
         });
         guests.insert(origin, Arc::downgrade(&guest));
         guest
@@ -109,15 +118,20 @@ impl<const KINDS: usize> Guest<KINDS> {
 
     /// The same, unless others of this origin wait for one already.
     pub fn try_take_in_turn(self: &Arc<Self>, kind: usize) -> Option<Place<KINDS>> {
-        let _turn = self.turns[kind].try_lock().ok()?;
+        let _turn = self.turns[kind][Line::Usual as usize].try_lock().ok()?;
         self.try_take(kind)
     }
 
     /// One place of this kind, as soon as there is one for this origin. In turn within an origin, so that a release
     /// wakes one of each origin, however many wait.
     pub async fn take(self: &Arc<Self>, kind: usize) -> Place<KINDS> {
-        let _turn = self.turns[kind].lock().await;
-        self.retry(kind, || self.try_take(kind)).await
+        self.in_turn(kind, Line::Usual, || self.try_take(kind)).await
+    }
+
+    /// Attempts something when it is its turn in its line, and then as [`Guest::retry`].
+    pub async fn in_turn<T>(&self, kind: usize, line: Line, attempt: impl FnMut() -> Option<T>) -> T {
+        let _turn = self.turns[kind][line as usize].lock().await;
+        self.retry(kind, attempt).await
     }
 
     /// Attempts something now, and whenever a place of this kind was given back, until it succeeds.

@@ -4,7 +4,10 @@
 //! shared out in parts of a hundred, each up to a size beyond which it brings nothing; what that leaves over goes to the
 //! state store, where every byte saves a read from the disk.
 
-use crate::{api::limits::MESSAGE_BYTES_MAX, config::ByteCount};
+use crate::{
+    api::limits::{BATCH_REPLY_BYTES, MESSAGE_BYTES_MAX, STREAMED_REPLIES_MAX},
+    config::ByteCount,
+};
 
 const MIB: usize = 1 << 20;
 
@@ -34,11 +37,15 @@ const LARGE_REPLIES: Part = Part { percent: 10, bytes_max: 128 * MIB };
 /// streams.
 const REPLIES: Part = Part { percent: 10, bytes_max: 1024 * MIB };
 
-/// What waits for other nodes to take it, and what they sent and waits for the log.
+/// What waits for other nodes to take it, and what they sent and waits for the log. A queue holds the largest message even where
+/// this is less (`transport/limits.rs`): only one that is full does.
 const PEERS: Part = Part { percent: 5, bytes_max: 128 * MIB };
 
 /// Requests and replies are served even where a share has no room for two of the largest.
 const TWO_MESSAGES: usize = 2 * MESSAGE_BYTES_MAX;
+
+/// The least that waits on all Batch streams together, of half of the replies.
+const BATCH_REPLIES_LEAST: usize = 3 * STREAMED_REPLIES_MAX * *BATCH_REPLY_BYTES.start();
 
 /// The state store gets no more of all, percent: its allocations are of all sizes and lives, and leave gaps.
 const STATE_PERCENT_MAX: usize = 60;
@@ -79,7 +86,7 @@ impl MemoryPlan {
         let requests = share(&REQUESTS).max(TWO_MESSAGES);
         let forwarded = share(&FORWARDED).max(TWO_MESSAGES);
         let large_replies = share(&LARGE_REPLIES).max(TWO_MESSAGES);
-        let replies = share(&REPLIES).max(TWO_MESSAGES);
+        let replies = share(&REPLIES).max(2 * BATCH_REPLIES_LEAST);
         let peers = share(&PEERS);
         let clients = requests + forwarded + large_replies + replies;
         let left = rest - log_index - log_tails - log_queue - clients - peers;

@@ -259,7 +259,8 @@ impl<'a> Page<'a> {
         if owned {
             let kv = if self.request.count_only { None } else { Some(self.shown(replica, &key, bytes)?) };
             let size = kv.as_ref().map_or(0, |kv| kv.encoded_len() as u64);
-            if self.request.large_apart && size > self.bytes_max {
+            let is_whole = self.request.first_whole && self.page.count == 0;
+            if self.request.large_apart && size > self.bytes_max && !is_whole {
                 return Ok(self.end_before_large(&key));
             }
             if self.page.count > 0 && self.bytes + size > self.bytes_max {
@@ -283,7 +284,7 @@ impl<'a> Page<'a> {
         value::show(replica, key.clone(), &record)
     }
 
-    /// `key` has a value that is to be read alone.
+    /// `key` has a value that is to be read when it is its turn.
     fn end_before_large(&mut self, key: &[u8]) -> ControlFlow<()> {
         self.page.next_is_large = true;
         // Reverse the next page ends behind it.

@@ -34,7 +34,8 @@ pub struct Limits {
     pub window_bytes: u32,
     /// Append requests of one stream that may wait for their answers.
     pub append_window_frames: usize,
-    /// Their bytes. Below `inbox_bytes`, so that an honest sender never overflows an inbox.
+    /// Their bytes. Below `inbox_bytes`, so that an honest sender never overflows an inbox: also one with more memory, since no
+    /// node has a larger window than the default.
     pub append_window_bytes: usize,
     /// An append stream whose oldest request is not answered for so long is failed.
     pub append_idle: Duration,
@@ -109,9 +110,7 @@ impl Limits {
     pub fn within(self, bytes: usize) -> Self {
         let queued_bytes = (bytes / 4).clamp(self.message_bytes, self.queued_bytes);
         let append_window_bytes = (bytes / 16).clamp(2 * self.frame_bytes, self.append_window_bytes);
-        // Whatever is in the window, and one frame of any size.
-        let inbox_bytes = (append_window_bytes + self.message_bytes).min(self.inbox_bytes);
-        Self { queued_bytes, append_window_bytes, inbox_bytes, ..self }
+        Self { queued_bytes, append_window_bytes, ..self }
     }
 
     /// The greatest frame: what a message holds, less its envelope.

@@ -19,6 +19,7 @@ use kvnode::{
         batch_stream::{BatchTerms, Streams, batch_stream},
         context::Context,
         kv::Caller,
+        quota::Sending,
     },
     metrics::Metrics,
     router::store::Store,
@@ -104,7 +105,8 @@ async fn run(context: &Arc<Context<Nothing>>, streams: &Arc<Streams>, messages: 
     let requests = UnboundedReceiverStream::new(requests)
         .map(|bytes| Ok(BatchRequest::decode(bytes).expect("a message")));
     let caller = Caller::of(&Request::new(()));
-    let mut replies = batch_stream(context, streams, &caller, requests).expect("a stream");
+    let mut replies =
+        batch_stream(context, streams, &caller, requests, Sending::default()).expect("a stream");
     let mut buffer = Vec::with_capacity(1 << 20);
     let (mut sent, mut answered) = (0, 0);
     for message in messages {

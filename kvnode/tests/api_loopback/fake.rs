@@ -567,7 +567,9 @@ impl Shard {
         let taken = keys.len().min(limit).min(page_keys);
         let bytes_max = usize::try_from(page.max_bytes).unwrap_or(usize::MAX);
         let is_large = |(_, record): &(&Vec<u8>, &Record)| record.told(&[], true).encoded_len() > bytes_max;
-        let large = keys.iter().take(taken + 1).position(is_large).filter(|_| page.large_apart);
+        let first = usize::from(page.first_whole);
+        let large = keys.iter().take(taken + 1).skip(first).position(is_large).map(|large| large + first);
+        let large = large.filter(|_| page.large_apart);
         let taken = large.unwrap_or(taken);
         let next_key = match keys.get(taken) {
             None => Bytes::new(),

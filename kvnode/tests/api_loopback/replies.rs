@@ -9,7 +9,7 @@ use kv_proto::kv::v1::{
     upload_request,
 };
 use kvnode::api::{
-    limits::{DOWNLOAD_BYTES, LARGE_REPLIES_PER_CONNECTION_MAX, Limit, SMALL_REPLY_BYTES_MAX},
+    limits::{DOWNLOAD_BYTES, Limit, SCAN_MESSAGE_BYTES, SCAN_ROOM_BYTES_MIN, SMALL_REPLY_BYTES_MAX},
     quota::Capacity,
     server::Options,
 };
@@ -44,10 +44,10 @@ fn value(kv: &KeyValue) -> &Bytes {
 
 #[tokio::test]
 async fn small_values_that_nobody_reads_are_few_where_there_is_room_for_few() {
-    const GETS: u32 = 60;
-    // One address gets half of it.
-    const ROOM: usize = 8;
-    let harness = with_reply_bytes(2 * ROOM * SMALL_REPLY_BYTES_MAX).await;
+    const GETS: u32 = 100;
+    // One connection gets a quarter of it, if that is enough for a scan.
+    const ROOM: usize = 64;
+    let harness = with_reply_bytes(4 * ROOM * SMALL_REPLY_BYTES_MAX).await;
     let small =
         PutRequest { key: "k".into(), value: value_of(SMALL_REPLY_BYTES_MAX), ..PutRequest::default() };
     harness.client().await.put(small).await.expect("a put");
@@ -61,14 +61,14 @@ async fn small_values_that_nobody_reads_are_few_where_there_is_room_for_few() {
         let reply = within("a reply to each", lazy.headers()).await.expect("an open connection");
         begun += usize::from(!reply.ends);
     }
-    assert_eq!(begun, ROOM + LARGE_REPLIES_PER_CONNECTION_MAX, "beyond the room they are large replies");
+    assert_eq!(begun, ROOM);
     assert_eq!(harness.taken(Limit::ReplyBytes), ROOM * SMALL_REPLY_BYTES_MAX);
     for from in [Ipv4Addr::LOCALHOST, ELSEWHERE] {
         let mut client = harness.client_from(from).await;
         within("a value", client.get(get("k"))).await.expect("a get");
     }
     drop(lazy);
-    until("room again", || harness.taken(Limit::ReplyBytes) + harness.taken(Limit::LargeReplies) == 0).await;
+    until("room again", || harness.taken(Limit::ReplyBytes) == 0).await;
 }
 
 #[tokio::test]
@@ -88,7 +88,8 @@ async fn scans_of_values_of_all_sizes_are_whole_with_much_room_and_with_little()
     let sizes = [10, 70_000, 500_000, 3, 1_000_000];
     let sized = |number: usize| value_of(sizes[number % sizes.len()]);
     let keys: BTreeMap<_, _> = (0..60).map(|number| (format!("k{number:03}"), sized(number))).collect();
-    for reply_bytes in [0, 3 << 20, 512 << 20] {
+    // One at a time, some, and all at once.
+    for reply_bytes in [2 * SCAN_ROOM_BYTES_MIN, 20 << 20, 512 << 20] {
         let harness = with_reply_bytes(reply_bytes).await;
         let mut client = harness.client().await;
         fill(&mut client, &keys).await;
@@ -112,31 +113,54 @@ async fn scans_of_values_of_all_sizes_are_whole_with_much_room_and_with_little()
                 assert!(kvs.len() == keys.len() && same, "reverse {reverse}, room {reply_bytes}");
             }
         }
-        until("room again", || harness.taken(Limit::ReplyBytes) + harness.taken(Limit::LargeReplies) == 0)
-            .await;
+        until("room again", || harness.taken(Limit::ReplyBytes) == 0).await;
     }
 }
 
 #[tokio::test]
-async fn scans_that_stand_still_hold_what_there_is_room_for_and_others_go_on() {
+async fn scans_that_stand_still_hold_what_is_not_sent_and_others_go_on() {
     const STANDING: u32 = 6;
-    const ROOM: usize = 6 << 20;
+    // A message of each, and of neighbours.
+    const ROOM: usize = 40 << 20;
     let harness = with_reply_bytes(ROOM).await;
     let mut client = harness.client().await;
     fill(&mut client, &(0..40).map(|number| (format!("k{number:03}"), value_of(200_000))).collect()).await;
     let mut lazy = RawClient::connect(&harness).await;
     for stream in 0..STANDING {
         lazy.ask(stream * 2 + 1, "/kv.v1.Kv/Scan", &ScanRequest::default(), None).await.expect("open");
-        // Each has made a message, which its client does not take.
-        until("a message of each", || harness.taken(Limit::Streams) == stream as usize + 1).await;
         within("the head of its reply", lazy.headers()).await.expect("an open connection");
     }
+    let messages = STANDING as usize * 2 * SCAN_MESSAGE_BYTES;
+    until("what was made and not sent", || harness.taken(Limit::ReplyBytes) >= messages).await;
     let whole = client.scan(ScanRequest::default()).await.expect("a scan").into_inner();
     let whole: Vec<_> = within("another scan", whole.try_collect()).await.expect("a whole scan");
     assert_eq!(whole.iter().map(|message| message.kvs.len()).sum::<usize>(), 40);
-    assert!(harness.taken(Limit::ReplyBytes) <= ROOM / 2, "half is left to other addresses");
+    assert!(harness.taken(Limit::ReplyBytes) >= messages, "it is not sent");
     drop((lazy, whole));
-    until("room again", || harness.taken(Limit::ReplyBytes) + harness.taken(Limit::LargeReplies) == 0).await;
+    until("room again", || harness.taken(Limit::ReplyBytes) == 0).await;
+}
+
+#[tokio::test]
+async fn the_only_message_of_a_reply_counts_until_it_is_sent() {
+    let harness = with_reply_bytes(40 << 20).await;
+    let mut client = harness.client().await;
+    fill(&mut client, &BTreeMap::from([("k".to_owned(), value_of(900_000))])).await;
+    for (path, stream) in [("/kv.v1.Kv/Scan", 1), ("/kv.v1.Kv/Download", 3)] {
+        let mut lazy = RawClient::connect(&harness).await;
+        if stream == 1 {
+            let request = ScanRequest { limit: 1, ..ScanRequest::default() };
+            lazy.ask(stream, path, &request, None).await.expect("open");
+        } else {
+            let request = DownloadRequest { key: "k".into(), ..DownloadRequest::default() };
+            lazy.ask(stream, path, &request, None).await.expect("open");
+        }
+        within("the head of the reply", lazy.headers()).await.expect("an open connection");
+        // All there is was handed over: the window of the client lets a tenth of it through.
+        until("the end of the stream", || harness.taken(Limit::Streams) == 0).await;
+        assert!(harness.taken(Limit::ReplyBytes) >= 800_000, "{path}: {}", harness.taken(Limit::ReplyBytes));
+        drop(lazy);
+        until("room again", || harness.taken(Limit::ReplyBytes) == 0).await;
+    }
 }
 
 #[tokio::test]

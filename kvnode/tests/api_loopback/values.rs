@@ -16,7 +16,10 @@ use kv_proto::{
 };
 use kv_topology::{KeyspaceId, ShardId, Slot};
 use kvnode::{
-    api::{deadline::Deadline, delete_range::delete_range, error::Refused, kv::Caller, scan::scan},
+    api::{
+        deadline::Deadline, delete_range::delete_range, error::Refused, kv::Caller, quota::Sending,
+        scan::scan,
+    },
     router::store::Store,
 };
 use proptest::prelude::*;
@@ -215,7 +218,9 @@ async fn scanned(
     store: &std::sync::Arc<FakeStore>,
     request: ScanRequest,
 ) -> Result<Vec<ScanResponse>, Refused> {
-    scan(context(store.clone()), request, &Caller::of(&Request::new(())))?.try_collect().await
+    scan(context(store.clone()), request, &Caller::of(&Request::new(())), Sending::default())?
+        .try_collect()
+        .await
 }
 
 fn keys_of(messages: &[ScanResponse]) -> Vec<Vec<u8>> {
@@ -314,8 +319,9 @@ async fn a_scan_reads_no_further_than_its_client() {
     let store = filled(&keys, 3).await;
     let reads = || store.reads.load(std::sync::atomic::Ordering::Relaxed);
     let caller = Caller::of(&Request::new(()));
-    let mut messages =
-        Box::pin(scan(context(store.clone()), ScanRequest::default(), &caller).expect("a scan"));
+    let mut messages = Box::pin(
+        scan(context(store.clone()), ScanRequest::default(), &caller, Sending::default()).expect("a scan"),
+    );
     messages.next().await.expect("a message").expect("no refusal");
     let after_one = reads();
     assert!(after_one < 20, "{after_one} pages for one message");
