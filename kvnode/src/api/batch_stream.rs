@@ -178,6 +178,7 @@ fn replies<S: Store>(
         let (verdict, context, sending) = (verdict.clone(), context.clone(), sending.clone());
         async move {
             let mut parcels = parcels?;
+            sending.clear();
             if let Some(Parcel { message, shares }) = parcels.recv().await {
                 sending.set(shares);
                 return Some((Ok(message), Some(parcels)));

@@ -252,13 +252,14 @@ impl ConnectionQuota {
 
     /// Room for so many bytes that are read for the client, if there is any now.
     pub fn reply_bytes_now(self: &Arc<Self>, bytes: usize) -> Option<ReplyBytes> {
+        let more = |own: usize| own.checked_add(bytes).filter(|all| *all <= self.reply_bytes_max);
+        self.reply_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         let place = self.address.none(Limit::ReplyBytes as usize);
         if !place.grow(bytes) {
+            // Nobody is told: an attempt that failed would wake itself.
+            self.reply_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return None;
         }
-        let more = |own: usize| own.checked_add(bytes).filter(|all| *all <= self.reply_bytes_max);
-        // Where the connection may not, the place is given back, and whoever waits is told.
-        self.reply_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         Some(ReplyBytes { connection: self.clone(), bytes, place })
     }
 
@@ -337,6 +338,12 @@ impl Sending {
     /// What is made from now on holds these.
     pub fn set(&self, shares: Vec<Share>) {
         *self.shares() = shares;
+    }
+
+    /// What was set is held by the pieces that were made, and by nobody else: to be called before the next message is waited for.
+    /// A message that is too small to be a piece of its own is not held then.
+    pub fn clear(&self) {
+        self.set(Vec::new());
     }
 
     /// Those that are set.

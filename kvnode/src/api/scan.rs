@@ -151,6 +151,7 @@ impl<S: Store> Scan<S> {
     async fn make_room(&mut self) -> Result<(), Refused> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let bytes = SCAN_ROOM_BYTES.min(connection.reply_bytes_max());
+        self.sending.clear();
         self.room = None;
         self.room = connection.reply_bytes_now(bytes);
         if self.room.is_none() {
