@@ -365,11 +365,7 @@ impl Call {
             match timeout_at(limit, send(node.clone(), self.request(message.clone()))).await {
                 Ok(Ok(reply)) => {
                     let reply = reply.into_inner();
-                    let knowledge = &self.client.core().knowledge;
-                    match reply.header() {
-                        Some(header) => knowledge.learn(self.plan.route.slot(), header),
-                        None => knowledge.met(),
-                    }
+                    self.client.core().knowledge.answered(self.plan.route.slot(), reply.header());
                     return Ok((reply, node.address().clone()));
                 }
                 Ok(Err(status)) => self.failed_at(&node, &status).await?,

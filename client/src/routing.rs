@@ -221,6 +221,14 @@ impl Knowledge {
         self.state().has_met = true;
     }
 
+    /// A node has answered, with this header if it sent one.
+    pub(crate) fn answered(&self, slot: Option<Slot>, header: Option<&ResponseHeader>) {
+        match header {
+            Some(header) => self.learn(slot, header),
+            None => self.met(),
+        }
+    }
+
     /// Takes in what a reply says of leaders and of the map's age; and of the owner of `slot`, where nobody is known.
     pub(crate) fn learn(&self, slot: Option<Slot>, header: &ResponseHeader) {
         let mut state = self.state();

@@ -56,11 +56,7 @@ impl Call {
             }
             match self.attempt(&node, slot, &operation).await {
                 Ok(answer) => {
-                    let knowledge = &self.client.core().knowledge;
-                    match header_of(&answer) {
-                        Some(header) => knowledge.learn(slot, header),
-                        None => knowledge.met(),
-                    }
+                    self.client.core().knowledge.answered(slot, header_of(&answer));
                     return Ok(answer);
                 }
                 Err(Miss::UnaryOnly) => node.has_no_streams(),

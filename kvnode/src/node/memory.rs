@@ -96,6 +96,11 @@ impl MemoryPlan {
 
     /// All of it.
     pub fn total(&self) -> usize {
+        PROCESS_BYTES + self.parts().iter().sum::<usize>()
+    }
+
+    /// Who gets how much beside the process itself.
+    fn parts(&self) -> [usize; 9] {
         let Self {
             state,
             log_index,
@@ -106,9 +111,8 @@ impl MemoryPlan {
             large_replies,
             replies,
             peers,
-        } = self;
-        let logs = log_index + log_tails + log_queue;
-        PROCESS_BYTES + state + logs + requests + forwarded + large_replies + replies + peers
+        } = *self;
+        [state, log_index, log_tails, log_queue, requests, forwarded, large_replies, replies, peers]
     }
 }
 
@@ -129,21 +133,7 @@ mod tests {
 
     #[test]
     fn more_memory_makes_no_part_smaller() {
-        let parts = |mebibytes: usize| {
-            let plan = MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64));
-            let MemoryPlan {
-                state,
-                log_index,
-                log_tails,
-                log_queue,
-                requests,
-                forwarded,
-                large_replies,
-                replies,
-                peers,
-            } = plan;
-            [state, log_index, log_tails, log_queue, requests, forwarded, large_replies, replies, peers]
-        };
+        let parts = |mebibytes: usize| MemoryPlan::of(ByteCount(mebibytes as u64 * MIB as u64)).parts();
         for mebibytes in (0..4096).step_by(16) {
             let (less, more) = (parts(mebibytes), parts(mebibytes + 16));
             assert!(
