@@ -254,13 +254,13 @@ impl ConnectionQuota {
     pub fn reply_bytes_now(self: &Arc<Self>, bytes: usize) -> Option<ReplyBytes> {
         let more = |own: usize| own.checked_add(bytes).filter(|all| *all <= self.reply_bytes_max);
         self.reply_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        let place = self.address.none(Limit::ReplyBytes as usize);
-        if !place.grow(bytes) {
+        let held = self.address.none(Limit::ReplyBytes as usize);
+        if !held.grow(bytes) {
             // Nobody is told: an attempt that failed would wake itself.
             self.reply_bytes.fetch_sub(bytes, Ordering::Relaxed);
             return None;
         }
-        Some(ReplyBytes { connection: self.clone(), bytes, place })
+        Some(ReplyBytes { connection: self.clone(), bytes: held })
     }
 
     /// The same, as soon as there is any and those in the same line that came earlier have got theirs.
@@ -361,37 +361,33 @@ impl Sending {
 #[derive(Debug)]
 pub struct ReplyBytes {
     connection: Arc<ConnectionQuota>,
-    bytes: usize,
-    place: Place,
+    bytes: Place,
 }
 
 impl ReplyBytes {
     /// How many.
     pub fn count(&self) -> usize {
-        self.bytes
+        self.bytes.count()
     }
 
     /// Moves so many of them, or all that there are, to an owner that gives them back for itself.
     #[must_use]
     pub fn split(&mut self, bytes: usize) -> Self {
-        let moved = bytes.min(self.bytes);
-        self.bytes -= moved;
-        Self { connection: self.connection.clone(), bytes: moved, place: self.place.split(moved) }
+        Self { connection: self.connection.clone(), bytes: self.bytes.split(bytes) }
     }
 
     /// Gives back all but so many.
     pub fn keep(&mut self, bytes: usize) {
-        let less = self.bytes.saturating_sub(bytes);
-        self.bytes -= less;
+        let less = self.count().saturating_sub(bytes);
         // Of the connection first: who waits is told by the node.
         self.connection.reply_bytes.fetch_sub(less, Ordering::Relaxed);
-        self.place.give_back(less);
+        self.bytes.give_back(less);
     }
 }
 
 impl Drop for ReplyBytes {
     fn drop(&mut self) {
-        self.connection.reply_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.connection.reply_bytes.fetch_sub(self.count(), Ordering::Relaxed);
     }
 }
 

@@ -58,8 +58,6 @@ struct Scan<S> {
     last_key: Bytes,
     /// Who answered last, by shard.
     contexts: BTreeMap<ShardId, ReplyContext>,
-    /// Whether its last message is on its way.
-    is_over: bool,
 }
 
 /// The pieces of a message that is being filled.
@@ -111,7 +109,6 @@ pub fn scan<S: Store>(
         connection: caller.connection().cloned(),
         sending,
         room: None,
-        is_over: false,
         deadline: caller.deadline,
         context,
         map,
@@ -133,7 +130,7 @@ fn walk(reverse: bool) -> Walk {
 
 fn messages<S: Store>(scan: Scan<S>) -> impl Stream<Item = Result<ScanResponse, Refused>> + Send {
     stream::try_unfold(Some(scan), |scan| async move {
-        let Some(mut scan) = scan.filter(|scan| !scan.is_over) else { return Ok(None) };
+        let Some(mut scan) = scan else { return Ok(None) };
         // Counting needs the order of keys only to know where a limit falls.
         if scan.request.count_only && scan.request.limit == 0 {
             return Ok(Some((scan.count().await?, None)));
@@ -141,8 +138,7 @@ fn messages<S: Store>(scan: Scan<S>) -> impl Stream<Item = Result<ScanResponse, 
         scan.make_room().await?;
         let (message, ended, bytes) = scan.message().await?;
         scan.settle(bytes);
-        scan.is_over = ended;
-        Ok(Some((message, Some(scan))))
+        Ok(Some((message, (!ended).then_some(scan))))
     })
 }
 
