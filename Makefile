@@ -26,7 +26,7 @@ verify: ## what CI checks beside the tests: format, lints, compatibility, docs; 
 fix: ## format, apply lints, write down generated files
 	@scripts/fix
 
-bench: ## measure KvCluster and etcd in one run on this machine, half an hour; needs Go
+bench: ## measure KvCluster and etcd in one run on this machine, 40 minutes; needs Go
 	@scripts/bench
 
 bench-quick: ## whether that works, in a minute once etcd is built
