@@ -5,16 +5,18 @@ use std::{collections::BTreeMap, env, error::Error, fmt::Write as _, fs, path::P
 use prost::Message;
 use prost_types::{DescriptorProto, FileDescriptorSet, field_descriptor_proto::Type};
 
-const PROTOS: [&str; 5] = [
+const PROTOS: [&str; 6] = [
     "kv/v1/kv.proto",
     "kv/v1/kv_text.proto",
     "admin/v1/admin.proto",
+    "admin/v1/recovery.proto",
     "disk/v1/disk.proto",
     "peer/v1/peer.proto",
 ];
 
 /// What clients may see by reflection: not the formats of disk and peers.
-const PUBLIC: [&str; 3] = ["kv/v1/kv.proto", "kv/v1/kv_text.proto", "admin/v1/admin.proto"];
+const PUBLIC: [&str; 4] =
+    ["kv/v1/kv.proto", "kv/v1/kv_text.proto", "admin/v1/admin.proto", "admin/v1/recovery.proto"];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for proto in PROTOS {
