@@ -1,13 +1,16 @@
 //! The one next step that brings a group nearer to its placement.
 //!
-//! Life of a new replica: its node is wished for → a placement with a replica id (`AddReplica`) → a learner
-//! (`AddLearner`) → a voter, once it has caught up and the number of voters stays odd (`Promote`). A joint
-//! configuration left behind is finished first of all. Last, when nothing else is to do, leadership goes to the
-//! preferred leader.
+//! Life of a new replica: a placement with a replica id (`AddReplica`, or the goal of a move) → a learner (`AddLearner`)
+//! → a voter, once it has caught up and the number of voters stays odd (`SetVoters`). In a move the old one leaves with
+//! the same change of voters, and the move is over (`EndMove`). What is surplus leaves in the opposite order: voters by
+//! `SetVoters`, learners by `RemoveLearner`, placements that the group does not know by `DropPlacement`.
 //!
-//! The number of voters never shrinks here, and the only voters ever dropped are those on nodes that are gone for good,
-//! each in exchange for a new one. No step is planned that would need a quorum which is not alive, or leave one that
-//! is not.
+//! A joint configuration left behind is finished first of all. Leadership leaves a replica before the replica leaves the
+//! voters. Last, when nothing else is to do, leadership goes to the preferred leader.
+//!
+//! No step is planned that would need a quorum which is not alive, or leave one that is not. Voters that should leave
+//! but that nobody can take the place of stay: the number of voters shrinks only as far as the factor or the replicas
+//! that stay ask for.
 
 use std::collections::BTreeSet;
 
@@ -22,18 +25,31 @@ pub struct GroupView<'a> {
     pub membership: &'a Membership,
     /// Who leads.
     pub leader: ReplicaId,
-    /// Replicas that are close enough behind the leader's log to vote or lead.
+    /// Replicas that are close enough behind the leader's log to vote or lead. Damaged ones never are.
     pub caught_up: &'a BTreeSet<ReplicaId>,
     /// Nodes that were heard of recently.
     pub alive: &'a BTreeSet<NodeId>,
     /// Nodes that never come back.
     pub gone: &'a BTreeSet<NodeId>,
-    /// Nodes that should hold the group.
-    pub wished: &'a BTreeSet<NodeId>,
+    /// The move under way.
+    pub moving: Option<Moving>,
+    /// Replicas to take away: see [`crate::moves::surplus`].
+    pub surplus: &'a BTreeSet<ReplicaId>,
+    /// The node that gets the next missing replica: see [`crate::moves::gains`].
+    pub gain: Option<NodeId>,
     /// At most this many voters.
     pub replication_factor: usize,
     /// Who should lead.
     pub preferred_leader: Option<NodeId>,
+}
+
+/// A replica takes another one's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moving {
+    /// It leaves. Placed nowhere when the new one is on its node.
+    pub from: ReplicaId,
+    /// It comes.
+    pub to: ReplicaId,
 }
 
 /// What to do next with a group.
@@ -46,15 +62,21 @@ pub enum Step {
     },
     /// Let a placed replica follow.
     AddLearner(ReplicaPlacement),
+    /// Make exactly these the voters: to grow, to exchange, to shrink. Who is not among them leaves the group.
+    SetVoters {
+        /// The new set.
+        voters: BTreeSet<ReplicaId>,
+    },
+    /// The new replica of the move has taken the old one's place.
+    EndMove,
+    /// Let a learner follow no longer.
+    RemoveLearner(ReplicaId),
+    /// Forget a placement that the group does not know.
+    DropPlacement(ReplicaId),
     /// Give a node a replica of this group.
     AddReplica {
         /// The node.
         node: NodeId,
-    },
-    /// Make exactly these the voters.
-    Promote {
-        /// Odd in number.
-        voters: BTreeSet<ReplicaId>,
     },
     /// Let another voter lead.
     TransferLeader(ReplicaPlacement),
@@ -71,296 +93,220 @@ pub fn next_step(group: &GroupView<'_>) -> Option<Step> {
     group
         .learner_to_add()
         .map(Step::AddLearner)
+        // Before the voters change again: the new replica is one like any other from then on, and may leave.
+        .or_else(|| group.has_moved().then_some(Step::EndMove))
+        .or_else(|| group.change_of_voters())
+        .or_else(|| group.learner_to_remove().map(Step::RemoveLearner))
+        .or_else(|| group.placement_to_drop().map(Step::DropPlacement))
         .or_else(|| group.node_to_add().map(|node| Step::AddReplica { node }))
-        .or_else(|| group.voters_to_set().map(|voters| Step::Promote { voters }))
         .or_else(|| group.leader_to_make().map(Step::TransferLeader))
 }
 
 impl GroupView<'_> {
-    fn node_of(&self, replica: ReplicaId) -> Option<NodeId> {
-        self.placements.iter().find(|placement| placement.replica == replica).map(|placement| placement.node)
+    fn placement_of(&self, replica: ReplicaId) -> Option<ReplicaPlacement> {
+        self.placements.iter().find(|placement| placement.replica == replica).copied()
     }
 
     /// The leader itself answered; of others, the node must have been heard of.
     fn is_alive(&self, replica: ReplicaId) -> bool {
-        replica == self.leader || self.node_of(replica).is_some_and(|node| self.alive.contains(&node))
+        replica == self.leader
+            || self.placement_of(replica).is_some_and(|placement| self.alive.contains(&placement.node))
+    }
+
+    /// Alive and caught up: it may vote and lead.
+    fn is_sound(&self, replica: ReplicaId) -> bool {
+        replica == self.leader || (self.caught_up.contains(&replica) && self.is_alive(replica))
     }
 
     fn is_gone(&self, replica: ReplicaId) -> bool {
-        self.node_of(replica).is_none_or(|node| self.gone.contains(&node))
+        self.placement_of(replica).is_none_or(|placement| self.gone.contains(&placement.node))
+    }
+
+    /// Whether `replica` is the old one of the move under way.
+    fn is_source(&self, replica: ReplicaId) -> bool {
+        self.moving.is_some_and(|moving| moving.from == replica)
+    }
+
+    /// Whether `replica` is the new one of the move under way.
+    fn is_goal(&self, replica: ReplicaId) -> bool {
+        self.moving.is_some_and(|moving| moving.to == replica)
     }
 
     fn learner_to_add(&self) -> Option<ReplicaPlacement> {
         let missing = |placement: &&ReplicaPlacement| {
-            !self.membership.names(placement.replica)
-                && self.wished.contains(&placement.node)
+            let replica = placement.replica;
+            !self.membership.names(replica)
+                && !self.surplus.contains(&replica)
+                && !self.is_source(replica)
+                && !self.is_gone(replica)
                 && self.alive.contains(&placement.node)
         };
-        self.placements.iter().find(missing).copied()
+        let missing = self.placements.iter().filter(missing);
+        missing.min_by_key(|placement| (!self.is_goal(placement.replica), placement.replica)).copied()
+    }
+
+    /// Learners that may vote now, the new one of a move first.
+    fn ready(&self) -> Vec<ReplicaId> {
+        let able = |replica: &ReplicaId| {
+            self.membership.learners.contains(replica)
+                && !self.surplus.contains(replica)
+                && !self.is_source(*replica)
+                && !self.is_gone(*replica)
+                && self.is_sound(*replica)
+        };
+        let placed = self.placements.iter().map(|placement| placement.replica);
+        let mut ready: Vec<ReplicaId> = placed.filter(able).collect();
+        ready.sort_by_key(|replica| (!self.is_goal(*replica), *replica));
+        ready
+    }
+
+    /// The old replica of the move, once the new one is ready or votes already.
+    fn replaced(&self, now: &BTreeSet<ReplicaId>, ready: &[ReplicaId]) -> Option<ReplicaId> {
+        let comes = |to: ReplicaId| now.contains(&to) || ready.contains(&to);
+        let moving = self.moving.filter(|moving| comes(moving.to) && !self.surplus.contains(&moving.to));
+        moving.map(|moving| moving.from)
+    }
+
+    /// The voters as they should be next: those that stay, then learners that are ready, then those that should leave, as
+    /// many as make the number odd and no smaller than the replicas that stay allow.
+    ///
+    /// Surplus voters should leave, those on nodes that are gone, and the one that is `replaced`.
+    fn voters_wished(
+        &self,
+        now: &BTreeSet<ReplicaId>,
+        ready: &[ReplicaId],
+        replaced: Option<ReplicaId>,
+    ) -> BTreeSet<ReplicaId> {
+        let leaves = |voter: &ReplicaId| {
+            self.surplus.contains(voter) || self.is_gone(*voter) || replaced == Some(*voter)
+        };
+        let (mut leaving, mut staying): (Vec<ReplicaId>, Vec<ReplicaId>) =
+            now.iter().partition(|v| leaves(v));
+        let kept = self.placements.iter().map(|placement| placement.replica);
+        let kept =
+            kept.filter(|replica| !self.surplus.contains(replica) && !self.is_source(*replica)).count();
+        let floor = odd_voters(now.len(), kept.min(self.replication_factor));
+        let usable = staying.len() + ready.len();
+        let count = odd_voters(usable, self.replication_factor.max(staying.len())).max(floor);
+        // A surplus voter takes another one with it when an even number would stay; nothing else does.
+        if count < staying.len() && self.surplus.is_disjoint(now) {
+            return now.clone();
+        }
+        staying.sort_by_key(|replica| (*replica != self.leader, !self.is_sound(*replica), *replica));
+        // Who is replaced goes first: the new one came in its place.
+        leaving.sort_by_key(|replica| (replaced == Some(*replica), !self.is_sound(*replica), *replica));
+        staying.into_iter().chain(ready.iter().copied()).chain(leaving).take(count).collect()
+    }
+
+    /// A change of voters, or the transfer of leadership that must precede it.
+    fn change_of_voters(&self) -> Option<Step> {
+        let now = self.membership.goal()?;
+        let ready = self.ready();
+        let wished = self.voters_wished(now, &ready, self.replaced(now, &ready));
+        self.step_to(now, &wished)
+            .or_else(|| {
+                // The rest can be done before the move.
+                let others: Vec<ReplicaId> =
+                    ready.iter().copied().filter(|replica| !self.is_goal(*replica)).collect();
+                self.step_to(now, &self.voters_wished(now, &others, None))
+            })
+            .or_else(|| self.step_to(now, &self.with_leader(now, wished)?))
+    }
+
+    fn step_to(&self, now: &BTreeSet<ReplicaId>, next: &BTreeSet<ReplicaId>) -> Option<Step> {
+        if !self.may_follow(now, next) {
+            return None;
+        }
+        if next.contains(&self.leader) {
+            return Some(Step::SetVoters { voters: next.clone() });
+        }
+        // A leader outside the new set would step down in the middle of the change.
+        self.heir(now.intersection(next)).map(Step::TransferLeader)
+    }
+
+    /// Whether both sets have a majority of voters that are alive and have caught up, and differ.
+    fn may_follow(&self, now: &BTreeSet<ReplicaId>, next: &BTreeSet<ReplicaId>) -> bool {
+        let sets = Membership { voters: vec![now.clone(), next.clone()], learners: BTreeSet::new() };
+        now != next && sets.has_quorum(|replica| self.is_sound(replica))
+    }
+
+    /// Who leads when the leader leaves: the preferred leader if it is able, else the first that is. Who moves is the last choice.
+    fn heir<'a>(&self, voters: impl Iterator<Item = &'a ReplicaId>) -> Option<ReplicaPlacement> {
+        let able =
+            voters.filter(|voter| self.is_sound(**voter)).filter_map(|voter| self.placement_of(*voter));
+        able.min_by_key(|placement| {
+            let ReplicaPlacement { replica, node } = *placement;
+            (self.is_source(replica), Some(node) != self.preferred_leader, replica)
+        })
+    }
+
+    /// When no voter stays, the leader does for one more change, so that leadership can go over before it leaves.
+    ///
+    /// A lone voter takes another one's place through a pair, the only even set: a joint configuration of the two would
+    /// tolerate no more, and would end without a leader.
+    fn with_leader(
+        &self,
+        now: &BTreeSet<ReplicaId>,
+        mut wished: BTreeSet<ReplicaId>,
+    ) -> Option<BTreeSet<ReplicaId>> {
+        if !now.is_disjoint(&wished) {
+            return None;
+        }
+        if now.len() > 1 || wished.len() > 1 {
+            wished.pop_last();
+        }
+        wished.insert(self.leader);
+        Some(wished)
+    }
+
+    /// Whether the group names the new replica of the move, and the old one no longer.
+    fn has_moved(&self) -> bool {
+        let names = |replica| self.membership.names(replica);
+        self.moving.is_some_and(|moving| names(moving.to) && !names(moving.from))
+    }
+
+    /// A learner that is surplus, is placed nowhere, or whose place another learner has taken. A move to it is given up first.
+    fn learner_to_remove(&self) -> Option<ReplicaId> {
+        let follows = |moving: Moving| {
+            self.membership.names(moving.to) && !self.surplus.contains(&moving.to) && self.is_sound(moving.to)
+        };
+        let replaced = self.moving.filter(|moving| follows(*moving)).map(|moving| moving.from);
+        let needless = |learner: &&ReplicaId| {
+            self.surplus.contains(learner)
+                || self.placement_of(**learner).is_none()
+                || replaced == Some(**learner)
+        };
+        self.membership.learners.iter().filter(|learner| !self.is_goal(**learner)).find(needless).copied()
+    }
+
+    fn placement_to_drop(&self) -> Option<ReplicaId> {
+        let needless = |replica: &ReplicaId| {
+            self.surplus.contains(replica)
+                && !self.membership.names(*replica)
+                && !self.is_goal(*replica)
+                && !self.is_source(*replica)
+        };
+        self.placements.iter().map(|placement| placement.replica).find(needless)
     }
 
     fn node_to_add(&self) -> Option<NodeId> {
-        let holds = |node: &NodeId| self.placements.iter().any(|placement| placement.node == *node);
-        self.wished.iter().find(|node| !holds(node) && self.alive.contains(node)).copied()
+        let holds = |node: NodeId| self.placements.iter().any(|placement| placement.node == node);
+        self.gain.filter(|node| !holds(*node) && self.alive.contains(node))
     }
 
-    /// Voters that stay, then learners that have caught up, as many as make the greatest odd number.
-    fn voters_to_set(&self) -> Option<BTreeSet<ReplicaId>> {
-        let now = self.membership.goal()?;
-        let staying = now.iter().copied().filter(|replica| !self.is_gone(*replica));
-        let ready = self.placements.iter().filter(|placement| {
-            self.membership.learners.contains(&placement.replica)
-                && self.wished.contains(&placement.node)
-                && self.alive.contains(&placement.node)
-                && self.caught_up.contains(&placement.replica)
-        });
-        let usable: Vec<ReplicaId> = staying.chain(ready.map(|placement| placement.replica)).collect();
-        let count = odd_voters(usable.len(), self.replication_factor.max(now.len()));
-        let voters: BTreeSet<ReplicaId> = usable.into_iter().take(count).collect();
-        // A leader outside the new set would step down in the middle of the change.
-        let sound = voters.len() >= now.len()
-            && voters.contains(&self.leader)
-            && Membership::uniform(voters.iter().copied()).has_quorum(|replica| self.is_alive(replica));
-        (voters != *now && sound).then_some(voters)
-    }
-
+    /// The preferred leader when it is able to lead and stays.
     fn leader_to_make(&self) -> Option<ReplicaPlacement> {
         let preferred = self.preferred_leader?;
         let placement = *self.placements.iter().find(|placement| placement.node == preferred)?;
-        let able = placement.replica != self.leader
-            && self.membership.is_voter(placement.replica)
-            && self.alive.contains(&preferred)
-            && self.caught_up.contains(&placement.replica);
+        let replica = placement.replica;
+        let able = replica != self.leader
+            && self.membership.is_voter(replica)
+            && !self.surplus.contains(&replica)
+            && !self.is_source(replica)
+            && self.is_sound(replica);
         able.then_some(placement)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// A group in a cluster of nodes, owned, to be stepped through.
-    #[derive(Clone, Debug)]
-    struct Model {
-        placements: Vec<ReplicaPlacement>,
-        membership: Membership,
-        leader: ReplicaId,
-        caught_up: BTreeSet<ReplicaId>,
-        alive: BTreeSet<NodeId>,
-        gone: BTreeSet<NodeId>,
-        wished: BTreeSet<NodeId>,
-        replication_factor: usize,
-        preferred_leader: Option<NodeId>,
-    }
-
-    fn placement(number: u64) -> ReplicaPlacement {
-        ReplicaPlacement { replica: ReplicaId(number), node: NodeId(number) }
-    }
-
-    fn nodes(numbers: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
-        numbers.into_iter().map(NodeId).collect()
-    }
-
-    fn replicas(numbers: impl IntoIterator<Item = u64>) -> BTreeSet<ReplicaId> {
-        numbers.into_iter().map(ReplicaId).collect()
-    }
-
-    impl Model {
-        /// One voter on n1, and as many nodes as wished for, all alive.
-        fn new(node_count: u64, replication_factor: usize) -> Self {
-            Self {
-                placements: vec![placement(1)],
-                membership: Membership::uniform([ReplicaId(1)]),
-                leader: ReplicaId(1),
-                caught_up: replicas([1]),
-                alive: nodes(1..=node_count),
-                gone: BTreeSet::new(),
-                wished: nodes(1..=node_count.min(replication_factor as u64)),
-                replication_factor,
-                preferred_leader: None,
-            }
-        }
-
-        fn next(&self) -> Option<Step> {
-            let Self { placements, membership, leader, caught_up, alive, gone, wished, .. } = self;
-            next_step(&GroupView {
-                placements,
-                membership,
-                leader: *leader,
-                caught_up,
-                alive,
-                gone,
-                wished,
-                replication_factor: self.replication_factor,
-                preferred_leader: self.preferred_leader,
-            })
-        }
-
-        /// What the step does. A promotion ends in the joint configuration: the worst place to be left in.
-        fn apply(&mut self, step: Step) {
-            match step {
-                Step::FinishJoint { voters } => self.membership.voters = vec![voters],
-                Step::AddLearner(placement) => {
-                    self.membership.learners.insert(placement.replica);
-                    self.caught_up.insert(placement.replica);
-                }
-                Step::AddReplica { node } => {
-                    let replica =
-                        self.placements.iter().map(|placement| placement.replica.0).max().unwrap() + 1;
-                    self.placements.push(ReplicaPlacement { replica: ReplicaId(replica), node });
-                }
-                Step::Promote { voters } => {
-                    self.membership.learners.retain(|learner| !voters.contains(learner));
-                    self.membership.voters.push(voters);
-                }
-                Step::TransferLeader(placement) => self.leader = placement.replica,
-            }
-        }
-
-        /// All steps to the end.
-        fn settle(&mut self) -> Vec<Step> {
-            let mut steps = Vec::new();
-            while let Some(step) = self.next() {
-                assert!(steps.len() < 60, "does not converge: {steps:?}");
-                self.apply(step.clone());
-                steps.push(step);
-            }
-            steps
-        }
-    }
-
-    #[test]
-    fn one_voter_grows_to_three() {
-        let mut group = Model::new(3, 3);
-        let steps = group.settle();
-        assert_eq!(
-            steps,
-            [
-                Step::AddReplica { node: NodeId(2) },
-                Step::AddLearner(placement(2)),
-                Step::AddReplica { node: NodeId(3) },
-                Step::AddLearner(placement(3)),
-                Step::Promote { voters: replicas([1, 2, 3]) },
-                Step::FinishJoint { voters: replicas([1, 2, 3]) },
-            ]
-        );
-    }
-
-    #[test]
-    fn the_even_node_stays_a_learner() {
-        let mut group = Model::new(2, 3);
-        group.settle();
-        assert_eq!(group.membership.to_string(), "{r1 | r2}");
-        let mut group = Model::new(4, 5);
-        group.settle();
-        assert_eq!(group.membership.to_string(), "{r1 r2 r3 | r4}");
-    }
-
-    #[test]
-    fn a_learner_that_lags_is_not_promoted() {
-        let mut group = Model::new(3, 3);
-        group.settle();
-        group.membership = Membership { voters: vec![replicas([1])], learners: replicas([2, 3]) };
-        group.caught_up = replicas([1, 2]);
-        assert_eq!(group.next(), None);
-    }
-
-    #[test]
-    fn a_silent_node_is_passed_over() {
-        let mut group = Model::new(4, 5);
-        group.alive = nodes([1, 3, 4]);
-        group.settle();
-        assert_eq!(group.membership.goal().map(BTreeSet::len), Some(3));
-        assert!(group.placements.iter().all(|placement| placement.node != NodeId(2)));
-    }
-
-    #[test]
-    fn nothing_is_planned_without_a_quorum() {
-        let mut group = Model::new(3, 3);
-        group.settle();
-        group.preferred_leader = Some(NodeId(2));
-        group.alive = nodes([1]);
-        assert_eq!(group.next(), None);
-        group.membership.voters = vec![replicas([1]), replicas([1, 2, 3])];
-        assert_eq!(group.next(), None, "a joint configuration cannot be left without both quorums");
-    }
-
-    #[test]
-    fn a_voter_on_a_node_that_is_gone_is_exchanged() {
-        let mut group = Model::new(3, 3);
-        group.settle();
-        group.gone = nodes([3]);
-        group.alive = nodes([1, 2]);
-        group.wished = nodes([1, 2]);
-        assert_eq!(group.next(), None, "nobody to take its place: the voters do not shrink");
-        group.alive = nodes([1, 2, 4]);
-        group.wished = nodes([1, 2, 4]);
-        group.settle();
-        assert_eq!(group.membership.to_string(), "{r1 r2 r4}");
-    }
-
-    #[test]
-    fn leadership_goes_to_a_preferred_voter_that_is_ready() {
-        let mut group = Model::new(3, 3);
-        group.settle();
-        group.preferred_leader = Some(NodeId(3));
-        group.caught_up = replicas([1, 2]);
-        assert_eq!(group.next(), None, "it lags");
-        group.caught_up = replicas([1, 2, 3]);
-        group.alive = nodes([1, 2]);
-        assert_eq!(group.next(), None, "it is silent");
-        group.alive = nodes([1, 2, 3]);
-        assert_eq!(group.next(), Some(Step::TransferLeader(placement(3))));
-        group.settle();
-        assert_eq!(group.leader, ReplicaId(3));
-        group.preferred_leader = Some(NodeId(9));
-        assert_eq!(group.next(), None, "it holds nothing");
-    }
-
-    proptest! {
-        /// Nodes fall silent and come back between any two steps; when all are back, the group is as wished.
-        #[test]
-        fn growth_converges_and_never_plans_below_a_quorum(
-            node_count in 1_u64..9,
-            factor in prop::sample::select(vec![1_usize, 3, 5, 7]),
-            silences in proptest::collection::vec(proptest::collection::btree_set(1_u64..9, 0..4), 0..30),
-            lags in proptest::collection::vec(any::<bool>(), 30),
-            preferred in proptest::option::of(1_u64..9),
-        ) {
-            let mut group = Model::new(node_count, factor);
-            group.preferred_leader = preferred.map(NodeId);
-            let everyone = group.alive.clone();
-            for (silent, lag) in silences.into_iter().zip(lags) {
-                group.alive = everyone.difference(&nodes(silent)).copied().collect();
-                let Some(step) = group.next() else { continue };
-                let before = group.membership.clone();
-                prop_assert!(before.has_quorum(|replica| replica == group.leader
-                    || group.alive.contains(&group.placements.iter().find(|p| p.replica == replica).unwrap().node)));
-                if let Step::Promote { voters } = &step {
-                    prop_assert!(voters.len() % 2 == 1 && voters.len() <= factor);
-                    prop_assert!(voters.is_superset(before.goal().unwrap()), "a live voter is never dropped");
-                    let up = voters.iter().filter(|v| **v == group.leader
-                        || group.alive.contains(&group.placements.iter().find(|p| p.replica == **v).unwrap().node));
-                    prop_assert!(2 * up.count() > voters.len());
-                }
-                group.apply(step);
-                if lag {
-                    group.caught_up = group.membership.all_voters();
-                }
-            }
-            group.alive = everyone;
-            group.caught_up = group.placements.iter().map(|placement| placement.replica).collect();
-            let steps = group.settle();
-            let caught_up = group.placements.iter().map(|placement| placement.replica).collect();
-            group.caught_up = caught_up;
-            group.settle();
-            let wished = usize::try_from(node_count).unwrap().min(factor);
-            prop_assert_eq!(group.placements.len(), wished, "{:?}", steps);
-            prop_assert!(!group.membership.is_joint());
-            prop_assert_eq!(group.membership.goal().unwrap().len(), odd_voters(wished, factor));
-            prop_assert_eq!(group.membership.all_voters().len() + group.membership.learners.len(), wished);
-        }
-    }
-}
+mod tests;

@@ -6,13 +6,18 @@
 //! * [`id`]: newtypes for every id. [`slot`]: from a key to its slot. [`map`]: who owns a slot, who holds it.
 //! * [`placement`]: which nodes should hold a shard, and which of them should lead it.
 //! * [`quorum`]: majorities, also of joint configurations; how many nodes may still fail.
-//! * [`growth`]: the one next step that brings a group nearer to its placement.
+//! * [`growth`]: the one next step that brings a group nearer to its placement. [`moves`]: which replicas should move.
+//! * [`permit`]: whether a node may be restarted now.
 
+mod board;
 pub mod growth;
 pub mod id;
 pub mod map;
+pub mod moves;
+pub mod permit;
 pub mod placement;
 pub mod quorum;
+mod relief;
 pub mod slot;
 
 pub use id::{Generation, GroupId, KeyspaceId, NodeId, ReplicaId, ShardId};

@@ -4,12 +4,12 @@
 //! then as few replicas moved as that takes. Leaders are spread on top of it. Every tie is broken by the lower id,
 //! so the same arguments give the same placement everywhere.
 //!
-//! Three questions: [`place`] answers where everything should be; [`extend`] where missing replicas go when nothing
-//! may move; [`spread_leaders`] who should lead.
+//! Two questions: [`place`] answers where everything should be when it is placed for the first time, [`spread_leaders`] who
+//! should lead. From then on [`crate::moves`] says what moves, by the same order of wishes.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::{NodeId, ShardId};
+use crate::{NodeId, ShardId, board::Board, relief::relieving_path};
 
 /// A node that may take replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,21 +38,7 @@ pub fn place(
     board.trim(replicas);
     board.fill(replicas);
     board.balance();
-    board.holders
-}
-
-/// Adds replicas to each of `shards` until it has min(replicas, candidates) of them; nothing else moves.
-///
-/// Replicas of `existing` on nodes that are no candidates are left out, surplus ones are kept.
-pub fn extend(
-    shards: impl IntoIterator<Item = ShardId>,
-    replicas: usize,
-    candidates: &[Candidate],
-    existing: &Placement,
-) -> Placement {
-    let mut board = Board::new(shards, candidates, existing);
-    board.fill(replicas);
-    board.holders
+    board.into_holders()
 }
 
 /// A leader for each shard, among those who hold it, as even as it can be.
@@ -82,7 +68,11 @@ pub fn spread_leaders(
             *loads.entry(*node).or_default() += 1;
         }
     }
-    while let Some(path) = relieving_path(placement, &leaders, &loads) {
+    let hand_overs = |leaders: &BTreeMap<ShardId, NodeId>, node| {
+        let led = leaders.iter().filter(|(_, leader)| **leader == node);
+        led.flat_map(|(shard, _)| placement[shard].iter().map(|next| (*shard, *next))).collect()
+    };
+    while let Some(path) = relieving_path(&loads, |node| hand_overs(&leaders, node)) {
         for (shard, to) in path {
             if let Some(from) = leaders.insert(shard, to) {
                 *loads.entry(from).or_default() -= 1;
@@ -91,167 +81,6 @@ pub fn spread_leaders(
         }
     }
     leaders
-}
-
-/// Hand-overs, one after the other, that bring a leadership from a loaded node to one with at least two fewer.
-fn relieving_path(
-    placement: &Placement,
-    leaders: &BTreeMap<ShardId, NodeId>,
-    loads: &BTreeMap<NodeId, usize>,
-) -> Option<Vec<(ShardId, NodeId)>> {
-    let mut sources: Vec<(NodeId, usize)> = loads.iter().map(|(node, load)| (*node, *load)).collect();
-    sources.sort_by_key(|(node, load)| (usize::MAX - load, *node));
-    sources.into_iter().take_while(|(_, load)| *load >= 2).find_map(|(source, load)| {
-        // Breadth first, so that as few leaderships as possible change hands.
-        let mut reached: BTreeMap<NodeId, Option<(ShardId, NodeId)>> = BTreeMap::from([(source, None)]);
-        let mut open = VecDeque::from([source]);
-        while let Some(node) = open.pop_front() {
-            if loads[&node] + 2 <= load {
-                return Some(trace_back(&reached, node));
-            }
-            for (shard, _) in leaders.iter().filter(|(_, leader)| **leader == node) {
-                for next in &placement[shard] {
-                    if !reached.contains_key(next) {
-                        reached.insert(*next, Some((*shard, node)));
-                        open.push_back(*next);
-                    }
-                }
-            }
-        }
-        None
-    })
-}
-
-/// The steps that led to `target`, last one first.
-fn trace_back(
-    reached: &BTreeMap<NodeId, Option<(ShardId, NodeId)>>,
-    target: NodeId,
-) -> Vec<(ShardId, NodeId)> {
-    let mut steps = Vec::new();
-    let mut at = target;
-    while let Some((shard, before)) = reached[&at] {
-        steps.push((shard, at));
-        at = before;
-    }
-    steps
-}
-
-/// Shards on nodes, while they are being placed.
-struct Board<'a> {
-    zones: BTreeMap<NodeId, &'a str>,
-    loads: BTreeMap<NodeId, usize>,
-    holders: Placement,
-}
-
-/// A replica that could move, and what that is worth: better zones first, then a greater difference of loads.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Move {
-    zone_gain: usize,
-    load_gain: usize,
-    // Lower ids win ties, hence reversed.
-    choice: std::cmp::Reverse<(ShardId, NodeId, NodeId)>,
-}
-
-impl<'a> Board<'a> {
-    fn new(
-        shards: impl IntoIterator<Item = ShardId>,
-        candidates: &'a [Candidate],
-        existing: &Placement,
-    ) -> Self {
-        let zones: BTreeMap<NodeId, &str> =
-            candidates.iter().map(|candidate| (candidate.node, candidate.zone.as_str())).collect();
-        let mut loads: BTreeMap<NodeId, usize> = zones.keys().map(|node| (*node, 0)).collect();
-        let kept = |shard: &ShardId| -> BTreeSet<NodeId> {
-            existing
-                .get(shard)
-                .into_iter()
-                .flatten()
-                .copied()
-                .filter(|node| zones.contains_key(node))
-                .collect()
-        };
-        let holders: Placement = shards.into_iter().map(|shard| (shard, kept(&shard))).collect();
-        for node in holders.values().flatten() {
-            *loads.entry(*node).or_default() += 1;
-        }
-        Self { zones, loads, holders }
-    }
-
-    /// How many replicas of a shard held by `holders` are in the zone of `node`.
-    fn in_zone_of(&self, node: NodeId, holders: &BTreeSet<NodeId>) -> usize {
-        holders.iter().filter(|holder| self.zones[*holder] == self.zones[&node]).count()
-    }
-
-    fn give(&mut self, shard: ShardId, node: NodeId) {
-        self.holders.entry(shard).or_default().insert(node);
-        *self.loads.entry(node).or_default() += 1;
-    }
-
-    fn take(&mut self, shard: ShardId, node: NodeId) {
-        self.holders.entry(shard).or_default().remove(&node);
-        *self.loads.entry(node).or_default() -= 1;
-    }
-
-    /// Takes surplus replicas away: from the zone with most of the shard, there from the most loaded node.
-    fn trim(&mut self, replicas: usize) {
-        for shard in self.holders.keys().copied().collect::<Vec<_>>() {
-            while self.holders[&shard].len() > replicas {
-                let holders = &self.holders[&shard];
-                let surplus = holders
-                    .iter()
-                    .max_by_key(|node| (self.in_zone_of(**node, holders), self.loads[*node], **node));
-                let Some(node) = surplus.copied() else { break };
-                self.take(shard, node);
-            }
-        }
-    }
-
-    /// Gives each shard its missing replicas: in the zone with fewest of the shard, there on the least loaded node.
-    fn fill(&mut self, replicas: usize) {
-        for shard in self.holders.keys().copied().collect::<Vec<_>>() {
-            while self.holders[&shard].len() < replicas {
-                let holders = &self.holders[&shard];
-                let free = self.zones.keys().filter(|node| !holders.contains(node));
-                let best =
-                    free.min_by_key(|node| (self.in_zone_of(**node, holders), self.loads[*node], **node));
-                let Some(node) = best.copied() else { break };
-                self.give(shard, node);
-            }
-        }
-    }
-
-    /// Moves replicas while that spreads a shard better over zones, or loads better over nodes at no cost in zones.
-    ///
-    /// Ends: each move lowers (sum of squared zone counts, sum of squared loads).
-    fn balance(&mut self) {
-        while let Some(found) = self.best_move() {
-            let (shard, from, to) = found.choice.0;
-            self.take(shard, from);
-            self.give(shard, to);
-        }
-    }
-
-    fn best_move(&self) -> Option<Move> {
-        let mut best: Option<Move> = None;
-        for (shard, holders) in &self.holders {
-            for from in holders {
-                let from_count = self.in_zone_of(*from, holders);
-                for to in self.zones.keys().filter(|node| !holders.contains(node)) {
-                    // Counted as it would be after the move.
-                    let same_zone = self.zones[from] == self.zones[to];
-                    let to_count = self.in_zone_of(*to, holders) + usize::from(!same_zone);
-                    let Some(zone_gain) = from_count.checked_sub(to_count) else { continue };
-                    let load_gain = (self.loads[from]).saturating_sub(self.loads[to] + 1);
-                    if zone_gain == 0 && load_gain == 0 {
-                        continue;
-                    }
-                    let choice = std::cmp::Reverse((*shard, *from, *to));
-                    best = best.max(Some(Move { zone_gain, load_gain, choice }));
-                }
-            }
-        }
-        best
-    }
 }
 
 #[cfg(test)]
@@ -403,7 +232,6 @@ s8: n1 n2* n3
         fn what_is_spread_stays(nodes in zoned(1..12), replicas in 1_usize..6, existing in anywhere()) {
             let once = place(shards(24), replicas, &nodes, &existing);
             prop_assert_eq!(&place(shards(24), replicas, &nodes, &once), &once);
-            prop_assert_eq!(&extend(shards(24), replicas, &nodes, &once), &once);
         }
 
         #[test]
@@ -428,18 +256,6 @@ s8: n1 n2* n3
             let after = place(shards(count), replicas.min(nodes - 1), &all[1..], &before);
             let lost = loads(&before, &all)[&NodeId(1)];
             prop_assert!(moved(&before, &after).len() <= 2 * lost, "lost {lost}, {:?}", moved(&before, &after));
-        }
-
-        #[test]
-        fn extension_moves_nothing(nodes in zoned(1..12), replicas in 1_usize..6, existing in anywhere()) {
-            let after = extend(shards(24), replicas, &nodes, &existing);
-            let known: BTreeSet<NodeId> = nodes.iter().map(|candidate| candidate.node).collect();
-            for (shard, holders) in &after {
-                let before: BTreeSet<NodeId> =
-                    existing.get(shard).into_iter().flatten().copied().filter(|node| known.contains(node)).collect();
-                prop_assert!(holders.is_superset(&before));
-                prop_assert_eq!(holders.len(), before.len().max(replicas.min(nodes.len())));
-            }
         }
 
         #[test]
