@@ -6,6 +6,8 @@
     reason = "a test fails by panicking, and its name says what it shows"
 )]
 
+#[path = "state_apply/meta.rs"]
+mod meta;
 mod state_support;
 
 use std::{collections::BTreeMap, sync::Arc};

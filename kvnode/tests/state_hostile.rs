@@ -47,7 +47,10 @@ fn operations() -> Vec<Vec<u8>> {
         Kind::UploadChunk(chunk("k", 1, 0, b"chunk")),
         Kind::UploadCommit(commit("k", 1, 1, 5)),
         Kind::UploadAbort(abort("k", 1)),
-        Kind::Meta(MetaCommand { command: Some(meta_command::Command::RegisterNode(register)) }),
+        Kind::Meta(MetaCommand {
+            command: Some(meta_command::Command::RegisterNode(register)),
+            ..MetaCommand::default()
+        }),
     ];
     let in_session = Operation {
         session_id: 1 << 48 | 1,

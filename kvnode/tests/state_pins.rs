@@ -183,6 +183,6 @@ async fn pins_of_a_replica_end_with_it() {
     let world = World::start(Arc::new(MemoryEngine::new()), simulated()).await;
     world.pin("k", 1).await;
     drop(world.machine);
-    world.hub.remove_replica(REPLICA).await.unwrap();
+    world.hub.remove_replicas(vec![REPLICA]).await.unwrap();
     assert_eq!(world.hub.pins().kept(), 0);
 }

@@ -19,12 +19,13 @@ use bytes::Bytes;
 use futures::stream;
 use kv_proto::{
     disk::v1::{
-        BlobReference, ChunkRecord, GroupRecord, InlineValue, KeyRecord, LogId, OpenSession, Operation,
-        ReplicaRecord, SessionRecord, SlotRange, StoredOutcome, UploadRecord, key_record, operation::Kind,
+        BlobReference, ChunkRecord, GroupRecord, InlineValue, KeyRecord, LogId, MetaCommand, NodeRecord,
+        OpenSession, Operation, ReplicaRecord, SessionRecord, SlotRange, StoredOutcome, UploadRecord,
+        key_record, meta_command, operation::Kind,
     },
-    peer::v1::{GetKeys, ReadRequest, SnapshotChunk, read_request, read_response},
+    peer::v1::{GetKeys, JournalPage, ReadRequest, SnapshotChunk, read_request, read_response},
 };
-use kv_topology::{Generation, KeyspaceId, ReplicaId};
+use kv_topology::{Generation, KeyspaceId, ReplicaId, ShardId};
 use kvnode::{
     group::type_config::{Member, Proposal, TokioConfig},
     log::codec,
@@ -97,12 +98,21 @@ fn node(engine: Arc<dyn StateEngine>, workers: Workers) -> Node {
 }
 
 fn machine(node: &Node, replica: ReplicaId, retention: Option<LogId>) -> StateMachine<AlwaysDurable> {
+    machine_of(node, replica, SHARD, retention)
+}
+
+fn machine_of(
+    node: &Node,
+    replica: ReplicaId,
+    shard: ShardId,
+    retention: Option<LogId>,
+) -> StateMachine<AlwaysDurable> {
     let options = MachineOptions {
         durability: AlwaysDurable,
         retention: Arc::new(move || retention),
         meta_observer: None,
     };
-    node.hub.machine(replica, SHARD, options).unwrap()
+    node.hub.machine(replica, shard, options).unwrap()
 }
 
 fn entry(ready: &ReadyEntry) -> EntryOf<TokioConfig> {
@@ -283,6 +293,43 @@ fn incompressible(seed: u64, bytes: usize) -> Vec<u8> {
         state.to_be_bytes()[0]
     };
     (0..bytes).map(|_| next()).collect()
+}
+
+/// A node with so many records of 1 MiB in each of these replicas, flushed.
+fn node_with(folder: &Path, replicas: &[ReplicaId], records: u32) -> Node {
+    let engine = Arc::new(rocks(folder).unwrap());
+    for (replica, number) in
+        replicas.iter().flat_map(|replica| (0..records).map(move |number| (replica, number)))
+    {
+        let scope = Scope::new(*replica, Generation(1)).span().start;
+        let mut batch = Batch::default();
+        let seed = replica.get() * 1_000 + u64::from(number);
+        batch.put([scope, number.to_be_bytes().to_vec()].concat(), incompressible(seed, 1 << 20));
+        engine.write(batch).unwrap();
+    }
+    engine.flush().unwrap();
+    node(engine, threads())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_space_of_a_removed_replica_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let node = node_with(folder.path(), &[ReplicaId(1), ReplicaId(2), ReplicaId(3)], 8);
+    let before = bytes_of_tables(folder.path());
+    assert!(before > 20 << 20, "{before} B");
+    node.hub.remove_replicas(vec![ReplicaId(2)]).await.unwrap();
+    assert!(node.hub.give_back(vec![ReplicaId(2)], || 1 << 30).await.unwrap());
+    // Files that nobody reads any more are removed in the background.
+    let removed = tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while bytes_of_tables(folder.path()) > 18 << 20 {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    });
+    removed.await.unwrap_or_else(|_| panic!("{} B are left", bytes_of_tables(folder.path())));
+    let sizes = node.hub.sizes([1, 2, 3].map(ReplicaId).to_vec()).await.unwrap();
+    assert!(sizes[&ReplicaId(1)] > 6 << 20 && sizes[&ReplicaId(3)] > 6 << 20, "{sizes:?}");
+    // About: a record of 1 MiB of a neighbour may count.
+    assert!(sizes[&ReplicaId(2)] < 2 << 20, "{sizes:?}");
 }
 
 fn bytes_of_tables(folder: &Path) -> u64 {
@@ -497,8 +544,31 @@ async fn replicas_of_one_node_do_not_meet() {
     assert!(has(&node, ReplicaId(1), "key00004"));
     assert!(!has(&node, ReplicaId(2), "key00004"));
     drop((one, other));
-    node.hub.remove_replica(ReplicaId(1)).await.unwrap();
+    node.hub.remove_replicas(vec![ReplicaId(1)]).await.unwrap();
     assert!(dump(engine.as_ref()).keys().all(|name| keys::owner(name) == Some(ReplicaId(2))));
+}
+
+#[tokio::test]
+async fn who_reads_a_replica_that_is_removed_is_not_told_that_it_is_empty() {
+    let node = node(Arc::new(MemoryEngine::new()), simulated());
+    let mut machine = machine(&node, REPLICA, None);
+    apply(&mut machine, &filled(3, 10)).await.unwrap();
+    let reader = node.hub.reader(REPLICA).unwrap();
+    {
+        let ended = node.hub.machine_ended(REPLICA);
+        tokio::pin!(ended);
+        assert!(futures::poll!(&mut ended).is_pending(), "it still applies");
+        drop(machine);
+        ended.await;
+    }
+    assert!(has(&node, REPLICA, "key00001"));
+    node.hub.remove_replicas(vec![REPLICA]).await.unwrap();
+    for answer in [reader.read(&get("key00001")), reader.answer(get("key00001")).await] {
+        let Some(read_response::Read::Refusal(refused)) = answer.read else { panic!() };
+        assert_eq!(refused.reason, kvnode::refusal::NO_REPLICA);
+    }
+    node.hub.machine_ended(REPLICA).await;
+    node.hub.remove_replicas(vec![REPLICA]).await.unwrap();
 }
 
 #[tokio::test]
@@ -643,6 +713,78 @@ async fn sends_and_installs(from: Arc<dyn StateEngine>, to: Arc<dyn StateEngine>
     assert_eq!(reader.sessions(), (1, 1));
     let one_per_key_and_more = 40 + 2;
     assert_eq!(reader.revision(), 1 + one_per_key_and_more);
+}
+
+#[tokio::test]
+async fn a_snapshot_of_the_meta_group_carries_its_journal() {
+    let (from, to): (Arc<dyn StateEngine>, Arc<dyn StateEngine>) =
+        (Arc::new(MemoryEngine::new()), Arc::new(MemoryEngine::new()));
+    let (sender, receiver) = (node(from, simulated()), node(to.clone(), simulated()));
+    let (source, target) = (ReplicaId(1), ReplicaId(20));
+    let machine = |node: &Node, replica| machine_of(node, replica, ShardId::META, None);
+    let founded = founding(&["one", "two", "three"]);
+    let mut sending = machine(&sender, source);
+    apply(&mut sending, &[membership(0, &[7, 8]), proposal(1, 0, founded)]).await.unwrap();
+    sender.hub.flush().await.unwrap();
+
+    let mut receiving = machine(&receiver, target);
+    apply(&mut receiving, &[proposal(0, 0, founding(&["old"; 9]))]).await.unwrap();
+    let mut stage = receiver.hub.stage_snapshot(target).unwrap();
+    let mut chunks = offered(&mut sending).await.stream(target, stage.generation()).unwrap();
+    while let Some(chunk) = chunks.recv().await {
+        stage.accept(chunk.unwrap()).await.unwrap();
+    }
+    let staged = stage.finish().unwrap();
+    let meta =
+        record::snapshot_meta(staged.end.last_log_id.as_ref(), staged.end.membership.as_ref()).unwrap();
+    RaftStateMachine::<TokioConfig>::install_snapshot(&mut receiving, &meta, SnapshotData::Staged(staged))
+        .await
+        .unwrap();
+    // The receiver goes on where the sender was.
+    apply(&mut receiving, &[proposal(2, 0, vec![noted("four")])]).await.unwrap();
+    let read = Some(read_request::Read::Journal(JournalPage::default()));
+    let journal = ReadRequest { shard_id: ShardId::META.0, read, ..ReadRequest::default() };
+    let read_response::Read::Journal(journal) =
+        receiver.hub.reader(target).unwrap().read(&journal).read.unwrap()
+    else {
+        panic!("no journal");
+    };
+    let told: Vec<(u64, String)> = journal
+        .entries
+        .iter()
+        .map(|entry| (entry.sequence, kvnode::meta::journal::entry(entry).event))
+        .collect();
+    let notes = ["four", "three", "two", "one"].map(str::to_owned);
+    let founded = "n1 founds cluster c: 1 shards, replication factor 1".to_owned();
+    let expected: Vec<(u64, String)> = (1..=5).rev().zip(notes.into_iter().chain([founded])).collect();
+    assert_eq!(told, expected);
+}
+
+fn noted(event: &str) -> Operation {
+    let note = meta_command::Note { event: event.to_owned(), ..meta_command::Note::default() };
+    let command = Some(meta_command::Command::Note(note));
+    operation(Kind::Meta(MetaCommand { command, ..MetaCommand::default() }))
+}
+
+/// The first command of a cluster, and notes.
+fn founding(events: &[&str]) -> Vec<Operation> {
+    let node = NodeRecord {
+        name: "n1".to_owned(),
+        disk_uuid: vec![1; 16].into(),
+        client_address: "host:1".to_owned(),
+        peer_address: "host:2".to_owned(),
+        ..NodeRecord::default()
+    };
+    let bootstrap = meta_command::Bootstrap {
+        cluster_id: "c".to_owned(),
+        token: "t".to_owned(),
+        shards: 1,
+        replication_factor: 1,
+        node: Some(node),
+    };
+    let command = Some(meta_command::Command::Bootstrap(bootstrap));
+    let bootstrap = operation(Kind::Meta(MetaCommand { command, ..MetaCommand::default() }));
+    [bootstrap].into_iter().chain(events.iter().map(|event| noted(event))).collect()
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use kv_topology::{
 };
 use thiserror::Error;
 
+use super::machine;
+
 /// Why a record is no cluster map.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ViewError {
@@ -48,7 +50,7 @@ pub fn cluster_map(record: &disk::MetaRecord) -> Result<ClusterMap, ViewError> {
             name: node.name.clone(),
             client_address: node.client_address.clone(),
             peer_address: node.peer_address.clone(),
-            zone: node.zone.clone(),
+            zone: zone_of(node).to_owned(),
             version: node.version.clone(),
             state,
         };
@@ -95,11 +97,19 @@ pub fn node_info(node: &disk::NodeRecord) -> admin::NodeInfo {
         disk_uuid,
         client_address: node.client_address.clone(),
         peer_address: node.peer_address.clone(),
-        zone: node.zone.clone(),
+        zone: zone_of(node).to_owned(),
         version: node.version.clone(),
         state: node.state,
         boot_counter: node.boot_counter,
+        state_reason: node.state_reason.clone(),
+        state_since_unix_ms: node.state_since_unix_ms,
+        zone_labelled: node.zone_label.is_some(),
     }
+}
+
+/// The zone that counts: the label that somebody gave the node, or else what it tells. Empty: none.
+pub fn zone_of(node: &disk::NodeRecord) -> &str {
+    node.zone_label.as_deref().unwrap_or(&node.zone)
 }
 
 /// What a node said of itself over `admin.v1`, for the meta group. A disk UUID that is none becomes empty, which the
@@ -117,7 +127,7 @@ pub fn node_record(node: &admin::NodeInfo) -> disk::NodeRecord {
         version: node.version.clone(),
         state: node.state,
         boot_counter: node.boot_counter,
-        boot_id: bytes::Bytes::new(),
+        ..disk::NodeRecord::default()
     }
 }
 
@@ -139,6 +149,68 @@ pub fn shard_status(shard: &disk::ShardRecord) -> admin::ShardStatus {
         slots: slots.collect(),
         max_lag_entries: 0,
         revision: 0,
+        fault_tolerance: 0,
+    }
+}
+
+/// The moves under way, in the order of their shards. How far the new replicas have come only the groups know.
+pub fn moves(record: &disk::MetaRecord) -> Vec<admin::Move> {
+    let shown = |shard: &disk::ShardRecord| {
+        let under_way = shard.r#move?;
+        Some(admin::Move {
+            shard_id: shard.shard_id,
+            from_node_id: under_way.from_node_id,
+            to_node_id: under_way.to_node_id,
+            from_replica_id: under_way.from_replica_id,
+            to_replica_id: under_way.to_replica_id,
+            reason: move_reason(under_way.reason()).to_owned(),
+            begun_unix_ms: under_way.begun_unix_ms,
+            lag_entries: None,
+        })
+    };
+    record.shards.iter().filter_map(shown).collect()
+}
+
+/// The word of `admin.v1` for why a replica moves.
+pub const fn move_reason(reason: disk::MoveReason) -> &'static str {
+    match reason {
+        disk::MoveReason::Unspecified => "unknown",
+        disk::MoveReason::Drain => "drain",
+        disk::MoveReason::Lost => "lost",
+        disk::MoveReason::Removed => "removed",
+        disk::MoveReason::Damaged => "damaged",
+        disk::MoveReason::Zones => "zones",
+        disk::MoveReason::Balance => "balance",
+    }
+}
+
+/// The open permit and overdue ones. Their tokens are not shown: whoever has one may release it.
+pub fn permits(record: &disk::MetaRecord) -> Vec<admin::Permit> {
+    let shown = |permit: &disk::Permit| admin::Permit {
+        node_id: permit.node_id,
+        ttl_ms: permit.ttl_ms,
+        granted_unix_ms: permit.granted_unix_ms,
+        overdue: permit.overdue,
+        outage_shard_ids: permit.outage_shard_ids.clone(),
+    };
+    record.permits.iter().map(shown).collect()
+}
+
+/// What persons wish of the whole cluster, defaults filled in.
+pub fn policy(record: &disk::MetaRecord) -> admin::Policy {
+    let disk::Policy { lost_node_grace_ms, moves_at_once } = machine::policy(record);
+    admin::Policy { replication_factor: record.replication_factor, lost_node_grace_ms, moves_at_once }
+}
+
+/// All that meta knows, as those get it who wait for changes.
+pub fn cluster_event(record: &disk::MetaRecord) -> admin::ClusterEvent {
+    admin::ClusterEvent {
+        epoch: record.epoch,
+        nodes: record.nodes.iter().map(node_info).collect(),
+        shards: record.shards.iter().map(shard_status).collect(),
+        moves: moves(record),
+        permits: permits(record),
+        policy: Some(policy(record)),
     }
 }
 
@@ -164,7 +236,12 @@ pub fn placements(shard: &disk::ShardRecord) -> Vec<ReplicaPlacement> {
 
 /// The order of memberships of one group; a later one has a greater position. `None` comes first: never formed.
 pub fn log_position(stored: &disk::StoredMembership) -> Option<(u64, u64, u64)> {
-    stored.log_id.as_ref().map(|id| (id.term, id.replica_id, id.index))
+    stored.log_id.as_ref().map(log_id_position)
+}
+
+/// The order of log ids of one group, as far as memberships are concerned.
+pub const fn log_id_position(id: &disk::LogId) -> (u64, u64, u64) {
+    (id.term, id.replica_id, id.index)
 }
 
 /// The nodes by id.
@@ -193,4 +270,56 @@ fn slot_range(shard: u32, first: u32, last: u32) -> Result<SlotRange, ViewError>
     let number = |slot: u32| u16::try_from(slot).ok();
     let range = number(first).zip(number(last)).and_then(|(first, last)| SlotRange::new(first, last));
     range.ok_or(ViewError::SlotRange { shard, first, last })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_on_is_shown_without_tokens() {
+        let moving = disk::Move {
+            move_id: 1,
+            from_replica_id: 2,
+            from_node_id: 3,
+            to_replica_id: 4,
+            to_node_id: 5,
+            reason: disk::MoveReason::Zones.into(),
+            begun_unix_ms: 6,
+        };
+        let shard = |shard_id, under_way| disk::ShardRecord {
+            shard_id,
+            r#move: under_way,
+            ..disk::ShardRecord::default()
+        };
+        let permit = disk::Permit {
+            token: "secret".to_owned(),
+            node_id: 5,
+            ttl_ms: 60_000,
+            granted_unix_ms: 7,
+            overdue: true,
+            outage_shard_ids: vec![1],
+            ..disk::Permit::default()
+        };
+        let node = disk::NodeRecord { node_id: 5, zone: "a".to_owned(), ..disk::NodeRecord::default() };
+        let labelled = disk::NodeRecord { zone_label: Some("b".to_owned()), ..node.clone() };
+        let record = disk::MetaRecord {
+            epoch: 9,
+            replication_factor: 3,
+            nodes: vec![node, labelled],
+            shards: vec![shard(0, None), shard(1, Some(moving))],
+            permits: vec![permit],
+            ..disk::MetaRecord::default()
+        };
+        let event = cluster_event(&record);
+        let zones: Vec<_> = event.nodes.iter().map(|node| (node.zone.as_str(), node.zone_labelled)).collect();
+        assert_eq!((event.epoch, event.shards.len(), zones), (9, 2, vec![("a", false), ("b", true)]));
+        let [shown] = &event.moves[..] else { panic!("{event:?}") };
+        assert_eq!((shown.shard_id, shown.reason.as_str(), shown.lag_entries), (1, "zones", None));
+        assert_eq!((shown.from_node_id, shown.to_node_id), (3, 5));
+        assert_eq!((shown.from_replica_id, shown.to_replica_id, shown.begun_unix_ms), (2, 4, 6));
+        assert!(event.permits[0].overdue && !format!("{event:?}").contains("secret"));
+        let policy = event.policy.unwrap();
+        assert_eq!((policy.replication_factor, policy.moves_at_once), (3, 4));
+    }
 }

@@ -36,6 +36,8 @@ pub const REQUEST_TOO_LARGE: &str = "REQUEST_TOO_LARGE";
 pub const MEMBERSHIP_CHANGED: &str = "NOT_APPLIED_MEMBERSHIP_CHANGED";
 /// A leadership cannot be transferred to a replica that lags or is no voter.
 pub const TARGET_NOT_READY: &str = "NOT_APPLIED_TARGET_NOT_READY";
+/// The leader of a group would leave it: it gives the leadership away first.
+pub const LEADER_WOULD_LEAVE: &str = "NOT_APPLIED_LEADER_WOULD_LEAVE";
 /// Bytes on this node's disk are damaged; the replica is quarantined.
 pub const REPLICA_QUARANTINED: &str = "REPLICA_QUARANTINED";
 /// A bug or a failure that names no better reason.
@@ -82,3 +84,49 @@ pub const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
 pub const DISK_CLONED_OR_RESTORED: &str = "DISK_CLONED_OR_RESTORED";
 /// The node was removed from the cluster.
 pub const NODE_REMOVED: &str = "NODE_REMOVED";
+/// A permit is open: voters do not change meanwhile, no other permit is granted, and its node is not called lost.
+pub const PERMIT_OPEN: &str = "PERMIT_OPEN";
+/// A change of voters was begun and not seen to its end.
+pub const CHANGE_UNDER_WAY: &str = "CHANGE_UNDER_WAY";
+/// The change of voters is not the one that was begun.
+pub const CHANGE_MOVED_ON: &str = "CHANGE_MOVED_ON";
+/// Fewer active nodes than the replication factor would stay, or are there.
+pub const TOO_FEW_NODES: &str = "TOO_FEW_NODES";
+/// The node is no longer in the state that was expected.
+pub const NODE_STATE_CHANGED: &str = "NODE_STATE_CHANGED";
+/// The node still holds replicas.
+pub const NODE_NOT_EMPTY: &str = "NODE_NOT_EMPTY";
+/// The node was heard of: it is not lost.
+pub const NODE_IS_ALIVE: &str = "NODE_IS_ALIVE";
+/// The node is lost or was removed.
+pub const NODE_IS_GONE: &str = "NODE_IS_GONE";
+/// There is no such node.
+pub const NODE_UNKNOWN: &str = "NODE_UNKNOWN";
+/// The node takes no new replicas: it is not active.
+pub const NODE_TAKES_NO_REPLICAS: &str = "NODE_TAKES_NO_REPLICAS";
+/// Another replica of the shard is on that node.
+pub const NODE_HOLDS_REPLICA: &str = "NODE_HOLDS_REPLICA";
+/// A shard would have no replica left, and nobody accepted that.
+pub const DATA_LOSS_NOT_ACCEPTED: &str = "DATA_LOSS_NOT_ACCEPTED";
+/// Another move of the shard is under way, or this one is not done.
+pub const MOVE_UNDER_WAY: &str = "MOVE_UNDER_WAY";
+/// The move is not the one that the shard has now.
+pub const MOVE_MOVED_ON: &str = "MOVE_MOVED_ON";
+/// The group still has the replica.
+pub const REPLICA_IS_MEMBER: &str = "REPLICA_IS_MEMBER";
+/// The shard has no such replica.
+pub const REPLICA_UNKNOWN: &str = "REPLICA_UNKNOWN";
+/// There is no such shard.
+pub const SHARD_UNKNOWN: &str = "SHARD_UNKNOWN";
+/// The group of the shard was not seen yet.
+pub const GROUP_NOT_FORMED: &str = "GROUP_NOT_FORMED";
+/// The shard lives in another group.
+pub const GROUP_REPLACED: &str = "GROUP_REPLACED";
+/// What was decided was decided on an older record.
+pub const EPOCH_MOVED_ON: &str = "EPOCH_MOVED_ON";
+/// What was decided was decided on an older membership.
+pub const MEMBERSHIP_MOVED_ON: &str = "MEMBERSHIP_MOVED_ON";
+/// No permit has this token, or it has expired.
+pub const PERMIT_UNKNOWN: &str = "PERMIT_UNKNOWN";
+/// Without the node a shard would lose its quorum.
+pub const QUORUM_AT_RISK: &str = "QUORUM_AT_RISK";

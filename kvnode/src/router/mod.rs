@@ -291,7 +291,10 @@ fn keeper(request: &ReadRequest) -> Option<NodeId> {
     let pin = match request.read.as_ref()? {
         read_request::Read::Blob(blob) => blob.pin.as_ref(),
         read_request::Read::Unpin(unpin) => unpin.pin.as_ref(),
-        read_request::Read::Get(_) | read_request::Read::Scan(_) => None,
+        read_request::Read::Get(_)
+        | read_request::Read::Scan(_)
+        | read_request::Read::Meta(_)
+        | read_request::Read::Journal(_) => None,
     };
     pin.map(|pin| NodeId(pin.node_id))
 }

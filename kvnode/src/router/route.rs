@@ -79,12 +79,16 @@ pub enum Target {
 }
 
 /// Where a write goes: to the leader, as the local replica, the last refusal or the map knows it. When nobody knows it,
-/// to the others in turn: a replica that is cut off from its leader hears of it last.
+/// to the others in turn: a replica that is cut off from its leader hears of it last, and one that has left its group never.
 pub fn for_write(known: &Known<'_>) -> Target {
-    let told = match known.local {
+    let hint = known.hint.filter(|hint| *hint != known.me || known.local.is_none());
+    let told = match known.local.flatten() {
+        // It was asked in vain: what it said is newer than what the local replica knows, and its silence says enough.
+        Some(leader) if leader != known.me && was_last(known, leader) => {
+            hint.or(Some(leader).filter(|leader| !(known.silent)(*leader)))
+        }
         // A refusal by the local replica names the same leader: its own view is the newer one.
-        Some(leader) => leader.or(known.hint.filter(|hint| *hint != known.me)),
-        None => known.hint,
+        leader => leader.or(hint),
     };
     target(known, told.or_else(|| other_by_turn(known)))
 }
@@ -453,6 +457,21 @@ mod tests {
             for_write(&known(Some(Some(NodeId(2))), Some(NodeId(3)), &shard, 0)),
             Target::At(NodeId(2))
         );
+    }
+
+    #[test]
+    fn a_write_goes_past_a_local_replica_that_has_left_its_group_and_hears_of_no_new_leader() {
+        let shard = shared();
+        let stale = |hint| Known {
+            last: Some(Target::At(NodeId(2))),
+            ..known(Some(Some(NodeId(2))), hint, &shard, 1)
+        };
+        assert_eq!(for_write(&stale(Some(NodeId(3)))), Target::At(NodeId(3)), "who was asked knows better");
+        assert_eq!(for_write(&stale(Some(ME))), Target::At(NodeId(2)), "not here");
+        assert_eq!(for_write(&stale(None)), Target::At(NodeId(2)), "it may lead in a moment");
+        let silent = |node| node == NodeId(2);
+        let gone = Known { silent: &silent, ..stale(None) };
+        assert_eq!(for_write(&gone), Target::At(NodeId(3)), "it is gone");
     }
 
     #[test]

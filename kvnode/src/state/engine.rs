@@ -225,15 +225,26 @@ pub trait StateEngine: View + Send + Sync + 'static {
         Ok(0)
     }
 
-    /// Gives the space of deleted records back, piece by piece, and returns when all was gone through. For each piece
-    /// `spare_bytes` says how much may be written before anything becomes free; what needs more is passed over. `None`
-    /// ends the round. Blocks for as long as the store takes to be written anew. False: something was passed over.
+    /// Gives the space of deleted records back, in the whole store or `within` a range, piece by piece, and returns when all
+    /// was gone through. For each piece `spare_bytes` says how much may be written before anything becomes free; what needs
+    /// more is passed over. `None` ends the round. Blocks for as long as that part of the store takes to be written anew.
+    /// False: something was passed over.
     ///
     /// # Errors
     /// [`StateError::Engine`]: the device failed, and the node must stop.
-    fn reclaim(&self, spare_bytes: &dyn Fn() -> Option<u64>) -> Result<bool, StateError> {
-        let _ = spare_bytes;
+    fn reclaim(
+        &self,
+        within: Option<&Span>,
+        spare_bytes: &dyn Fn() -> Option<u64>,
+    ) -> Result<bool, StateError> {
+        let _ = (within, spare_bytes);
         Ok(true)
+    }
+
+    /// Bytes that each of these ranges has on disk, about; what was not flushed is in none of them. May read the disk. A
+    /// store without a disk has none.
+    fn disk_bytes(&self, spans: &[Span]) -> Vec<u64> {
+        vec![0; spans.len()]
     }
 
     /// Ends the compactions that run, and begins no more: before the store closes. Nothing may be flushed after it.

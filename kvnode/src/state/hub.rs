@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! open ─► machine(replica) for each group ─► raft applies, reader(replica) reads ─► close
-//!                └► stage_snapshot(replica) while one comes in     └► remove_replica when it is gone
+//!                └► stage_snapshot(replica) while one comes in     └► remove_replicas when they are gone
 //! ```
 //!
 //! One store, one apply thread, one flush coordinator for all groups. In simulation the store is in memory and all
@@ -19,12 +19,16 @@ use std::{
     },
 };
 
+use futures::{
+    FutureExt,
+    future::{self, BoxFuture},
+};
 use kv_proto::{
     disk::v1::{LogId, StoredMembership},
     peer::v1::{ReadRequest, ReadResponse, Refusal, read_request, read_response},
 };
 use kv_topology::{Generation, ReplicaId, ShardId};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::{
     Damage, Direction, Span, StateEngine, StateError,
@@ -109,8 +113,8 @@ pub(crate) struct Shared {
     pub(crate) outgoing: Arc<Semaphore>,
     incoming: Arc<Semaphore>,
     /// Held by a round that gives space back.
-    reclaiming: Arc<tokio::sync::Mutex<()>>,
-    closing: Arc<AtomicBool>,
+    pub(super) reclaiming: Arc<tokio::sync::Mutex<()>>,
+    pub(super) closing: Arc<AtomicBool>,
 }
 
 /// What is shared by everything that touches one replica.
@@ -124,6 +128,10 @@ pub(crate) struct ReplicaShared {
     pub(crate) memberships: Mutex<Vec<StoredMembership>>,
     /// The greatest generation that was given to a snapshot, or is in use.
     generation: AtomicU64,
+    /// Ready once its machine has ended.
+    pub(super) ended: future::Shared<BoxFuture<'static, ()>>,
+    /// Its state is being removed: what is read of it from now on is nobody's answer.
+    pub(super) removed: AtomicBool,
 }
 
 impl ReplicaShared {
@@ -134,7 +142,7 @@ impl ReplicaShared {
 
 /// The state store of a node.
 pub struct StateHub {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     /// Taken away by `close`.
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     replicas: Mutex<BTreeMap<ReplicaId, Arc<ReplicaShared>>>,
@@ -213,11 +221,11 @@ impl StateHub {
         jobs.as_ref().map_or(0, |jobs| JOBS_MAX.saturating_sub(jobs.capacity()))
     }
 
-    fn replicas(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Arc<ReplicaShared>>> {
+    pub(super) fn replicas(&self) -> MutexGuard<'_, BTreeMap<ReplicaId, Arc<ReplicaShared>>> {
         self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, replica: ReplicaId) -> Option<Arc<ReplicaShared>> {
+    pub(super) fn find(&self, replica: ReplicaId) -> Option<Arc<ReplicaShared>> {
         self.replicas().get(&replica).cloned()
     }
 
@@ -239,6 +247,7 @@ impl StateHub {
         if let (Some(observer), Some(meta)) = (&options.meta_observer, loaded.meta()) {
             observer(meta.clone());
         }
+        let (here, ended) = oneshot::channel();
         let shared = Arc::new(ReplicaShared {
             id: replica,
             shard,
@@ -246,12 +255,14 @@ impl StateHub {
             sending: Arc::default(),
             memberships: Mutex::new(loaded.record().membership.iter().cloned().collect()),
             generation: AtomicU64::new(current.0),
+            ended: ended.map(drop).boxed().shared(),
+            removed: AtomicBool::new(false),
             replica: Arc::new(Mutex::new(loaded)),
         });
         let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let jobs = jobs.ok_or_else(|| StateError::engine("open a replica", "the store is closed"))?;
         self.replicas().insert(replica, shared.clone());
-        Ok(StateMachine::new(self.shared.clone(), shared, jobs, options))
+        Ok(StateMachine::new(self.shared.clone(), shared, jobs, options, here))
     }
 
     /// Runs `work` where it may block, and waits for it.
@@ -303,54 +314,6 @@ impl StateHub {
         let generation = Generation(known.generation.fetch_add(1, Ordering::SeqCst) + 1);
         let (engine, workers) = (self.shared.engine.clone(), self.shared.workers.clone());
         Ok(SnapshotStage::new(engine, workers, permit, replica, generation))
-    }
-
-    /// Removes all that a replica has. Its machine must have ended. Returns when it is durable.
-    ///
-    /// # Errors
-    /// The store failed or stops.
-    pub async fn remove_replica(&self, replica: ReplicaId) -> io::Result<()> {
-        self.replicas().remove(&replica);
-        self.shared.pins.close_all_of(replica);
-        let engine = self.shared.engine.clone();
-        let removed = self
-            .shared
-            .workers
-            .blocking("remove a replica", move || {
-                engine.delete_range(keys::replica(replica)).and_then(|()| engine.flush())
-            })
-            .await?;
-        removed.map_err(io::Error::from)
-    }
-
-    /// Deletes that were written to the store up to now; see [`StateEngine::deletes`].
-    pub fn deletes(&self) -> u64 {
-        self.shared.engine.deletes()
-    }
-
-    /// Gives the space of deleted records back; see [`StateEngine::reclaim`]. All is flushed first by who flushes for all
-    /// groups, so that the logs may be cut too. Takes as long as it takes to write the store anew, or until it closes.
-    ///
-    /// # Errors
-    /// The store failed, which the node was told, or stops, or there is no thread for it.
-    pub async fn reclaim(&self, spare_bytes: impl Fn() -> u64 + Send + 'static) -> io::Result<bool> {
-        let told = |error: &StateError| self.shared.hooks.tell(error);
-        let turn = self.shared.reclaiming.clone().lock_owned().await;
-        if self.shared.engine.unflushed_bytes().inspect_err(told)? > spare_bytes() {
-            return Ok(false);
-        }
-        self.flush().await?;
-        let (engine, closing) = (self.shared.engine.clone(), self.shared.closing.clone());
-        let round = move || {
-            // Until the thread has ended, whoever asked for it.
-            let _turn = turn;
-            engine.reclaim(&|| (!closing.load(Ordering::Relaxed)).then(&spare_bytes))
-        };
-        match self.shared.workers.blocking("reclaim", round).await? {
-            // Work that was cut off is no failure of the store.
-            Err(_) if self.shared.closing.load(Ordering::Relaxed) => Ok(false),
-            ended => Ok(ended.inspect_err(told)?),
-        }
     }
 
     /// Makes everything applied durable, now.
@@ -615,6 +578,13 @@ impl ReplicaReader {
     }
 
     pub(super) fn judge(&self, answer: Result<ReadResponse, StateError>) -> ReadResponse {
+        // Looked at after the read: its moment was before the removal when nothing is being removed yet.
+        if self.replica.removed.load(Ordering::Acquire) {
+            let shard = self.replica.shard;
+            let message = format!("the replica of shard {shard} has left this node");
+            let refused = crate::refusal::not_applied(crate::refusal::NO_REPLICA, message);
+            return ReadResponse { context: None, read: Some(read_response::Read::Refusal(refused)) };
+        }
         answer.unwrap_or_else(|error| {
             self.shared.hooks.tell(&error);
             let refusal = match error {

@@ -6,6 +6,7 @@
 //! r · 0 · 0 · REPLICA                        ReplicaRecord: current generation, applied id, membership
 //! r · g · 0 · GROUP                          GroupRecord: revision, log time, slots
 //! r · g · 0 · META                           MetaRecord, in the meta group only
+//! r · g · 0 · JOURNAL · sequence 8 B         JournalEntry, in the meta group only
 //! r · g · 0 · UPLOAD  · upload id 16 B       UploadRecord
 //! r · g · 0 · SESSION · session id 8 B · block 8 B   SessionRecord
 //! r · g · k · KEY     · the key's bytes      KeyRecord
@@ -48,6 +49,8 @@ pub enum Kind {
     Group = 0x10,
     /// The meta group's state.
     Meta = 0x11,
+    /// What the meta group did: an entry of its journal.
+    Journal = 0x12,
     /// An upload that goes on.
     Upload = 0x20,
     /// A block of a session.
@@ -64,6 +67,7 @@ impl Kind {
             0x01 => Self::Replica,
             0x10 => Self::Group,
             0x11 => Self::Meta,
+            0x12 => Self::Journal,
             0x20 => Self::Upload,
             0x28 => Self::Session,
             0x30 => Self::Key,
@@ -104,6 +108,20 @@ impl Scope {
     /// The meta group's state.
     pub fn meta(self) -> Vec<u8> {
         self.name(OF_THE_GROUP, Kind::Meta, &[])
+    }
+
+    /// An entry of the journal.
+    pub fn journal(self, sequence: u64) -> Vec<u8> {
+        self.name(OF_THE_GROUP, Kind::Journal, &sequence.to_be_bytes())
+    }
+
+    /// The entries of the journal before `before`, in the order of their sequences; 0: all of them.
+    pub fn journal_before(self, before: u64) -> Span {
+        let mut span = self.kind(OF_THE_GROUP, Kind::Journal);
+        if before != 0 {
+            span.end = self.journal(before);
+        }
+        span
     }
 
     /// An upload.
@@ -257,7 +275,7 @@ impl<'a> Name<'a> {
     pub fn upload_id(&self) -> Option<UploadId> {
         match self.kind {
             Kind::Upload | Kind::Chunk => self.key.first_chunk().copied(),
-            Kind::Replica | Kind::Group | Kind::Meta | Kind::Session | Kind::Key => None,
+            Kind::Replica | Kind::Group | Kind::Meta | Kind::Journal | Kind::Session | Kind::Key => None,
         }
     }
 }
@@ -280,6 +298,10 @@ mod tests {
             (replica_record(ReplicaId(0x0102)), "0000000000000102000000000000000000000000".to_owned() + "01"),
             (scope.group(), "0000000000000102000000000000000300000000".to_owned() + "10"),
             (scope.meta(), "0000000000000102000000000000000300000000".to_owned() + "11"),
+            (
+                scope.journal(0x0405),
+                "0000000000000102000000000000000300000000".to_owned() + "12" + "0000000000000405",
+            ),
             (
                 scope.upload(&upload),
                 "0000000000000102000000000000000300000000".to_owned() + "20" + &"ab".repeat(16),
@@ -344,6 +366,15 @@ mod tests {
             let chunk = one.chunk(KeyspaceId(keyspace), &upload, number);
             prop_assert!(one.chunks(KeyspaceId(keyspace), &upload, 0).contains(&chunk));
             prop_assert!(!one.keys(KeyspaceId(keyspace), &[], &[]).contains(&chunk));
+        }
+
+        #[test]
+        fn the_journal_lies_in_the_order_of_its_sequences(scope in scope(), one: u64, other in 1..u64::MAX) {
+            let name = scope.journal(one);
+            prop_assert_eq!(name.cmp(&scope.journal(other)), one.cmp(&other));
+            prop_assert!(scope.journal_before(0).contains(&name) && scope.span().contains(&name));
+            prop_assert_eq!(scope.journal_before(other).contains(&name), one < other);
+            prop_assert!(!scope.journal_before(0).contains(&scope.meta()));
         }
 
         #[test]

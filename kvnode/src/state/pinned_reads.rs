@@ -55,7 +55,7 @@ impl ReplicaReader {
                 let done = Some(read_response::Read::Done(Done {}));
                 Some(std::future::ready(ReadResponse { context: Some(context), read: done }).boxed())
             }
-            Read::Get(_) | Read::Scan(_) => None,
+            Read::Get(_) | Read::Scan(_) | Read::Meta(_) | Read::Journal(_) => None,
         }
     }
 
@@ -97,7 +97,9 @@ impl Drop for Unheard {
 pub(super) fn wanted_pin(request: &ReadRequest) -> Option<PinId> {
     match request.read.as_ref()? {
         Read::Get(GetKeys { keys, pin_id, .. }) if keys.len() == 1 => PinId::try_from(pin_id.as_ref()).ok(),
-        Read::Get(_) | Read::Scan(_) | Read::Blob(_) | Read::Unpin(_) => None,
+        Read::Get(_) | Read::Scan(_) | Read::Blob(_) | Read::Unpin(_) | Read::Meta(_) | Read::Journal(_) => {
+            None
+        }
     }
 }
 

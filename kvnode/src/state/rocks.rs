@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use kv_topology::ReplicaId;
 use rocksdb::{
-    DB, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, ReadOptions,
+    DB, DBRawIterator, ErrorKind, IngestExternalFileOptions, LiveFile, Options, Range, ReadOptions,
     SnapshotWithThreadMode, SstFileWriter, WriteBatch,
     properties::{BACKGROUND_ERRORS, CUR_SIZE_ALL_MEM_TABLES},
 };
@@ -25,7 +25,7 @@ use super::{
     error::StateError,
     keys,
     options::{MemoryBudget, StateOptions},
-    reclaim::{TableInfo, next_piece},
+    reclaim::{Piece, TableInfo, next_piece},
     snapshot::table::{StagedFile, Table, TableSink},
 };
 use crate::data_dir::{database, small_file::sync_folder};
@@ -359,22 +359,35 @@ impl StateEngine for RocksEngine {
         Ok(bytes.map_err(|error| StateError::engine("look at memory", error))?.unwrap_or(0))
     }
 
-    fn reclaim(&self, spare_bytes: &dyn Fn() -> Option<u64>) -> Result<bool, StateError> {
+    fn reclaim(
+        &self,
+        within: Option<&Span>,
+        spare_bytes: &dyn Fn() -> Option<u64>,
+    ) -> Result<bool, StateError> {
         // Deletes in memory are in no table yet, and those of whole replicas and generations wait for no flush.
         self.flush()?;
-        let (mut from, mut whole) = (Vec::new(), true);
+        let end = within.map(|span| &span.end);
+        let (mut from, mut whole) = (within.map_or_else(Vec::new, |span| span.start.clone()), true);
         loop {
             let Some(spare_bytes) = spare_bytes() else { return Ok(false) };
-            let Some(piece) = next_piece(&self.tables()?, &from, spare_bytes) else { return Ok(whole) };
+            let piece = next_piece(&self.tables()?, &from, spare_bytes);
+            let inside = |piece: &Piece| end.is_none_or(|end| piece.first < *end);
+            let Some(piece) = piece.filter(inside) else { return Ok(whole) };
             whole &= piece.fits;
             if piece.fits {
-                let (first, last) = (Some(&piece.first), Some(&piece.last));
-                self.database.compact_range_opt(first, last, &StateOptions::reclaim());
+                // A piece ends where a table does, which may be in what others have.
+                let last = end.map_or(&piece.last, |end| end.min(&piece.last));
+                self.database.compact_range_opt(Some(&piece.first), Some(last), &StateOptions::reclaim());
                 // It does not say itself whether it failed.
                 self.check_health()?;
             }
             from = piece.after();
         }
+    }
+
+    fn disk_bytes(&self, spans: &[Span]) -> Vec<u64> {
+        let ranges: Vec<Range<'_>> = spans.iter().map(|span| Range::new(&span.start, &span.end)).collect();
+        self.database.get_approximate_sizes(&ranges)
     }
 
     fn end_compactions(&self) {

@@ -349,9 +349,17 @@ impl<E: StateEngine> StateEngine for WriteBehind<E> {
         Ok(self.below.unflushed_bytes()? + gathered)
     }
 
-    fn reclaim(&self, spare_bytes: &dyn Fn() -> Option<u64>) -> Result<bool, StateError> {
+    fn reclaim(
+        &self,
+        within: Option<&Span>,
+        spare_bytes: &dyn Fn() -> Option<u64>,
+    ) -> Result<bool, StateError> {
         self.settled(|| Ok(()))?;
-        self.below.reclaim(spare_bytes)
+        self.below.reclaim(within, spare_bytes)
+    }
+
+    fn disk_bytes(&self, spans: &[Span]) -> Vec<u64> {
+        self.below.disk_bytes(spans)
     }
 
     fn end_compactions(&self) {

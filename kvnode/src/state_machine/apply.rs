@@ -17,13 +17,14 @@ use prost::Message;
 use super::{
     delete,
     heads::Heads,
+    journal,
     overlay::Overlay,
-    put, range, refusal, replay,
+    put, range, recovered, refusal, replay,
     sessions::{Sessions, Stamp, Verdict},
     slots, txn, upload, validate, value,
 };
 use crate::{
-    meta::machine,
+    meta::machine::{self, Applied},
     state::{
         StateError,
         keys::{SCOPE_BYTES, Scope, UploadId},
@@ -272,6 +273,7 @@ fn dispatch(
             step.sessions.close(close.session_id)?;
             Ok(outcome::Result::Done(peer::Done {}))
         }
+        operation::Kind::Recovered(recovered) => recovered::recovered(step, *recovered),
         operation::Kind::Meta(command) => meta(step, command),
     }
 }
@@ -290,9 +292,20 @@ fn open_session(step: &mut Step<'_, '_>, open: &OpenSession) -> Result<outcome::
 fn meta(step: &mut Step<'_, '_>, command: &MetaCommand) -> Result<outcome::Result, Rejection> {
     let Some(record) = step.meta.as_deref_mut() else { return Err(refusal::not_meta().into()) };
     let mut changed = record.clone();
-    let outcome = machine::apply(&mut changed, command)?;
+    let Applied { outcome, journal } = machine::apply(&mut changed, command, step.group.log_time_ms)?;
     *record = changed;
+    if let Some(entry) = journal {
+        journal::keep(step.overlay, step.scope, &entry);
+    }
     Ok(outcome::Result::Meta(outcome))
+}
+
+/// What expires in the meta group does so in log time, which every proposal brings, before the proposal's commands.
+pub(crate) fn expire_permits(step: &mut Step<'_, '_>) {
+    let Some(record) = step.meta.as_deref_mut() else { return };
+    for entry in machine::expire(record, step.group.log_time_ms) {
+        journal::keep(step.overlay, step.scope, &entry);
+    }
 }
 
 /// The group's record before its first entry: an empty shard is at revision 1.

@@ -40,3 +40,7 @@ pub const READ_BYTES_MAX: usize = 3 << 20;
 pub const PAGE_BYTES_MAX: u64 = 1 << 20;
 /// Most keys that one page visits, so that a count of a large shard does not hold a view for long.
 pub const PAGE_KEYS_MAX: u64 = 50_000;
+/// Entries of the meta group's journal that are kept.
+pub const JOURNAL_ENTRIES_KEPT: u64 = 10_000;
+/// Most entries of a page of the journal, whatever is asked for.
+pub const JOURNAL_PAGE_ENTRIES_MAX: usize = 1_000;

@@ -12,6 +12,7 @@
 pub mod apply;
 mod delete;
 pub mod heads;
+pub mod journal;
 pub mod limits;
 pub mod overlay;
 mod precondition;
@@ -21,6 +22,7 @@ pub mod raft;
 mod range;
 pub mod reads;
 pub mod record;
+pub mod recovered;
 pub(crate) mod refusal;
 mod replay;
 pub mod replica;

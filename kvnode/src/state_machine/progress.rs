@@ -29,6 +29,7 @@ pub struct Progress {
     owns_slots: AtomicBool,
     sessions: AtomicUsize,
     session_outcomes: AtomicUsize,
+    applied_bytes: AtomicU64,
 }
 
 impl Progress {
@@ -41,6 +42,7 @@ impl Progress {
             owns_slots: AtomicBool::new(false),
             sessions: AtomicUsize::new(0),
             session_outcomes: AtomicUsize::new(0),
+            applied_bytes: AtomicU64::new(0),
         }
     }
 
@@ -74,6 +76,16 @@ impl Progress {
     /// Sessions of the shard, and outcomes that they keep.
     pub fn sessions(&self) -> (usize, usize) {
         (self.sessions.load(Acquire), self.session_outcomes.load(Acquire))
+    }
+
+    /// Bytes of the entries that were applied since the start.
+    pub fn applied_bytes(&self) -> u64 {
+        self.applied_bytes.load(Acquire)
+    }
+
+    /// Entries of so many bytes were applied.
+    pub fn count_bytes(&self, bytes: usize) {
+        self.applied_bytes.fetch_add(bytes as u64, Release);
     }
 
     /// What `replica` has can be read; as [`Self::tell`].

@@ -75,6 +75,8 @@ pub struct StateMachine<D> {
     durability: D,
     retention: Retention,
     observer: Option<MetaObserver>,
+    /// Dropped with it: who waits for its end is told.
+    _here: oneshot::Sender<()>,
 }
 
 impl<D> fmt::Debug for StateMachine<D> {
@@ -117,9 +119,10 @@ impl<D: Durability> StateMachine<D> {
         replica: Arc<ReplicaShared>,
         jobs: mpsc::Sender<Job>,
         options: MachineOptions<D>,
+        here: oneshot::Sender<()>,
     ) -> Self {
         let MachineOptions { durability, retention, meta_observer: observer } = options;
-        Self { shared, replica, jobs, durability, retention, observer }
+        Self { shared, replica, jobs, durability, retention, observer, _here: here }
     }
 
     /// Waits for the log, then for the apply thread.

@@ -7,20 +7,21 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use kv_proto::{
-    disk::v1::{ChunkRecord, GroupRecord, KeyRecord, UploadRecord, key_record},
+    disk::v1::{ChunkRecord, GroupRecord, KeyRecord, MetaRecord, UploadRecord, key_record},
     kv::v1::KeyValue,
     peer::v1::{
-        BlobChunks, Done, GetKeys, GetOutcome, GotKeys, ReadBlob, ReadRequest, ReadResponse, Refusal,
-        ReplyContext, ScanPage, ScannedPage, read_request, read_response,
+        BlobChunks, Done, GetKeys, GetOutcome, GotKeys, JournalEntries, JournalPage, ReadBlob, ReadRequest,
+        ReadResponse, Refusal, ReplyContext, ScanPage, ScannedPage, read_request, read_response,
     },
 };
 use kv_topology::{Generation, KeyspaceId, ReplicaId, ShardId};
 use prost::Message;
 
 use super::{
+    journal,
     limits::{PAGE_BYTES_MAX, PAGE_KEYS_MAX, READ_BYTES_MAX},
     refusal,
-    replica::{read_group, read_record},
+    replica::{read_group, read_meta, read_record},
     slots, value,
 };
 use crate::state::{
@@ -89,6 +90,8 @@ impl<'a> Reader<'a> {
                 self.scan(keyspace, page).map(read_response::Read::Scan).map_err(Rejection::Failed)
             }
             Some(read_request::Read::Blob(blob)) => self.blob(keyspace, blob).map(read_response::Read::Blob),
+            Some(read_request::Read::Meta(_)) => self.meta().map(read_response::Read::Meta),
+            Some(read_request::Read::Journal(page)) => self.journal(page).map(read_response::Read::Journal),
             // This moment needs nobody to let go of it.
             Some(read_request::Read::Unpin(_)) => Ok(read_response::Read::Done(Done {})),
             None => Err(refusal::invalid("read", "is not known").into()),
@@ -117,6 +120,22 @@ impl<'a> Reader<'a> {
             ControlFlow::Break(())
         })?;
         Ok(found)
+    }
+
+    /// The meta group's whole state.
+    fn meta(&self) -> Result<MetaRecord, Rejection> {
+        self.check_meta()?;
+        Ok(read_meta(self.view, self.scope)?)
+    }
+
+    /// A page of the meta group's journal.
+    fn journal(&self, page: &JournalPage) -> Result<JournalEntries, Rejection> {
+        self.check_meta()?;
+        Ok(journal::page(self.view, self.scope, page)?)
+    }
+
+    fn check_meta(&self) -> Result<(), Refusal> {
+        if ShardId(self.group.shard_id).is_meta() { Ok(()) } else { Err(refusal::not_meta()) }
     }
 
     fn key(&self, keyspace: KeyspaceId, key: &[u8]) -> Result<Option<KeyRecord>, StateError> {

@@ -47,6 +47,7 @@ pub(crate) fn result(kind: &Kind, stored: &StoredOutcome) -> Result<outcome::Res
         | Kind::Tick(_)
         | Kind::OpenSession(_)
         | Kind::CloseSession(_)
+        | Kind::Recovered(_)
         | Kind::Meta(_) => return Err(refusal::invalid("session_id", "not for operations of this kind")),
     })
 }

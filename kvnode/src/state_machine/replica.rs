@@ -103,6 +103,16 @@ pub fn read_group(view: &dyn View, scope: Scope, shard: ShardId) -> Result<Group
     }
 }
 
+/// Reads the meta group's state; an empty one when there is none.
+///
+/// # Errors
+/// Damage, and failures of the store.
+pub fn read_meta(view: &dyn View, scope: Scope) -> Result<MetaRecord, StateError> {
+    let bytes = view.get(&scope.meta())?;
+    let record = bytes.map(|bytes| value::decode(scope.replica, "the meta record", bytes)).transpose()?;
+    Ok(record.unwrap_or_default())
+}
+
 impl Replica {
     /// Reads a replica's records; those of an empty one when there are none.
     ///
@@ -122,14 +132,7 @@ impl Replica {
                 format!("it holds shard {}, not {}", group.shard_id, shard.0),
             ));
         }
-        let meta = if shard.is_meta() {
-            let bytes = view.get(&scope.meta())?;
-            let record: Option<MetaRecord> =
-                bytes.map(|bytes| value::decode(id, "the meta record", bytes)).transpose()?;
-            Some(Arc::new(record.unwrap_or_default()))
-        } else {
-            None
-        };
+        let meta = if shard.is_meta() { Some(Arc::new(read_meta(view, scope)?)) } else { None };
         let sessions = session_store::load(view, scope, shard)?;
         Ok(Self {
             id,
@@ -261,6 +264,7 @@ impl Replica {
             overlay,
             heads: &mut self.heads,
         };
+        apply::expire_permits(&mut step);
         let mut outcomes = Vec::with_capacity(proposal.operations.len());
         for operation in &proposal.operations {
             outcomes.push(apply::apply(&mut step, operation, id.index, id.term)?);

@@ -103,7 +103,7 @@ pub(crate) fn check_shape(kind: &Kind) -> Result<(), Refusal> {
             }
             Ok(())
         }
-        Kind::Tick(_) | Kind::CloseSession(_) | Kind::Meta(_) => Ok(()),
+        Kind::Tick(_) | Kind::CloseSession(_) | Kind::Recovered(_) | Kind::Meta(_) => Ok(()),
     }
 }
 
@@ -134,6 +134,7 @@ pub(crate) fn damaged(kind: &Kind) -> Option<&'static str> {
         | Kind::Tick(_)
         | Kind::OpenSession(_)
         | Kind::CloseSession(_)
+        | Kind::Recovered(_)
         | Kind::Meta(_) => None,
     }
 }

@@ -109,6 +109,7 @@ fn write(engine: &dyn StateEngine, jobs: Vec<Job>) -> Result<(Vec<Applied>, u64)
 
 /// Adds a job's changes to the batch. `Err(None)`: the job failed and was told so; `Err(Some)`: the node must stop.
 fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Applied, Option<StateError>> {
+    let bytes = job.bytes();
     let Job { replica, entries, observer, progress, done, id: _ } = job;
     let mut overlay = Overlay::new(engine);
     let (mut answers, mut sessions) = (Vec::new(), Tally::default());
@@ -131,6 +132,7 @@ fn apply_job(engine: &dyn StateEngine, job: Job, batch: &mut Batch) -> Result<Ap
     match result {
         Ok(()) => {
             batch.changes.append(&mut overlay.into_batch().changes);
+            progress.count_bytes(bytes);
             Ok(Applied { replica, answers, observer, progress, sessions, done })
         }
         Err(ApplyError::State(error)) if error.ends_node() => Err(Some(error)),

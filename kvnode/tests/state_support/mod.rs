@@ -138,13 +138,18 @@ pub struct Driven {
     pub engine: Arc<dyn StateEngine>,
     pub replica: Arc<Mutex<Replica>>,
     id: ReplicaId,
+    shard: ShardId,
 }
 
 impl Driven {
     pub fn open(engine: Arc<dyn StateEngine>, id: ReplicaId) -> Result<Self, StateError> {
-        let replica = with_view(engine.as_ref(), |view| Replica::load(view, id, SHARD))?;
+        Self::of_shard(engine, id, SHARD)
+    }
+
+    pub fn of_shard(engine: Arc<dyn StateEngine>, id: ReplicaId, shard: ShardId) -> Result<Self, StateError> {
+        let replica = with_view(engine.as_ref(), |view| Replica::load(view, id, shard))?;
         let replica = replica.with_heads(HeadBudget::new(HEAD_BYTES));
-        Ok(Self { engine, replica: Arc::new(Mutex::new(replica)), id })
+        Ok(Self { engine, replica: Arc::new(Mutex::new(replica)), id, shard })
     }
 
     pub fn applied(&self) -> Option<u64> {
@@ -188,8 +193,8 @@ impl Driven {
     }
 
     pub fn try_read(&self, read: read_request::Read) -> Result<ReadResponse, StateError> {
-        let request = ReadRequest { shard_id: SHARD.0, read: Some(read), ..ReadRequest::default() };
-        with_view(self.engine.as_ref(), |view| Reader::new(view, self.id, SHARD)?.read(&request))
+        let request = ReadRequest { shard_id: self.shard.0, read: Some(read), ..ReadRequest::default() };
+        with_view(self.engine.as_ref(), |view| Reader::new(view, self.id, self.shard)?.read(&request))
     }
 
     pub fn read(&self, read: read_request::Read) -> read_response::Read {

@@ -1,10 +1,16 @@
 use std::sync::Mutex;
 
+use kv_proto::disk::v1 as disk;
 use proptest::prelude::*;
 use tokio::sync::Notify;
 
 use super::*;
 use crate::meta::world::World;
+
+mod bad_days;
+
+/// What the clock of the model shows, always.
+const UNIX_MS: u64 = 1_700_000_000_000;
 
 /// The world behind unreliable calls.
 struct Model {
@@ -56,6 +62,8 @@ impl Hands for Model {
     }
 
     async fn propose(&self, command: MetaCommand, _: Instant) -> Result<MetaOutcome, Refusal> {
+        assert!(command.actor.starts_with("controller at n"), "{command:?}");
+        assert!(!command.reason.is_empty() && command.unix_ms == UNIX_MS, "{command:?}");
         self.call(|world| world.propose(&command)).await
     }
 
@@ -70,6 +78,18 @@ impl Hands for Model {
 
     fn heard_recently(&self, node: NodeId) -> bool {
         self.world.lock().unwrap().is_up(node.0)
+    }
+
+    fn disk_is_low(&self, node: NodeId) -> bool {
+        self.world.lock().unwrap().full.contains(&node.0)
+    }
+
+    fn me(&self) -> NodeId {
+        NodeId(self.world.lock().unwrap().leader_node(0).unwrap_or(1))
+    }
+
+    fn unix_ms(&self) -> u64 {
+        UNIX_MS
     }
 
     async fn changed(&self) {
@@ -121,6 +141,28 @@ async fn a_change_wakes_it_and_rest_costs_little() {
     model.changed.notify_waiters();
     assert!(tokio::time::timeout(Duration::from_millis(500), &mut run).await.is_err());
     assert_eq!(voters(&model), [3; 3], "within half a second of the change");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_step_that_nobody_needs_any_more_wakes_nobody() {
+    let model = Model::new(World::founded(2, 3), Vec::new());
+    let controller = Controller::new(Arc::clone(&model), Pace::default(), 1);
+    let run = controller.run();
+    tokio::pin!(run);
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut run).await.is_err());
+    // A step is asked of it: the answer is lost, and somebody else does it meanwhile.
+    model.world.lock().unwrap().register(2);
+    let lost = [Fault::RequestLost].into_iter().chain(vec![Fault::None; 5]).collect();
+    *model.faults.lock().unwrap() = lost;
+    model.changed.notify_waiters();
+    assert!(tokio::time::timeout(Duration::from_millis(20), &mut run).await.is_err());
+    let (joining, active) = (disk::NodeState::Joining, disk::NodeState::Active);
+    model.world.lock().unwrap().set_state(2, joining, active).unwrap();
+    model.world.lock().unwrap().down.insert(2);
+    let before = *model.calls.lock().unwrap();
+    assert!(tokio::time::timeout(Duration::from_secs(60), &mut run).await.is_err());
+    let calls = *model.calls.lock().unwrap() - before;
+    assert!(calls <= 62 * 5, "{calls} calls in a minute of rest");
 }
 
 #[tokio::test(start_paused = true)]

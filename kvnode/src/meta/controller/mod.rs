@@ -1,40 +1,37 @@
 //! The thin shell around the planner: runs at every node, acts only while this node leads the meta group.
 //!
-//! A round: read the record linearizably → ask each group's leader to describe it → plan → take the steps. A round that
-//! achieved something is followed by the next; otherwise the loop sleeps until something changed or the slow tick.
-//! Nothing is remembered that a new controller could not find out again, so it may die between any two calls; what
-//! two controllers do at once (the older one does not know yet that it lost the lead) is harmless, because every step
-//! names what it was decided on.
+//! A round: read the record linearizably → ask each group's leader to describe it, and each node itself → plan → take the
+//! steps. A round that achieved something is followed by the next; otherwise the loop sleeps until something changed or the
+//! slow tick. Nothing is remembered that a new controller could not find out again, so it may die between any two calls;
+//! what two controllers do at once (the older one does not know yet that it lost the lead) is harmless, because every step
+//! names what it was decided on. Voters change only while the record says that they are about to.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    future::Future,
-    sync::Arc,
-    time::Duration,
-};
+mod look;
+mod memory;
+mod tries;
+
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use kv_proto::{
-    disk::v1::{self as disk, MetaCommand, MetaRecord, ShardRecord},
+    disk::v1::{MetaCommand, MetaRecord, meta_command::Command},
     peer::v1::{
-        ControlRequest, ControlResponse, DescribeGroup, DescribeNode, GroupDescription, MetaOutcome, Refusal,
-        control_request::Request, control_response::Response, refusal::Kind,
+        ControlRequest, ControlResponse, MetaOutcome, Refusal, control_request::Request,
+        control_response::Response, refusal::Kind,
     },
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::{memory::Memory, tries::Tries};
 use super::{
-    planner::{self, Action, Expectation, Planned, Seen},
-    view::{placements, some_node},
+    planner::{self, Action, Expectation, MAX_STEPS, Patience, Planned, Subject},
+    view::some_node,
 };
 use crate::refusal;
 
 /// Calls under way at once: a few groups for each of a handful of nodes.
 const CALLS_AT_ONCE: usize = 16;
-
-/// Nodes asked for one group in one round: its last leader, the one that a refusal hints at, and another.
-const ASKED_PER_GROUP: usize = 4;
 
 /// What the controller can do. The node implements it; tests do with a model.
 pub trait Hands: Send + Sync + 'static {
@@ -68,6 +65,12 @@ pub trait Hands: Send + Sync + 'static {
         false
     }
 
+    /// This node.
+    fn me(&self) -> NodeId;
+
+    /// Milliseconds since 1970 by the clock of this node. For the journal: nothing is decided by it.
+    fn unix_ms(&self) -> u64;
+
     /// Returns when the lead of the meta group, the record or the set of nodes heard of has changed since the last call.
     /// May be dropped at any time.
     fn changed(&self) -> impl Future<Output = ()> + Send;
@@ -82,7 +85,9 @@ pub struct Pace {
     pub rest: Duration,
     /// Between rounds when nothing changes.
     pub tick: Duration,
-    /// Before a shard's step is tried again after its first failure; doubles with each.
+    /// Between rounds when nothing changes and something is being waited for, like a replica that catches up.
+    pub watch: Duration,
+    /// Before a step is tried again after its first failure; doubles with each.
     pub first_retry: Duration,
     /// The longest wait before a retry.
     pub last_retry: Duration,
@@ -90,6 +95,15 @@ pub struct Pace {
     pub repeat: Duration,
     /// For this long the data groups wait for all expected nodes; afterwards for the replication factor.
     pub patience: Duration,
+    /// A move is given up when its target is silent for so long.
+    pub target_silence: Duration,
+    /// A move is given up when its new replica lags and comes no further for so long. What a snapshot takes comes on top.
+    pub target_stall: Duration,
+    /// For so long a target that was given up is not chosen again for the same shard, unless there is no other.
+    pub target_pause: Duration,
+    /// A change of voters that did not happen is ended when its group was not asked for it for so long: longer than a
+    /// request lives.
+    pub change: Duration,
 }
 
 impl Default for Pace {
@@ -98,10 +112,15 @@ impl Default for Pace {
             call: Duration::from_secs(2),
             rest: Duration::from_millis(50),
             tick: Duration::from_secs(2),
+            watch: Duration::from_secs(1),
             first_retry: Duration::from_millis(200),
             last_retry: Duration::from_secs(15),
             repeat: Duration::from_secs(5),
             patience: Duration::from_secs(10),
+            target_silence: Duration::from_secs(30),
+            target_stall: Duration::from_secs(120),
+            target_pause: Duration::from_secs(300),
+            change: Duration::from_secs(10),
         }
     }
 }
@@ -112,52 +131,43 @@ pub struct Controller<H> {
     pace: Pace,
     /// Nodes of the static start; 1 for a node bootstrapped alone.
     expected_nodes: usize,
-    led_since: Option<Instant>,
-    created: BTreeSet<ReplicaId>,
-    lost: BTreeSet<ReplicaId>,
-    formed: BTreeSet<GroupId>,
-    leaders: BTreeMap<GroupId, NodeId>,
-    tried: BTreeMap<ShardId, Tried>,
+    memory: Memory,
+    tries: Tries,
 }
 
-/// The last step of a shard.
-struct Tried {
-    action: Action,
-    failures: u32,
-    not_before: Instant,
+/// What came of a round.
+enum Round {
+    /// A step was taken with success: another one may follow from it.
+    Achieved,
+    /// Something is not as wished, and nothing can be done now.
+    Waits,
+    /// Nothing is to do.
+    Idle,
 }
 
 impl<H: Hands> Controller<H> {
     /// A controller that does nothing until [`Controller::run`].
     pub fn new(hands: Arc<H>, pace: Pace, expected_nodes: usize) -> Self {
-        Self {
-            hands,
-            pace,
-            expected_nodes,
-            led_since: None,
-            created: BTreeSet::new(),
-            lost: BTreeSet::new(),
-            formed: BTreeSet::new(),
-            leaders: BTreeMap::new(),
-            tried: BTreeMap::new(),
-        }
+        Self { hands, pace, expected_nodes, memory: Memory::default(), tries: Tries::default() }
     }
 
     /// Runs until dropped.
     pub async fn run(mut self) {
         loop {
+            let mut tick = self.pace.tick;
             if self.hands.leads_meta() {
-                if self.round().await {
-                    continue;
+                match self.round().await {
+                    Round::Achieved => continue,
+                    Round::Waits => tick = self.pace.watch,
+                    Round::Idle => {}
                 }
             } else {
-                self.forget();
+                self.memory = Memory::default();
+                self.tries = Tries::default();
             }
             sleep(self.pace.rest).await;
-            let retry =
-                self.tried.values().filter(|tried| tried.failures > 0).map(|tried| tried.not_before).min();
-            let tick = Instant::now() + self.pace.tick;
-            let wake = retry.map_or(tick, |retry| retry.min(tick));
+            let tick = Instant::now() + tick;
+            let wake = self.tries.next().map_or(tick, |retry| retry.min(tick));
             tokio::select! {
                 biased;
                 () = self.hands.changed() => {}
@@ -166,140 +176,48 @@ impl<H: Hands> Controller<H> {
         }
     }
 
-    /// A later leadership finds the world changed.
-    fn forget(&mut self) {
-        self.led_since = None;
-        self.created.clear();
-        self.lost.clear();
-        self.formed.clear();
-        self.leaders.clear();
-        self.tried.clear();
-    }
-
-    /// One round. Whether a step was taken with success.
-    async fn round(&mut self) -> bool {
-        let now = Instant::now();
-        let led_since = *self.led_since.get_or_insert(now);
+    async fn round(&mut self) -> Round {
         let record = match self.within(|deadline| self.hands.record(deadline)).await {
             Ok(record) => record,
             Err(refusal) => {
                 tracing::debug!(reason = refusal.reason, "meta record not read");
-                return false;
+                return Round::Idle;
             }
         };
         let seen = self.look(&record).await;
-        let wait_for_all = led_since.elapsed() < self.pace.patience;
-        let plan = planner::plan(&record, &seen, Expectation { nodes: self.expected_nodes, wait_for_all });
-        for (shard, reason) in &plan.waits {
-            tracing::debug!(shard = shard.0, reason, "waiting");
-        }
-        self.take(plan.steps).await
-    }
-
-    /// What the groups' leaders say, and who is there.
-    async fn look(&mut self, record: &MetaRecord) -> Seen {
         let now = Instant::now();
-        let nodes = record.nodes.iter().map(|node| NodeId(node.node_id));
-        let heard: BTreeSet<NodeId> = nodes.filter(|node| self.hands.heard_recently(*node)).collect();
-        let full = heard.iter().copied().filter(|node| self.hands.disk_is_low(*node)).collect();
-        // Boxed: a stream of borrowed closures is not `Send` enough for the spawner.
-        let mut questions: Vec<BoxFuture<'_, Option<(GroupId, NodeId, GroupDescription)>>> = Vec::new();
-        for shard in &record.shards {
-            let created =
-                |placement: &disk::ReplicaPlacement| self.created.contains(&ReplicaId(placement.replica_id));
-            if shard.observed.is_some() || shard.shard_id == 0 || shard.replicas.iter().any(created) {
-                questions.push(self.describe(shard, &heard).boxed());
-            }
-        }
-        let asked = stream::iter(questions).buffered(CALLS_AT_ONCE).collect::<Vec<_>>();
-        let (answers, stopping) = tokio::join!(asked, self.stopping(&heard));
-        let found: Vec<_> = answers.into_iter().flatten().collect();
-        let mut groups = BTreeMap::new();
-        for (group, node, description) in found {
-            self.leaders.insert(group, node);
-            groups.insert(group, description);
-        }
-        let held = |(shard, tried): (&ShardId, &Tried)| {
-            (tried.failures > 0 && tried.not_before > now).then_some(*shard)
+        let wait_for_all = self.memory.watched(now) < self.pace.patience;
+        let expectation = Expectation { nodes: self.expected_nodes, wait_for_all };
+        let patience = Patience {
+            target_silence: self.pace.target_silence,
+            target_stall: self.pace.target_stall,
+            change: self.pace.change,
         };
-        Seen {
-            groups,
-            created: self.created.clone(),
-            lost: self.lost.clone(),
-            formed: self.formed.clone(),
-            heard,
-            full,
-            stopping,
-            held: self.tried.iter().filter_map(held).collect(),
+        let plan = planner::plan(&record, &seen, expectation, patience);
+        for (subject, reason) in &plan.waits {
+            tracing::debug!(%subject, reason, "waiting");
+        }
+        self.tries.forget_needless(&plan.steps, now);
+        if self.take(plan.steps).await {
+            Round::Achieved
+        } else if plan.waits.is_empty() {
+            Round::Idle
+        } else {
+            Round::Waits
         }
     }
 
-    /// Which of the nodes say that they are stopping.
-    async fn stopping(&self, nodes: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-        let mut questions: Vec<BoxFuture<'_, Option<NodeId>>> = Vec::new();
-        for node in nodes.iter().copied() {
-            let question = async move {
-                match self.ask(node, Request::DescribeNode(DescribeNode {})).await {
-                    Ok(Response::Node(described)) => described.stopping.then_some(node),
-                    Ok(_) | Err(_) => None,
-                }
-            };
-            questions.push(question.boxed());
-        }
-        stream::iter(questions).buffered(CALLS_AT_ONCE).filter_map(std::future::ready).collect().await
-    }
-
-    /// Finds the leader of a group and lets it describe the group.
-    async fn describe(
-        &self,
-        shard: &ShardRecord,
-        heard: &BTreeSet<NodeId>,
-    ) -> Option<(GroupId, NodeId, GroupDescription)> {
-        let group = GroupId(shard.group_id);
-        let holders = placements(shard).into_iter().map(|placement| placement.node);
-        let mut open: Vec<NodeId> = self
-            .leaders
-            .get(&group)
-            .copied()
-            .into_iter()
-            .chain(some_node(shard.preferred_leader_node_id))
-            .chain(holders)
-            .filter(|node| heard.contains(node))
-            .rev()
-            .collect();
-        let mut asked = BTreeSet::new();
-        while let Some(node) = open.pop() {
-            if asked.len() == ASKED_PER_GROUP {
-                break;
-            }
-            if !asked.insert(node) {
-                continue;
-            }
-            let request = Request::DescribeGroup(DescribeGroup { group_id: group.0 });
-            match self.ask(node, request).await {
-                Ok(Response::Group(description)) => return Some((group, node, description)),
-                Ok(_) => {}
-                Err(refusal) => {
-                    open.extend(some_node(refusal.leader_node_id).filter(|hint| heard.contains(hint)));
-                }
-            }
-        }
-        None
-    }
-
-    /// Takes the steps: commands one after the other, requests to nodes together. Whether one succeeded.
+    /// Takes the steps that are due: commands one after the other, requests to nodes together. Whether one succeeded.
     async fn take(&mut self, steps: Vec<Planned>) -> bool {
-        let now = Instant::now();
-        let due = |planned: &Planned| {
-            self.tried
-                .get(&planned.shard)
-                .is_none_or(|tried| tried.action != planned.action || tried.not_before <= now)
-        };
-        let steps: Vec<Planned> = steps.into_iter().filter(due).collect();
+        let steps = self.due(steps);
         let mut results = Vec::new();
         for planned in &steps {
             let Action::Propose(command) = &planned.action else { continue };
-            let result = self.within(|deadline| self.hands.propose(command.clone(), deadline)).await;
+            if let Some(Command::PreferLeaders(prefer)) = &command.command {
+                self.memory.wishes(prefer);
+            }
+            let command = self.signed(command, &planned.reason);
+            let result = self.within(|deadline| self.hands.propose(command, deadline)).await;
             let refused = result.is_err();
             results.push((planned, result.map(|_| ())));
             if refused {
@@ -307,11 +225,15 @@ impl<H: Hands> Controller<H> {
                 break;
             }
         }
+        let changing = self.changing(&steps).await;
         let this = &*self;
         let mut requests: Vec<BoxFuture<'_, (&Planned, Result<(), Refusal>)>> = Vec::new();
         for planned in &steps {
             let Action::Control { node, request } = &planned.action else { continue };
             let Some(request) = request.request.clone() else { continue };
+            if shard_to_change(planned).is_some_and(|shard| !changing.contains(&shard)) {
+                continue;
+            }
             let node = *node;
             requests.push(async move { (planned, this.carry_out(node, request).await) }.boxed());
         }
@@ -322,6 +244,50 @@ impl<H: Hands> Controller<H> {
             achieved |= self.note(planned, result);
         }
         achieved
+    }
+
+    /// The steps that may be taken now, not too many at once.
+    fn due(&self, steps: Vec<Planned>) -> Vec<Planned> {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        let mut in_order = true;
+        for planned in steps {
+            let proposes = matches!(planned.action, Action::Propose(_));
+            if !self.tries.is_due(&planned, now) {
+                // The commands after it expect the epoch that it would come to.
+                in_order &= !proposes;
+            } else if due.len() < MAX_STEPS && (in_order || !proposes) {
+                due.push(planned);
+            } else {
+                in_order &= !proposes;
+            }
+        }
+        due
+    }
+
+    /// The command as the journal keeps it: by whom, why, and when.
+    fn signed(&self, command: &MetaCommand, reason: &str) -> MetaCommand {
+        MetaCommand {
+            command: command.command.clone(),
+            actor: format!("controller at {}", self.hands.me()),
+            reason: reason.to_owned(),
+            unix_ms: self.hands.unix_ms(),
+        }
+    }
+
+    /// Of the shards whose voters are to change now, those of which the record still says so. Read again: the round may have
+    /// been a long one, the lead may be lost, and a permit may be open by now.
+    async fn changing(&self, steps: &[Planned]) -> BTreeSet<ShardId> {
+        if steps.iter().all(|step| shard_to_change(step).is_none()) {
+            return BTreeSet::new();
+        }
+        match self.within(|deadline| self.hands.record(deadline)).await {
+            Ok(record) => {
+                let changing = record.shards.iter().filter(|shard| shard.change.is_some());
+                changing.map(|shard| ShardId(shard.shard_id)).collect()
+            }
+            Err(_) => BTreeSet::new(),
+        }
     }
 
     /// Asks a node, and its group's leader when the node names another.
@@ -361,17 +327,18 @@ impl<H: Hands> Controller<H> {
     /// Remembers what became of a step. Whether it succeeded.
     fn note(&mut self, planned: &Planned, result: Result<(), Refusal>) -> bool {
         let now = Instant::now();
-        let before = self.tried.get(&planned.shard).map_or(0, |tried| tried.failures);
-        let action = planned.action.clone();
+        if let Some(shard) = shard_to_change(planned) {
+            self.memory.asks(shard, now);
+        }
+        let subject = planned.subject;
         let Err(refusal) = result else {
-            tracing::info!(shard = planned.shard.0, action = %planned.action, reason = planned.reason, "step taken");
+            tracing::info!(%subject, action = %planned.action, reason = planned.reason, "step taken");
             self.confirm(&planned.action);
-            let not_before = now + self.pace.repeat;
-            self.tried.insert(planned.shard, Tried { action, failures: 0, not_before });
+            self.tries.succeeded(planned, now, &self.pace);
             return true;
         };
         tracing::warn!(
-            shard = planned.shard.0,
+            %subject,
             action = %planned.action,
             refusal = refusal.reason,
             message = refusal.message,
@@ -379,13 +346,10 @@ impl<H: Hands> Controller<H> {
         );
         if let Some(replica) = lost(&planned.action, &refusal) {
             // It is not made again under this id: the other steps of its shard go on without it.
-            self.lost.insert(replica);
+            self.memory.unfit.insert(replica);
             return true;
         }
-        let failures = before.saturating_add(1);
-        let pause =
-            self.pace.first_retry.saturating_mul(1 << (failures - 1).min(16)).min(self.pace.last_retry);
-        self.tried.insert(planned.shard, Tried { action, failures, not_before: now + pause });
+        self.tries.failed(planned, now, &self.pace);
         false
     }
 
@@ -395,18 +359,31 @@ impl<H: Hands> Controller<H> {
         };
         match request {
             Request::CreateReplica(create) => {
-                self.created.insert(ReplicaId(create.replica_id));
+                self.memory.created.insert(ReplicaId(create.replica_id));
             }
             Request::InitializeGroup(initialize) => {
-                self.formed.insert(GroupId(initialize.group_id));
+                self.memory.formed.insert(GroupId(initialize.group_id));
             }
             Request::AddLearner(_)
+            | Request::RemoveLearner(_)
             | Request::ChangeVoters(_)
             | Request::TransferLeader(_)
             | Request::DescribeGroup(_)
             | Request::DescribeNode(_)
-            | Request::FetchMap(_) => {}
+            | Request::FetchMap(_)
+            | Request::HandOver(_) => {}
         }
+    }
+}
+
+/// The shard whose group is asked for other voters.
+fn shard_to_change(planned: &Planned) -> Option<ShardId> {
+    match (&planned.action, planned.subject) {
+        (
+            Action::Control { request: ControlRequest { request: Some(Request::ChangeVoters(_)) }, .. },
+            Subject::Shard(shard),
+        ) => Some(shard),
+        (Action::Control { .. } | Action::Propose(_), _) => None,
     }
 }
 
