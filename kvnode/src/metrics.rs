@@ -23,8 +23,10 @@ use prometheus_client::{
 
 use crate::runtime::process::Usage;
 
+mod meta;
 mod sessions;
 
+pub use meta::{Counts, MetaMetrics};
 pub use sessions::SessionMetrics;
 
 /// A metric that counts up to more than an i64 of bytes would.
@@ -44,6 +46,8 @@ pub struct Metrics {
     pub batch: BatchMetrics,
     /// The Raft groups.
     pub raft: RaftMetrics,
+    /// The cluster.
+    pub meta: MetaMetrics,
     /// Log and state stores.
     pub storage: StorageMetrics,
     /// Streams to other nodes.
@@ -364,6 +368,7 @@ impl Metrics {
             limits: LimitMetrics::register(&mut registry),
             batch: BatchMetrics::register(&mut registry),
             raft: RaftMetrics::register(&mut registry),
+            meta: MetaMetrics::register(&mut registry),
             storage: StorageMetrics::register(&mut registry),
             transport: TransportMetrics::register(&mut registry),
             queues: QueueMetrics::register(&mut registry),
@@ -719,14 +724,14 @@ mod tests {
     use crate::state_machine::sessions::Tally;
 
     use super::{
-        BatchKindLabels, BatchLabels, MethodLabels, Metrics, Queue, RequestLabels, ShardLabels, Stream,
-        StreamLabels,
+        BatchKindLabels, BatchLabels, Counts, MethodLabels, Metrics, Queue, RequestLabels, ShardLabels,
+        Stream, StreamLabels,
     };
 
     /// All metrics with one value of each label: what has none yet is not shown.
     fn shown() -> String {
         let metrics = Metrics::new();
-        let Metrics { requests, limits, batch, raft, storage, transport, queues, .. } = &metrics;
+        let Metrics { requests, limits, batch, raft, meta, storage, transport, queues, .. } = &metrics;
         let (method, status) = ("kv.v1.Kv/Put", "OK");
         drop(requests.handled.get_or_create(&RequestLabels { method, status }));
         drop(requests.seconds.get_or_create(&MethodLabels { method }));
@@ -737,6 +742,7 @@ mod tests {
         drop(raft.apply_lag_entries.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.leader_known.get_or_create(&ShardLabels { shard: 1 }));
         drop(raft.fault_tolerance.get_or_create(&ShardLabels { shard: 1 }));
+        meta.show(&Counts { nodes: vec![("active", 1)], ..Counts::default() });
         for family in [&transport.sent_frames, &transport.sent_bytes, &transport.resets] {
             drop(family.get_or_create(&StreamLabels { stream: Stream::raft }));
         }

@@ -249,9 +249,10 @@ fn of_refusal(refusal: &Refusal, map: &ClusterMap) -> Told {
         0 => RETRY_AFTER,
         ms => Duration::from_millis(ms.into()),
     };
+    let violation = || Violation::new(refusal.field.clone(), refusal.message.clone());
     match refusal.kind() {
         Kind::InvalidArgument => {
-            let violation = Violation::new(refusal.field.clone(), refusal.message.clone());
+            let violation = violation();
             let reason = if refusal.reason.is_empty() { reason::INVALID_ARGUMENT } else { &refusal.reason };
             invalid(reason, violation)
         }
@@ -267,7 +268,11 @@ fn of_refusal(refusal: &Refusal, map: &ClusterMap) -> Told {
         Kind::DeadlineExceeded => named(Code::DeadlineExceeded, reason::DEADLINE_EXCEEDED),
         Kind::DataLoss => named(Code::DataLoss, reason::DATA_LOSS),
         Kind::FailedPrecondition => named(Code::FailedPrecondition, reason::FAILED_PRECONDITION),
-        Kind::NotFound => named(Code::NotFound, reason::NOT_FOUND),
+        // The field that names what does not exist, where the request has several.
+        Kind::NotFound => Told {
+            violation: (!refusal.field.is_empty()).then(violation),
+            ..named(Code::NotFound, reason::NOT_FOUND)
+        },
         Kind::Internal | Kind::Unspecified => bug(&format!("{} {}", refusal.reason, refusal.message)),
     }
 }

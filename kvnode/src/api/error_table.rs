@@ -183,6 +183,16 @@ fn a_violation_names_its_field_in_the_details() {
 }
 
 #[test]
+fn what_does_not_exist_is_told_with_the_field_that_names_it() {
+    let unknown = with(refusal(Kind::NotFound, "NODE_UNKNOWN"), |refusal| refusal.field = "node".to_owned());
+    let status = describe(&unknown, &map()).status();
+    let details = status.get_error_details();
+    assert_eq!((status.code(), status.message()), (Code::NotFound, "why"));
+    assert_eq!(details.error_info().expect("an ErrorInfo").reason, "NODE_UNKNOWN");
+    assert_eq!(details.bad_request().expect("a BadRequest").field_violations[0].field, "node");
+}
+
+#[test]
 fn a_bug_tells_the_client_an_id_and_the_log_the_rest() {
     for refused in [
         Refused::Bug("secret path".to_owned()),

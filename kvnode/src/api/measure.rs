@@ -30,13 +30,27 @@ const GRPC_STATUS: &str = "grpc-status";
 const OTHER: &str = "other";
 
 /// What is counted by name: all that the port serves but reflection.
-const METHODS: [&str; 25] = [
+const METHODS: [&str; 39] = [
     "admin.v1.Admin/Bootstrap",
+    "admin.v1.Admin/DrainNode",
     "admin.v1.Admin/GetClusterStatus",
+    "admin.v1.Admin/GetJournal",
     "admin.v1.Admin/GetNodeStatus",
     "admin.v1.Admin/GetShardMap",
+    "admin.v1.Admin/HandOver",
     "admin.v1.Admin/Join",
     "admin.v1.Admin/ListNodes",
+    "admin.v1.Admin/ReleasePermit",
+    "admin.v1.Admin/RemoveNode",
+    "admin.v1.Admin/RequestPermit",
+    "admin.v1.Admin/SetNodeLabels",
+    "admin.v1.Admin/SetPolicy",
+    "admin.v1.Admin/TransferLeader",
+    "admin.v1.Admin/UndrainNode",
+    "admin.v1.Admin/WatchCluster",
+    "admin.v1.Recovery/Inspect",
+    "admin.v1.Recovery/ReplaceGroup",
+    "admin.v1.Recovery/Rewrite",
     "kv.v1.Kv/Batch",
     "kv.v1.Kv/BatchGet",
     "kv.v1.Kv/BulkWrite",

@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::{
-    admin::{AdminService, Node},
+    admin::{AdminService, Node, Watches},
     admission::{Admission, Authorize, IdleLimits, allow_all},
     batch_stream::{BatchTerms, Streams},
     connection::{Connection, Patience, incoming},
@@ -28,7 +28,7 @@ use super::{
     services::Services,
     text::KvTextService,
 };
-use crate::router::store::Store;
+use crate::{recovery::service::RecoveryService, router::store::Store};
 
 /// What can be set; the default is what the limits say.
 #[derive(Clone)]
@@ -53,6 +53,8 @@ pub struct Options {
     pub stop_notice: Duration,
     /// Between GOAWAY and the end.
     pub stop_grace: Duration,
+    /// What is on this node's disk, and how it goes on after a loss; `None`: not served.
+    pub recovery: Option<RecoveryService>,
 }
 
 impl Default for Options {
@@ -72,6 +74,7 @@ impl Default for Options {
             connection_age_max: limits::CONNECTION_AGE_MAX,
             stop_notice: limits::STOP_NOTICE,
             stop_grace: limits::STOP_GRACE,
+            recovery: None,
         }
     }
 }
@@ -105,8 +108,10 @@ pub async fn serve<S: Store, N: Node>(
     let (batch, age_max) = (options.batch, options.connection_age_max);
     let streams = Streams::new(batch, age_max, reply_bytes, metrics.batch.clone(), draining.clone());
     let kv = KvService::new(context.clone(), streams);
-    let (text, admin) = (KvTextService::new(context), AdminService::new(node));
-    let services = Services::new(kv, text, admin, &health).map_err(ServeError::Reflection)?;
+    let watches = Watches::new(age_max, batch.age_notice, draining.clone());
+    let (text, admin) = (KvTextService::new(context), AdminService::new(node, watches));
+    let services =
+        Services::new(kv, text, admin, &health, options.recovery.clone()).map_err(ServeError::Reflection)?;
     let calls = Calls::new(metrics.requests.clone());
     let port = Arc::new(Port {
         calls,

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use kv_proto::{
-    admin::v1::admin_server::AdminServer,
+    admin::v1::{admin_server::AdminServer, recovery_server::RecoveryServer},
     kv::v1::{kv_server::KvServer, kv_text_server::KvTextServer},
 };
 use tonic::{body::Body, service::Routes};
@@ -19,7 +19,7 @@ use super::{
     limits,
     text::KvTextService,
 };
-use crate::router::store::Store;
+use crate::{recovery::service::RecoveryService, router::store::Store};
 
 const KV: &str = "/kv.v1.Kv/";
 
@@ -39,6 +39,7 @@ impl<S: Store> Services<S> {
         text: KvTextService<S>,
         admin: AdminService<N>,
         health: &Health,
+        recovery: Option<RecoveryService>,
     ) -> Result<Self, tonic_reflection::server::Error> {
         const MAX: usize = limits::MESSAGE_BYTES_MAX;
         let text = KvTextServer::new(text).max_decoding_message_size(MAX).max_encoding_message_size(MAX);
@@ -51,6 +52,10 @@ impl<S: Store> Services<S> {
             .add_service(health.service().max_decoding_message_size(limits::QUESTION_BYTES_MAX))
             .add_service(v1.max_decoding_message_size(limits::QUESTION_BYTES_MAX))
             .add_service(v1alpha.max_decoding_message_size(limits::QUESTION_BYTES_MAX));
+        if let Some(recovery) = recovery {
+            let recovery = RecoveryServer::new(recovery);
+            others.add_service(recovery.max_decoding_message_size(MAX).max_encoding_message_size(MAX));
+        }
         let kv = KvServer::new(kv).max_decoding_message_size(MAX).max_encoding_message_size(MAX);
         Ok(Self { kv, others: others.routes().prepare() })
     }

@@ -334,6 +334,9 @@ impl Store for FakeStore {
                 lock(&self.pins).remove(&unpin.pin.unwrap_or_default().id);
                 read_response::Read::Done(Done {})
             }
+            read_request::Read::Meta(_) | read_request::Read::Journal(_) => {
+                return Err(refusal(Kind::Internal, "not faked"));
+            }
         };
         let context = self.context(ShardId(request.shard_id), shard.revision);
         Ok(ReadResponse { context, read: Some(read) })

@@ -9,14 +9,10 @@ use std::{
 
 use bytes::Bytes;
 use kv_proto::{
-    admin::v1::{BootstrapRequest, BootstrapResponse, NodeInfo, NodeStatus},
-    disk::v1::MetaRecord,
+    admin::v1::admin_client::AdminClient,
     kv::v1::{GetRequest, PutRequest, UploadRequest, UploadResponse, kv_client::KvClient, upload_request},
-    peer::v1::{Refusal, refusal::Kind},
 };
-use kv_topology::{ClusterMap, NodeId};
 use kvnode::api::{
-    admin::Node,
     context::{Context, TaskSpawner},
     health::Health,
     limits::Limit,
@@ -24,7 +20,7 @@ use kvnode::api::{
     server::{self, Options},
 };
 use kvnode::metrics::Metrics;
-use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle, time::Instant};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 use tonic::{
     Code, Response, Status,
     transport::{Channel, Endpoint},
@@ -34,39 +30,10 @@ use tonic_health::pb::{
 };
 use tonic_types::StatusExt;
 
-use crate::fake::{self, FakeStore};
+use crate::{fake::FakeStore, node::FakeNode};
 
 /// How long a test waits for anything.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-
-/// A node without a cluster.
-pub struct FakeNode;
-
-impl Node for FakeNode {
-    fn status(&self) -> NodeStatus {
-        NodeStatus { cluster_id: "fake".to_owned(), ready: true, ..NodeStatus::default() }
-    }
-
-    async fn status_of(&self, _: NodeInfo, _: Instant) -> Option<NodeStatus> {
-        None
-    }
-
-    fn meta(&self) -> Arc<MetaRecord> {
-        Arc::new(MetaRecord { cluster_id: "fake".to_owned(), epoch: 4, ..MetaRecord::default() })
-    }
-
-    fn map(&self) -> Arc<ClusterMap> {
-        Arc::default()
-    }
-
-    async fn bootstrap(&self, _: BootstrapRequest, _: Instant) -> Result<BootstrapResponse, Refusal> {
-        Err(fake::refusal(Kind::FailedPrecondition, "NOT_EMPTY"))
-    }
-
-    async fn join(&self, _: NodeInfo, _: String, _: Instant) -> Result<NodeId, Refusal> {
-        Ok(NodeId(2))
-    }
-}
 
 /// Tasks of services run on the test's runtime.
 pub fn spawner() -> TaskSpawner {
@@ -89,6 +56,7 @@ pub fn context(store: Arc<FakeStore>) -> Arc<Context<FakeStore>> {
 /// A running server.
 pub struct Harness {
     pub store: Arc<FakeStore>,
+    pub node: Arc<FakeNode>,
     pub address: SocketAddr,
     pub health: Health,
     registry: Metrics,
@@ -107,6 +75,7 @@ impl Harness {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let store = FakeStore::new(5);
+        let node = Arc::new(FakeNode::default());
         let health = Health::starting().await;
         health.set(true, true).await;
         let registry = Metrics::new();
@@ -120,7 +89,7 @@ impl Harness {
         let serving = server::serve(
             listener,
             context(store.clone()),
-            Arc::new(FakeNode),
+            node.clone(),
             health.clone(),
             options,
             async move {
@@ -128,7 +97,7 @@ impl Harness {
             },
         );
         let serving = tokio::spawn(async move { serving.await.expect("serving") });
-        Self { store, address, health, registry, metrics, stop: Some(stop), serving }
+        Self { store, node, address, health, registry, metrics, stop: Some(stop), serving }
     }
 
     /// A connection of its own.
@@ -146,6 +115,11 @@ impl Harness {
     /// A client with a connection of its own.
     pub async fn client(&self) -> KvClient<Channel> {
         KvClient::new(self.channel().await)
+    }
+
+    /// The same for administrators.
+    pub async fn admin(&self) -> AdminClient<Channel> {
+        AdminClient::new(self.channel().await)
     }
 
     /// The same from another address of this machine.
