@@ -16,6 +16,8 @@ pub mod meta;
 pub mod metrics;
 pub mod net;
 pub mod node;
+pub mod process;
+pub mod recovery;
 pub mod refusal;
 pub mod router;
 pub mod runtime;

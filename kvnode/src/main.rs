@@ -1,91 +1,13 @@
-//! The kvnode process: flags in, a node, signals, out.
+//! The kvnode process; see [`kvnode::process`].
 
-use std::{num::NonZeroUsize, panic, process::ExitCode, sync::Arc, thread};
+use std::process::ExitCode;
 
-use anyhow::Context as _;
-use kvnode::{config::Config, node::Node, runtime::open_files, telemetry};
-use rand::{SeedableRng, rngs::StdRng};
-use tokio::signal::unix::{SignalKind, signal};
-
-/// Below this number of cores one thread runs all tasks: more only switch contexts. Its queue is first in, first out, so
-/// that a connection writes what many calls have answered at once, and not after each of them.
-const CORES_FOR_WORKERS: usize = 4;
-
-/// The node begins anew when it is started again: `EX_TEMPFAIL` of sysexits.h.
-const START_AGAIN: u8 = 75;
+use kvnode::{node::points, process};
 
 /// For Rust and RocksDB alike: a quarter less CPU for a small request than with the allocator of glibc.
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(None) => ExitCode::SUCCESS,
-        Ok(Some(reason)) => {
-            eprintln!("kvnode: {reason}: start it again");
-            ExitCode::from(START_AGAIN)
-        }
-        Err(error) => {
-            eprintln!("kvnode: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-fn run() -> anyhow::Result<Option<String>> {
-    let config = Config::of_this_process()?;
-    telemetry::start(&config.log)?;
-    end_with_any_panic();
-    let open_files = open_files::raise_limit();
-    if open_files < open_files::OPEN_FILES_WANTED {
-        tracing::warn!(open_files, wanted = open_files::OPEN_FILES_WANTED, "few files may be open at once");
-    }
-    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let mut runtime = if cores < CORES_FOR_WORKERS {
-        tokio::runtime::Builder::new_current_thread()
-    } else {
-        tokio::runtime::Builder::new_multi_thread()
-    };
-    let runtime = runtime.worker_threads((cores / 2).max(1)).enable_all().build()?;
-    runtime.block_on(serve(config))
-}
-
-/// Until it is asked to stop, or wants to be started again: why.
-async fn serve(config: Config) -> anyhow::Result<Option<String>> {
-    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let rng = StdRng::from_rng(&mut rand::rng());
-    let node = Node::start(config, rng, Arc::new(end_process)).await?;
-    let start_again = tokio::select! {
-        biased;
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        reason = node.over() => Some(reason),
-    };
-    tracing::info!(start_again, "stopping");
-    // A second signal ends the wait: everything acknowledged is on disk.
-    tokio::select! {
-        biased;
-        () = node.stop() => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(start_again)
-}
-
-/// One policy for all panics: docs/adr/0003. The node hears of those of its own tasks; this is for those of the libraries'
-/// tasks and threads, which nobody watches.
-fn end_with_any_panic() {
-    let print = panic::take_hook();
-    panic::set_hook(Box::new(move |panic| {
-        print(panic);
-        end_process("a panic");
-    }));
-}
-
-/// A device failed, or something panicked: what is in memory may never be on disk, and nobody may rely on it.
-fn end_process(reason: &str) {
-    tracing::error!(reason, "the node ends");
-    eprintln!("kvnode: {reason}");
-    std::process::abort();
+    process::main(points::nobody())
 }

@@ -110,6 +110,11 @@ pub struct Flags {
     )]
     pub replication_factor: Option<String>,
 
+    /// Starts no replica and speaks to no other node: `kvctl recover` looks at the disk, and may let it go on alone, when a
+    /// quorum is lost for good; see docs/recovery.md
+    #[arg(long, env = "KVNODE_RECOVERY", value_parser = FalseyValueParser::new(), help_heading = "Recovery")]
+    pub recovery: bool,
+
     /// Zone of the node: replicas are spread over zones
     #[arg(long, env = "KVNODE_ZONE", value_name = "ZONE", help_heading = "Resources")]
     pub zone: Option<String>,
@@ -122,6 +127,11 @@ pub struct Flags {
     /// Log kept for each shard behind the compacted part [default: 64Mi]
     #[arg(long, env = "KVNODE_LOG_RETENTION_BYTES", value_name = "BYTES", help_heading = "Resources")]
     pub log_retention_bytes: Option<String>,
+
+    /// Bytes a second that the node sends in snapshots: to replicas that are moved to other nodes or have fallen far behind; 0:
+    /// no limit [default: 64Mi]
+    #[arg(long, env = "KVNODE_SNAPSHOT_RATE", value_name = "BYTES", help_heading = "Resources")]
+    pub snapshot_rate: Option<String>,
 
     /// error, warn, info, debug or trace, or a filter such as info,kvnode::log=debug [default: info]
     #[arg(long, env = "KVNODE_LOG_LEVEL", value_name = "LEVEL", help_heading = "Logs")]

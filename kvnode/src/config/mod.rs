@@ -63,6 +63,10 @@ pub struct Config {
     pub raft: RaftTiming,
     /// What is kept when logs are compacted.
     pub compaction: Compaction,
+    /// Bytes a second of all snapshots that this node sends, and so of the replicas that move away from it; zero: no limit.
+    pub snapshot_rate: ByteCount,
+    /// The disk is only looked at, and rewritten when it is asked to be.
+    pub recovery: bool,
     /// Limits of the volume; `None`: computed from its size.
     pub disk: DiskLimits,
     /// What is logged, and how.

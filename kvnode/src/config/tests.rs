@@ -67,6 +67,17 @@ fn name_and_folder_suffice() {
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.raft.heartbeat, Duration::from_millis(150));
     assert_eq!(config.compaction.log_retention, ByteCount::mebi(64));
+    assert_eq!(config.snapshot_rate, ByteCount::mebi(64));
+}
+
+#[test]
+fn a_rate_of_snapshots_is_a_number_of_bytes_and_zero_is_no_limit() {
+    assert_eq!(valid("--snapshot-rate 10MB").snapshot_rate, ByteCount(10_000_000));
+    assert_eq!(valid("--snapshot-rate 0").snapshot_rate, ByteCount(0));
+    assert_eq!(
+        problems_of("--snapshot-rate fast"),
+        "--snapshot-rate: 'fast' is no number of bytes; write 1073741824 or 1Gi"
+    );
 }
 
 #[test]
@@ -189,6 +200,14 @@ fn times_for_tests_are_taken() {
     assert_eq!(config.raft.election_max, Duration::from_millis(180));
     assert_eq!(config.compaction.flush_interval, Duration::from_millis(500));
     assert_eq!(valid("--election-ms 400-401").raft.election_max, Duration::from_millis(401));
+}
+
+#[test]
+fn recovery_is_asked_for_and_goes_with_the_usual_flags() {
+    assert!(!valid("").recovery);
+    let config = valid("--recovery --initial-nodes n1=127.0.0.1:50051,n2=127.0.0.1:50151");
+    assert!(config.recovery);
+    assert!(matches!(config.formation, Formation::InitialNodes(_)), "its unit file stays as it is");
 }
 
 #[test]

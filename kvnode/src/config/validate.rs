@@ -28,6 +28,8 @@ const MAX_SHARDS: u32 = 256;
 const DEFAULT_SHARDS: u32 = 8;
 const DEFAULT_REPLICATION_FACTOR: u32 = 3;
 const DEFAULT_LOG_RETENTION: ByteCount = ByteCount::mebi(64);
+/// Less than a network of 1 Gbit/s carries, so that clients keep half of it.
+const DEFAULT_SNAPSHOT_RATE: ByteCount = ByteCount::mebi(64);
 const DEFAULT_FLUSH_INTERVAL: Duration = Duration::from_secs(300);
 /// Starting values of the design, chapter 5.2.
 const DEFAULT_HEARTBEAT_MS: u64 = 150;
@@ -60,6 +62,13 @@ pub fn validate(flags: &Flags, machine_memory: ByteCount) -> Result<Config, Prob
     let memory = read_memory(&mut problems, flags, machine_memory);
     let raft = read_raft_timing(&mut problems, flags);
     let compaction = read_compaction(&mut problems, flags);
+    let snapshot_rate = optional(
+        &mut problems,
+        "--snapshot-rate",
+        flags.snapshot_rate.as_deref(),
+        DEFAULT_SNAPSHOT_RATE,
+        ByteCount::from_str,
+    );
     let disk = read_disk_limits(&mut problems, flags);
     let log = read_log(&mut problems, flags);
 
@@ -83,6 +92,8 @@ pub fn validate(flags: &Flags, machine_memory: ByteCount) -> Result<Config, Prob
         memory,
         raft,
         compaction,
+        snapshot_rate,
+        recovery: flags.recovery,
         disk,
         log,
     })

@@ -330,6 +330,11 @@ fn create_durably(path: &Path) -> Result<(), DataDirError> {
     Ok(())
 }
 
+/// Whether a node has been started in this folder before.
+pub fn has_identity(path: &Path) -> bool {
+    path.join(IDENTITY).exists()
+}
+
 /// A folder without `IDENTITY` must hold nothing that a first start did not leave behind when it was cut short.
 fn refuse_unknown_content(path: &Path) -> Result<(), DataDirError> {
     let mut entries: Vec<String> = fs::read_dir(path)

@@ -1,7 +1,8 @@
 //! Changes of a group's membership, as the meta leader's controller asks for them.
 //!
 //! Raft membership is the truth. Every step is idempotent and carries what it expects to find, so that the controller
-//! may die between any two of them and another one goes on. Who may ask for what is not decided here.
+//! may die between any two of them and another one goes on. Who may ask for what is not decided here. What leaves the
+//! voters leaves the group: no learner is made of it. A leader is never asked to leave: it gives the leadership away first.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,6 +21,7 @@ use openraft::{
     storage::RaftStateMachine,
 };
 use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
+use tokio::time::timeout;
 
 use super::{
     raft_control::Heard,
@@ -27,12 +29,17 @@ use super::{
     type_config::{Member, TypeConfig},
 };
 use crate::{
-    log::codec::{log_id_from_disk, log_id_to_disk, membership_to_disk},
+    log::{
+        LogView,
+        codec::{log_id_from_disk, log_id_to_disk, membership_to_disk},
+    },
     refusal,
 };
 
 /// How far a transfer target may lag behind the leader's log, entries.
 pub const TRANSFER_LAG_ENTRIES_MAX: u64 = 1_000;
+/// A target that has not taken over by then: it needs a sync of its log and one round of votes. An election follows.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The group's membership as one replica sees and changes it.
 pub struct Membership<'a, RT, SM>
@@ -46,6 +53,8 @@ where
     pub raft: &'a Raft<TypeConfig<RT>, SM>,
     /// When other nodes were heard of.
     pub heard: &'a Heard,
+    /// Its log, which knows how long entries are.
+    pub log: &'a LogView,
 }
 
 impl<RT, SM> Membership<'_, RT, SM>
@@ -86,28 +95,112 @@ where
         self.written(self.raft.add_learner(member.replica_id, node, false).await.map(drop))
     }
 
-    /// Makes exactly these replicas the voters; also finishes a joint configuration that was left behind.
+    /// Removes a learner, unless the membership does not name it any more.
     ///
     /// # Errors
-    /// Not the leader, another change is under way, or the membership is no longer the expected one.
+    /// Not the leader, another change is under way, it votes, or the membership is no longer the expected one.
+    pub async fn remove_learner(
+        &self,
+        replica: ReplicaId,
+        expected: Option<&disk::LogId>,
+    ) -> Result<(), Refusal> {
+        if self.has_left(replica)? {
+            return Ok(());
+        }
+        let change = ChangeMembers::RemoveNodes(BTreeSet::from([replica.get()]));
+        let change = self.raft.change_membership_if(change, false, [precondition(expected)]);
+        self.written(change.await.map(drop))
+    }
+
+    /// Makes exactly these replicas the voters; also finishes a joint configuration that was left behind. Who does not vote
+    /// any more has left the group.
+    ///
+    /// # Errors
+    /// Not the leader, another change is under way, the membership is no longer the expected one, or the leader itself
+    /// would leave.
     pub async fn change_voters(
         &self,
         voters: BTreeSet<u64>,
         expected: Option<&disk::LogId>,
     ) -> Result<(), Refusal> {
-        let precondition =
-            Precondition::LastMembershipLogId { last_membership_log_id: expected.map(log_id_from_disk) };
+        if !self.raft.is_leader() {
+            return Err(refusal::not_leader(self.shard, leader_of(self.raft)));
+        }
+        let me = *self.raft.node_id();
+        if !voters.contains(&me) {
+            let message = format!("replica {me} leads shard {} and would leave it", self.shard);
+            return Err(refusal::not_applied(refusal::LEADER_WOULD_LEAVE, message));
+        }
         let change = ChangeMembers::ReplaceAllVoters(voters);
-        self.written(self.raft.change_membership_if(change, true, [precondition]).await.map(drop))
+        let change = self.raft.change_membership_if(change, false, [precondition(expected)]);
+        self.written(change.await.map(drop))
     }
 
-    /// Hands the leadership to `target`, after checking that it is a voter that has caught up and was heard of lately.
+    /// Hands the leadership to `target`, and returns when it leads. Done already is done.
+    ///
+    /// # Errors
+    /// As [`Self::begin_transfer`]; also when somebody else leads afterwards, or nobody for a second.
+    pub async fn transfer_leader(&self, target: ReplicaId) -> Result<(), Refusal> {
+        if self.raft.is_leader() && *self.raft.node_id() == target.get() {
+            return Ok(());
+        }
+        self.begin_transfer(target).await?;
+        match timeout(TRANSFER_TIMEOUT, self.successor()).await {
+            Ok(Ok(leader)) if leader == target.get() => Ok(()),
+            Ok(Ok(leader)) => Err(unfit(format!("r{leader} leads now, and not {target}"))),
+            Ok(Err(stopped)) => Err(stopped),
+            Err(_) => Err(refusal::outcome_unknown(format!(
+                "replica {target} has not taken over within {} ms",
+                TRANSFER_TIMEOUT.as_millis()
+            ))),
+        }
+    }
+
+    /// Begins to hand the leadership to `target`, after checking that it is a voter that has caught up and was heard of
+    /// lately. Whether it takes over shows later.
     ///
     /// # Errors
     /// Not the leader, or the target cannot take over now.
-    pub async fn transfer_leader(&self, target: ReplicaId) -> Result<(), Refusal> {
+    pub async fn begin_transfer(&self, target: ReplicaId) -> Result<(), Refusal> {
         self.check_target(target)?;
         self.raft.trigger().transfer_leader(target.get()).await.map_err(|_| stopped())
+    }
+
+    /// Who leads once this replica does not any more.
+    async fn successor(&self) -> Result<u64, Refusal> {
+        let mut metrics = self.raft.server_metrics();
+        loop {
+            let (me, leader) = {
+                let now = metrics.borrow_watched();
+                (now.id, now.current_leader)
+            };
+            if let Some(leader) = leader.filter(|leader| *leader != me) {
+                return Ok(leader);
+            }
+            metrics.changed().await.map_err(|_| stopped())?;
+        }
+    }
+
+    /// Whether the committed membership does not name a replica. An error when it is no learner, or nobody can say.
+    fn has_left(&self, replica: ReplicaId) -> Result<bool, Refusal> {
+        if !self.raft.is_leader() {
+            return Err(refusal::not_leader(self.shard, leader_of(self.raft)));
+        }
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let (stored, committed) = (&metrics.membership_config, &metrics.committed_membership_config);
+        let changed = |message: String| Err(refusal::not_applied(refusal::MEMBERSHIP_CHANGED, message));
+        if stored.log_id() != committed.log_id() {
+            return changed(format!("a change of shard {} is under way", self.shard));
+        }
+        // Without this the change would also end it.
+        if stored.membership().get_joint_config().len() > 1 {
+            return changed(format!("shard {} has two sets of voters", self.shard));
+        }
+        if stored.voter_ids().any(|voter| voter == replica.get()) {
+            return changed(format!("replica {replica} votes in shard {}", self.shard));
+        }
+        Ok(stored.membership().get_node(&replica.get()).is_none())
     }
 
     /// What the leader knows of the group.
@@ -121,9 +214,18 @@ where
             return Err(refusal::not_leader(self.shard, leader_of(self.raft)));
         };
         let stored = &metrics.membership_config;
-        let progress = replication.iter().map(|(replica, matching)| Progress {
-            replica_id: *replica,
-            matching_index: matching.as_ref().map_or(0, |id| id.index),
+        let committed_index = metrics.local_committed.as_ref().map_or(0, |id| id.index);
+        let progress = replication.iter().map(|(replica, matching)| {
+            let matching = matching.as_ref().map(|id| id.index);
+            let here = *replica == metrics.id;
+            let node = stored.membership().get_node(replica).map(|member| NodeId(member.node));
+            let lacks = |matching| self.log.bytes_between(matching, committed_index);
+            Progress {
+                replica_id: *replica,
+                matching_index: matching.unwrap_or(0),
+                heard_ms_ago: if here { Some(0) } else { node.and_then(|node| self.heard_ms_ago(node)) },
+                lag_bytes: if here { Some(0) } else { matching.and_then(lacks) },
+            }
         });
         Ok(GroupDescription {
             membership: Some(disk::StoredMembership {
@@ -134,8 +236,20 @@ where
             last_log_index: metrics.last_log_index.unwrap_or(0),
             progress: progress.collect(),
             leader_replica_id: metrics.id,
-            committed_index: metrics.local_committed.as_ref().map_or(0, |id| id.index),
+            committed_index,
         })
+    }
+
+    /// Whether a replica on this node is in the group, as this replica knows it.
+    pub fn has_member_on(&self, node: NodeId) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.nodes().any(|(_, member)| member.node == node.get())
+    }
+
+    fn heard_ms_ago(&self, node: NodeId) -> Option<u64> {
+        let heard = (self.heard)(node)?;
+        Some(u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// Whether the node of another member was heard of within three heartbeats: one is left out when an answer has just come,
@@ -189,6 +303,10 @@ where
             Err(RaftError::Fatal(_)) => Err(stopped()),
         }
     }
+}
+
+fn precondition<RT: AsyncRuntime>(expected: Option<&disk::LogId>) -> Precondition<TypeConfig<RT>> {
+    Precondition::LastMembershipLogId { last_membership_log_id: expected.map(log_id_from_disk) }
 }
 
 fn unfit(message: String) -> Refusal {

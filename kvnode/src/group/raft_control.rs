@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
-    admin::v1::{ReplicaLag, ReplicaStatus, Role},
+    admin::v1::{ReplicaLag, ReplicaStatus, Role, VoterSet},
     disk::v1 as disk,
     peer::v1::{GroupDescription, Refusal},
 };
@@ -19,6 +19,7 @@ use super::{
     replica::{GroupControl, ReadState},
     type_config::TypeConfig,
 };
+use crate::log::LogView;
 
 /// A hand-over that takes longer is given up: the election after the stop finds a leader too.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -50,6 +51,8 @@ where
     pub state: Arc<dyn ReadState>,
     /// For whether a successor is there.
     pub heard: Heard,
+    /// For how much of it others lack.
+    pub log: LogView,
 }
 
 impl<RT, SM> Clone for RaftControl<RT, SM>
@@ -58,7 +61,8 @@ where
     SM: RaftStateMachine<TypeConfig<RT>>,
 {
     fn clone(&self) -> Self {
-        Self { raft: self.raft.clone(), state: self.state.clone(), heard: self.heard.clone(), ..*self }
+        let (raft, state) = (self.raft.clone(), self.state.clone());
+        Self { raft, state, heard: self.heard.clone(), log: self.log.clone(), ..*self }
     }
 }
 
@@ -68,7 +72,7 @@ where
     SM: RaftStateMachine<TypeConfig<RT>>,
 {
     fn membership(&self) -> Membership<'_, RT, SM> {
-        Membership { shard: self.shard, raft: &self.raft, heard: &self.heard }
+        Membership { shard: self.shard, raft: &self.raft, heard: &self.heard, log: &self.log }
     }
 
     /// The other voters that were heard of lately, the one that has caught up best first.
@@ -86,9 +90,9 @@ where
         voters.into_iter().map(|(_, id)| ReplicaId(id)).collect()
     }
 
-    async fn give_away(&self) {
+    async fn hand_to_any(&self) {
         for target in self.successors() {
-            if self.membership().transfer_leader(target).await.is_err() {
+            if self.membership().begin_transfer(target).await.is_err() {
                 continue;
             }
             let attempt = Instant::now() + SUCCESSION_TIMEOUT;
@@ -156,17 +160,37 @@ where
         async move { this.membership().change_voters(voters, expected.as_ref()).await }.boxed()
     }
 
+    fn remove_learner(
+        &self,
+        replica: ReplicaId,
+        expected: Option<disk::LogId>,
+    ) -> BoxFuture<'static, Result<(), Refusal>> {
+        let this = self.clone();
+        async move { this.membership().remove_learner(replica, expected.as_ref()).await }.boxed()
+    }
+
     fn transfer_leader(&self, target: ReplicaId) -> BoxFuture<'static, Result<(), Refusal>> {
         let this = self.clone();
         async move { this.membership().transfer_leader(target).await }.boxed()
     }
 
-    fn hand_over(&self) -> BoxFuture<'static, ()> {
+    fn begin_transfer(&self, target: ReplicaId) -> BoxFuture<'static, Result<(), Refusal>> {
+        let this = self.clone();
+        async move { this.membership().begin_transfer(target).await }.boxed()
+    }
+
+    fn has_member_on(&self, node: NodeId) -> bool {
+        self.membership().has_member_on(node)
+    }
+
+    fn set_campaigning(&self, may: bool) {
+        self.raft.runtime_config().elect(may);
+    }
+
+    fn give_away(&self) -> BoxFuture<'static, ()> {
         let this = self.clone();
         async move {
-            // It would give away at once what it won now.
-            this.raft.runtime_config().elect(false);
-            if this.raft.is_leader() && timeout(HAND_OVER_TIMEOUT, this.give_away()).await.is_err() {
+            if this.raft.is_leader() && timeout(HAND_OVER_TIMEOUT, this.hand_to_any()).await.is_err() {
                 tracing::warn!(shard = this.shard.get(), "nobody took the leadership over in time");
             }
         }
@@ -209,8 +233,10 @@ fn status_of<RT: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<RT>>) -> Replica
     let lags = metrics.replication.iter().flatten().filter_map(|(replica, matching)| {
         let node = stored.membership().get_node(replica)?;
         let entries = last.saturating_sub(matching.as_ref().map_or(0, |id| id.index));
-        (*replica != metrics.id).then_some(ReplicaLag { node_id: node.node, entries })
+        (*replica != metrics.id).then_some(ReplicaLag { node_id: node.node, entries, replica_id: *replica })
     });
+    let sets = stored.membership().get_joint_config().iter();
+    let voter_sets = sets.map(|set| VoterSet { replica_ids: set.iter().copied().collect() });
     ReplicaStatus {
         replica_id: metrics.id,
         role: role_of(metrics.state).into(),
@@ -221,6 +247,7 @@ fn status_of<RT: AsyncRuntime>(metrics: &RaftMetrics<TypeConfig<RT>>) -> Replica
         snapshot_index: metrics.snapshot.as_ref().map_or(0, |id| id.index),
         purged_index: metrics.purged.as_ref().map_or(0, |id| id.index),
         lags: lags.collect(),
+        voter_sets: voter_sets.collect(),
         voter_node_ids,
         learner_node_ids,
         ..ReplicaStatus::default()

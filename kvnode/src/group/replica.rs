@@ -93,11 +93,29 @@ pub trait GroupControl: Send + Sync + 'static {
         voters: BTreeSet<u64>,
         expected: Option<disk::LogId>,
     ) -> BoxFuture<'static, Result<(), Refusal>>;
+    /// See [`super::membership::Membership::remove_learner`].
+    fn remove_learner(
+        &self,
+        replica: ReplicaId,
+        expected: Option<disk::LogId>,
+    ) -> BoxFuture<'static, Result<(), Refusal>>;
     /// See [`super::membership::Membership::transfer_leader`].
     fn transfer_leader(&self, target: ReplicaId) -> BoxFuture<'static, Result<(), Refusal>>;
-    /// Gives the leadership away to whoever has caught up best of those that are there, if this replica leads. It never
-    /// campaigns again.
-    fn hand_over(&self) -> BoxFuture<'static, ()>;
+    /// See [`super::membership::Membership::begin_transfer`].
+    fn begin_transfer(&self, target: ReplicaId) -> BoxFuture<'static, Result<(), Refusal>>;
+    /// See [`super::membership::Membership::has_member_on`].
+    fn has_member_on(&self, node: NodeId) -> bool;
+    /// Whether the replica may campaign, from now on. It does until it is told.
+    fn set_campaigning(&self, may: bool);
+    /// Gives the leadership away to whoever has caught up best of those that are there, if this replica leads. Returns when
+    /// it does not any more, or nobody takes it.
+    fn give_away(&self) -> BoxFuture<'static, ()>;
+    /// Gives the leadership away, and never campaigns again.
+    fn hand_over(&self) -> BoxFuture<'static, ()> {
+        // It would give away at once what it won now.
+        self.set_campaigning(false);
+        self.give_away()
+    }
     /// Starts compaction up to what is on disk.
     fn compact(&self) -> BoxFuture<'static, ()>;
     /// Stops the replica, and waits for that for a few seconds at most; its durable state stays.

@@ -58,6 +58,7 @@ pub fn stores_values(operation: &Operation) -> bool {
             | Kind::Tick(_)
             | Kind::OpenSession(_)
             | Kind::CloseSession(_)
+            | Kind::Recovered(_)
             | Kind::Meta(_),
         )
         | None => false,

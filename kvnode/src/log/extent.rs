@@ -77,6 +77,22 @@ impl Extent {
         self.sizes.get(offset).copied()
     }
 
+    /// Encoded bytes of the entries after index `after`, up to and including `upto`. `None`: some of them are not here, or
+    /// there are more than `most` of them.
+    pub fn bytes_between(&self, after: u64, upto: u64, most: u64) -> Option<u64> {
+        if after >= upto {
+            return Some(0);
+        }
+        let wanted = after + 1..=upto;
+        let here = self.indexes();
+        if *wanted.start() < here.start || *wanted.end() >= here.end || upto - after > most {
+            return None;
+        }
+        let offset = |index: u64| usize::try_from(index - self.first).ok();
+        let sizes = self.sizes.range(offset(*wanted.start())?..=offset(*wanted.end())?);
+        Some(sizes.map(|size| u64::from(*size)).sum())
+    }
+
     /// The last log id of each leader in the range, in order: what openraft calls key log ids.
     pub fn last_of_each_leader(&self, range: &RangeInclusive<LogId>) -> Vec<LogId> {
         let (start, end) = (range.start().index, range.end().index);
@@ -174,7 +190,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_plain_list(steps in steps(), keep in (0u64..3000, 0u64..40)) {
+        fn it_agrees_with_a_plain_list(
+            steps in steps(), keep in (0u64..3000, 0u64..40), between in (0u64..70, 0u64..70)
+        ) {
             let (mut extent, mut list, mut term, mut next) = (Extent::default(), Vec::<(LogId, u32)>::new(), 1, 0);
             for step in steps {
                 match step {
@@ -210,6 +228,17 @@ mod tests {
                 expected.dedup_by_key(|id| id.leader_id);
                 expected.reverse();
                 prop_assert_eq!(extent.last_of_each_leader(&(*first..=*last)), expected);
+            }
+            let (after, upto) = (between.0.min(between.1), between.0.max(between.1));
+            let wanted: Vec<u64> = list
+                .iter()
+                .filter(|(id, _)| id.index > after && id.index <= upto)
+                .map(|(_, size)| u64::from(*size))
+                .collect();
+            let sum = (wanted.len() as u64 == upto - after).then(|| wanted.iter().sum());
+            prop_assert_eq!(extent.bytes_between(after, upto, u64::MAX), sum);
+            if upto > after {
+                prop_assert_eq!(extent.bytes_between(after, upto, upto - after - 1), None, "too many");
             }
             let keep = LogSize { bytes: keep.0, entries: keep.1 };
             let fits = |first: u64| {

@@ -2,6 +2,8 @@
 //!
 //! It also keeps which replicas those are: a descriptor each, written with a sync before the replica starts.
 
+pub mod rewrite;
+
 use std::{
     collections::BTreeMap,
     ops::ControlFlow,
@@ -153,12 +155,16 @@ impl LogHub {
     /// # Errors
     /// When the replica's records cannot be read or contradict each other.
     pub fn replica<RT>(&self, id: ReplicaId) -> Result<LogStore<RT>, LogError> {
+        Ok(LogStore::new(self.opened(id)?))
+    }
+
+    fn opened(&self, id: ReplicaId) -> Result<Arc<Replica>, LogError> {
         if let Some(replica) = lock(&self.node.replicas).get(&id) {
-            return Ok(LogStore::new(replica.clone()));
+            return Ok(replica.clone());
         }
         // Not under the lock, since it reads the log.
         let opened = Replica::open(id, self.node.shared.clone())?;
-        Ok(LogStore::new(lock(&self.node.replicas).entry(id).or_insert(opened).clone()))
+        Ok(lock(&self.node.replicas).entry(id).or_insert(opened).clone())
     }
 
     /// What may be asked of an open replica's log; `None` when it was not opened.
@@ -228,10 +234,15 @@ impl LogHub {
     }
 
     async fn write_synced(&self, replica: ReplicaId, write: Write) -> Result<(), LogError> {
+        self.write_all_synced(replica, vec![write]).await
+    }
+
+    /// In one batch, in the order of what was queued for this replica.
+    async fn write_all_synced(&self, replica: ReplicaId, writes: Vec<Write>) -> Result<(), LogError> {
         let (sender, done) = oneshot::channel();
         let notify: crate::log::queue::Notify = Box::new(move |result| drop(sender.send(result)));
         let completion = Completion { notify: Some(notify), ..Completion::default() };
-        let operation = Operation { replica, purpose: Purpose::Other, writes: vec![write], completion };
+        let operation = Operation { replica, purpose: Purpose::Other, writes, completion };
         self.node.shared.commits.submit(operation)?;
         Ok(done.await.map_err(|_| LogError::Stopped)??)
     }

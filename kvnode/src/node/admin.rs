@@ -34,6 +34,10 @@ impl Node for Core {
         self.maps.meta()
     }
 
+    async fn meta_newer_than(&self, epoch: u64) -> Arc<MetaRecord> {
+        self.maps.registry.newer_than(epoch).await.record.clone()
+    }
+
     fn map(&self) -> Arc<ClusterMap> {
         self.maps.map()
     }
@@ -134,7 +138,8 @@ impl Core {
         Ok(())
     }
 
-    fn was_heard_lately(&self, node: NodeId) -> bool {
+    /// Whether the node was heard of within [`NAME_HELD_FOR`], or might not have had the time to say anything.
+    pub(super) fn was_heard_lately(&self, node: NodeId) -> bool {
         let Some(member) = self.member.get() else { return true };
         let heard = member.transport.heard_from(node).map(|at| at.elapsed());
         node == member.identity.node || holds_its_name(heard, self.started.elapsed())
@@ -143,7 +148,7 @@ impl Core {
 
 /// Whether the node of this record answers at its address: it may be alive and have nothing to do with the node that is
 /// asked. Another one at the address, such as the one that wants the name, does not count.
-async fn answers(holder: &NodeRecord, deadline: Instant) -> bool {
+pub(super) async fn answers(holder: &NodeRecord, deadline: Instant) -> bool {
     let deadline = deadline.min(Instant::now() + ANSWER_TIMEOUT);
     let status = formation::status_of(&holder.client_address, deadline).await;
     status.is_some_and(|status| is_in_service(holder, &status))

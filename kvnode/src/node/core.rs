@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use bytes::Bytes;
 use kv_proto::{
     admin::v1::{NodeInfo, NodeStatus, Phase, ReplicaStatus, Role},
-    disk::v1::{Founding, MetaCommand, NodeRecord, ReplicaDescriptor, meta_command},
+    disk::v1::{Founding, NodeRecord, ReplicaDescriptor, meta_command},
     peer::v1::{Refusal, refusal::Kind},
 };
 use kv_topology::{NodeId, ShardId};
@@ -22,17 +22,20 @@ use super::{
     measure::{self, Meters},
     member::{Ingredients, Member},
     memory::MemoryPlan,
+    oneself::OfCore,
+    points::Points,
     readiness::Readiness,
     registration::CutOff,
     space::Disk,
     store::NodeStore,
     stores::{Fatal, Stores},
+    sweep::is_superfluous,
 };
 use crate::{
     config::Config,
     data_dir::{DataDir, Scope},
     http::{Observed, Verdict},
-    meta::view,
+    meta::{envelope, view},
     metrics::Metrics,
     refusal,
     router::{Maps, Replicas, store::Store},
@@ -75,6 +78,8 @@ pub struct Core {
     pub(super) boot_id: Bytes,
     /// Ends the process.
     pub(super) fatal: Fatal,
+    /// Told what this node passes.
+    pub(super) points: Points,
     /// Why this node wants to be started again, once it does.
     pub(super) over: watch::Sender<Option<String>>,
 }
@@ -137,7 +142,9 @@ impl Core {
             maps: self.maps.clone(),
             spawner: self.spawner.clone(),
             randomness: self.randomness.clone(),
+            points: self.points.clone(),
             peer_listener,
+            oneself: Arc::new(OfCore(self.me.clone())),
             cut_off: self.when_cut_off(),
         })
         .await?;
@@ -234,7 +241,8 @@ impl Core {
             replication_factor: founding.replication_factor,
             node: Some(self.own_record()),
         };
-        let command = MetaCommand { command: Some(meta_command::Command::Bootstrap(bootstrap)) };
+        let command = meta_command::Command::Bootstrap(bootstrap);
+        let command = envelope::command(self.config.node_name.to_string(), "the cluster is founded", command);
         loop {
             let deadline = Instant::now() + FOUNDING_TIMEOUT;
             let written = match meta.control.initialize(vec![voter]).await {
@@ -306,7 +314,23 @@ impl Core {
             message: descriptor.quarantine_reason,
             ..ReplicaStatus::default()
         });
-        running.iter().map(|replica| replica.control.status()).chain(stopped).chain(quarantined).collect()
+        let running = running.iter().map(|replica| ReplicaStatus {
+            state_bytes: self.stores.sizes.of(replica.id),
+            ..replica.control.status()
+        });
+        running.chain(stopped).chain(quarantined).collect()
+    }
+
+    /// The same without replicas that the cluster goes on without: they go soon, and nobody is sent to them.
+    fn needed_replicas(&self) -> Vec<ReplicaStatus> {
+        let record = self.maps.meta();
+        let mut statuses = self.replica_statuses();
+        statuses.retain(|status| {
+            let (replica_id, shard_id) = (status.replica_id, status.shard_id);
+            let replica = ReplicaDescriptor { replica_id, shard_id, ..ReplicaDescriptor::default() };
+            !is_superfluous(&record, &replica)
+        });
+        statuses
     }
 
     /// A shard whose replica here counts and refuses every key: its group was formed a moment ago.
@@ -328,7 +352,15 @@ impl Core {
         if self.maps.map().shards.keys().all(|shard| shard.is_meta()) {
             return Verdict::No("the data shards are not known yet".to_owned());
         }
-        let statuses = self.replica_statuses();
+        if self.member.get().is_some_and(|member| member.replicas.are_leaving()) {
+            return Verdict::No("its leaderships are handed over: it is about to be restarted".to_owned());
+        }
+        self.caught_up()
+    }
+
+    /// Whether the replicas that count here have caught up with what they know to be committed.
+    pub(super) fn caught_up(&self) -> Verdict {
+        let statuses = self.needed_replicas();
         if let Some(unfit) = health::unfit(&statuses) {
             return Verdict::No(unfit);
         }

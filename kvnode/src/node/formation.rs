@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use futures::future::join_all;
 use kv_proto::{
     admin::v1::{
-        GetNodeStatusRequest, JoinRequest, JoinResponse, NodeInfo, NodeStatus, ShardMap,
+        GetNodeStatusRequest, GetShardMapRequest, JoinRequest, JoinResponse, NodeInfo, NodeStatus, ShardMap,
         admin_client::AdminClient,
     },
     disk::v1::{MetaRecord, ReplicaPlacement, ShardRecord, SlotRange},
@@ -108,6 +108,15 @@ pub async fn status_of(address: &str, deadline: Instant) -> Option<NodeStatus> {
     let asked = async {
         let mut client = connect(address).await.ok()?;
         Some(client.get_node_status(GetNodeStatusRequest {}).await.ok()?.into_inner())
+    };
+    timeout_at(deadline, asked).await.ok().flatten()
+}
+
+/// The map that the node at a client address knows; `None` when it does not answer in time.
+pub async fn map_of(address: &str, deadline: Instant) -> Option<ShardMap> {
+    let asked = async {
+        let mut client = connect(address).await.ok()?;
+        Some(client.get_shard_map(GetShardMapRequest { newer_than_epoch: 0 }).await.ok()?.into_inner())
     };
     timeout_at(deadline, asked).await.ok().flatten()
 }

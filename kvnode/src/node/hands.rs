@@ -15,6 +15,7 @@ use tokio::{
 use super::{
     map_feed::MapFeed,
     peers::OverTransport,
+    points::{self, Points, Side},
     replicas::LocalReplicas,
     requests::Requests,
     space::{Disk, level},
@@ -22,7 +23,7 @@ use super::{
 use crate::{
     data_dir::Level,
     group::replica::Replica,
-    meta::controller::Hands,
+    meta::{controller::Hands, envelope},
     refusal,
     router::{Maps, Replicas},
     transport::Transport,
@@ -42,6 +43,7 @@ pub struct NodeHands {
     transport: Transport,
     disk: Arc<Disk>,
     seen: Mutex<Option<Surroundings>>,
+    points: Points,
 }
 
 /// What wakes the controller when it changes.
@@ -62,7 +64,27 @@ impl NodeHands {
         transport: Transport,
         disk: Arc<Disk>,
     ) -> Self {
-        Self { me, replicas, maps, requests, transport, disk, seen: Mutex::new(None) }
+        Self {
+            me,
+            replicas,
+            maps,
+            requests,
+            transport,
+            disk,
+            seen: Mutex::new(None),
+            points: points::nobody(),
+        }
+    }
+
+    /// Tells what it passes.
+    pub fn passing(self, points: Points) -> Self {
+        Self { points, ..self }
+    }
+
+    fn pass(&self, point: Option<String>) {
+        if let Some(point) = point {
+            (self.points)(&point);
+        }
     }
 
     fn meta(&self) -> Result<Replica, Refusal> {
@@ -92,7 +114,10 @@ impl Hands for NodeHands {
     }
 
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaOutcome, Refusal> {
+        let [before, after] = [Side::Before, Side::After].map(|side| points::of_command(&command, side));
+        self.pass(before);
         let outcomes = self.meta()?.write(vec![operation_of(command)], deadline).await?;
+        self.pass(after);
         meta_outcome(outcomes)
     }
 
@@ -117,6 +142,14 @@ impl Hands for NodeHands {
     fn disk_is_low(&self, node: NodeId) -> bool {
         let told = if node == self.me { self.disk.level() } else { level(self.transport.disk_level(node)) };
         told != Level::Enough
+    }
+
+    fn me(&self) -> NodeId {
+        self.me
+    }
+
+    fn unix_ms(&self) -> u64 {
+        envelope::unix_ms()
     }
 
     async fn changed(&self) {

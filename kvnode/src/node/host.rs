@@ -3,12 +3,16 @@
 //! A replica exists only because the meta group committed it and its node was told so: its descriptor is written with
 //! sync before the replica starts, and only a descriptor makes it start again. Never does a Raft frame create one.
 
-use std::{marker::PhantomData, sync::Arc};
+use std::{
+    marker::PhantomData,
+    sync::{self, Arc, PoisonError},
+};
 
 use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
+    admin::v1::Role,
     disk::v1::{MetaRecord, ReplicaDescriptor},
-    peer::v1::{CreateReplica, Refusal},
+    peer::v1::{CreateReplica, Refusal, refusal::Kind},
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
 use openraft::{Config, Raft};
@@ -17,6 +21,8 @@ use tokio::sync::Mutex;
 
 use super::{
     compaction::Retention,
+    hand_over::Leads,
+    points::Points,
     replicas::{Failed, LocalReplicas},
     requests::Hosting,
     snapshots::{Incoming, Outgoing},
@@ -114,6 +120,8 @@ pub struct Parts {
     pub transport: Transport,
     /// Asks leaders for read indexes.
     pub leader: Arc<dyn AskLeader>,
+    /// Told what they pass.
+    pub points: Points,
     /// Owns the replicas' tasks.
     pub spawner: Spawner,
     /// Settings of every group.
@@ -126,19 +134,32 @@ pub struct Parts {
     pub meta_observer: Arc<dyn Fn(Arc<MetaRecord>) + Send + Sync>,
 }
 
+/// Whether replicas of this node may lead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// They do.
+    TakesPart,
+    /// Not for now: the node is to be restarted on purpose.
+    Abstains,
+    /// Not any more: the node is about to stop.
+    Leaves,
+}
+
 /// The replicas of this node and how they come to be.
 pub struct Host<RT> {
     parts: Parts,
     replicas: Arc<LocalReplicas>,
     /// One replica starts at a time, so that a repeated request finds the first one's replica.
     starting: Mutex<()>,
+    standing: sync::Mutex<Standing>,
     runtime: PhantomData<fn() -> RT>,
 }
 
 impl<RT: AsyncRuntime> Host<RT> {
     /// A host whose replicas are found in `replicas`.
     pub fn new(parts: Parts, replicas: Arc<LocalReplicas>) -> Arc<Self> {
-        Arc::new(Self { parts, replicas, starting: Mutex::new(()), runtime: PhantomData })
+        let (starting, standing) = (Mutex::new(()), sync::Mutex::new(Standing::TakesPart));
+        Arc::new(Self { parts, replicas, starting, standing, runtime: PhantomData })
     }
 
     /// Starts every replica that has a descriptor and is not quarantined. One that does not start leaves the others
@@ -149,7 +170,9 @@ impl<RT: AsyncRuntime> Host<RT> {
             // The start of those before it took time, in which damage of this one may have been met.
             let descriptor = self.parts.log.descriptor(ReplicaId(known.replica_id)).unwrap_or(known);
             let (replica, shard) = (descriptor.replica_id, descriptor.shard_id);
-            if !descriptor.quarantine_reason.is_empty() {
+            if descriptor.removed {
+                tracing::info!(replica, shard, "replica is being removed");
+            } else if !descriptor.quarantine_reason.is_empty() {
                 tracing::error!(
                     replica,
                     shard,
@@ -212,16 +235,18 @@ impl<RT: AsyncRuntime> Host<RT> {
         let raft = Raft::new(replica.get(), parts.config.clone(), network, log, machine)
             .await
             .map_err(|error| raft_error(replica, &error.to_string()))?;
-        let incoming = Arc::new(Incoming { state: parts.state.clone() });
+        let incoming = Arc::new(Incoming { state: parts.state.clone(), points: parts.points.clone() });
         parts.transport.register(group, replica, raft.clone(), incoming);
-        let (proposer, proposing) = Proposer::new(shard, raft.clone(), state.clone(), view, &parts.metrics);
+        let (proposer, proposing) =
+            Proposer::new(shard, raft.clone(), state.clone(), view.clone(), &parts.metrics);
         let (gate, reading) =
             ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone(), &parts.metrics);
         parts.spawner.spawn("proposer", proposing);
         parts.spawner.spawn("read gate", reading);
         let (node, heard) = (parts.node, self.heard());
-        let control = Arc::new(RaftControl { shard, group, node, raft, state: state.clone(), heard });
-        self.replicas.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
+        let control = RaftControl { shard, group, node, raft, state: state.clone(), heard, log: view };
+        let control = Arc::new(control);
+        self.insert(Replica { shard, group, id: replica, node, proposer, gate, state, control });
         // Damage that was met while it started found nothing to stop.
         let marked = parts.log.descriptor(replica).filter(|known| !known.quarantine_reason.is_empty());
         if let Some(marked) = marked {
@@ -233,6 +258,13 @@ impl<RT: AsyncRuntime> Host<RT> {
         }
         tracing::info!(shard = shard.get(), replica = replica.get(), group = group.get(), "replica started");
         Ok(())
+    }
+
+    /// Makes a replica known that has just started.
+    fn insert(&self, replica: Replica) {
+        let standing = self.standing();
+        replica.control.set_campaigning(*standing == Standing::TakesPart);
+        self.replicas.insert(replica);
     }
 
     /// Work that waits for the disk.
@@ -291,7 +323,7 @@ impl<RT: AsyncRuntime> Host<RT> {
             replica_id: create.replica_id,
             shard_id: create.shard_id,
             group_id: create.group_id,
-            quarantine_reason: String::new(),
+            ..ReplicaDescriptor::default()
         };
         self.parts.log.put_descriptor(descriptor.clone()).await.map_err(internal)?;
         self.keep(&descriptor).await?;
@@ -306,6 +338,9 @@ impl<RT: AsyncRuntime> Host<RT> {
     }
 
     async fn start_again(&self, known: ReplicaDescriptor) -> Result<(), Refusal> {
+        if known.removed {
+            return Err(removed(ReplicaId(known.replica_id)));
+        }
         if !known.quarantine_reason.is_empty() {
             return Err(refusal::quarantined(known.quarantine_reason));
         }
@@ -321,12 +356,43 @@ impl<RT: AsyncRuntime> Host<RT> {
         }
     }
 
-    /// Gives all leaderships away, all groups at once, and takes none from now on.
+    /// Gives all leaderships away and takes none any more: the node is about to stop.
     pub async fn hand_over(&self) {
-        self.replicas.leave();
-        self.parts.transport.refuse_leaderships();
-        let handing = self.replicas.all().into_iter().map(|replica| replica.control.hand_over());
-        futures::future::join_all(handing).await;
+        self.stand(Standing::Leaves);
+        self.give_away().await;
+    }
+
+    /// Stops a replica that is not to start again: its descriptor says so already. Returns when nothing of it runs any more
+    /// or, after seconds, when that is not to be seen.
+    pub async fn retire(&self, replica: ReplicaId) {
+        let running = {
+            // One that starts now is there when it has started.
+            let _one_at_a_time = self.starting.lock().await;
+            self.parts.transport.unregister(replica);
+            self.replicas.forget(replica)
+        };
+        if let Some(running) = running {
+            running.control.stop().await;
+        }
+    }
+
+    fn standing(&self) -> sync::MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a standing, unless the node is about to stop.
+    fn stand(&self, new: Standing) {
+        let mut standing = self.standing();
+        if *standing == Standing::Leaves {
+            return;
+        }
+        *standing = new;
+        let takes_part = new == Standing::TakesPart;
+        self.replicas.set_leaving(!takes_part);
+        self.parts.transport.set_leaderships(takes_part);
+        for replica in self.replicas.all() {
+            replica.control.set_campaigning(takes_part);
+        }
     }
 
     /// Stops all replicas. Their durable state stays.
@@ -337,6 +403,30 @@ impl<RT: AsyncRuntime> Host<RT> {
             self.parts.transport.unregister(replica.id);
         }
         futures::future::join_all(all.iter().map(|replica| replica.control.stop())).await;
+    }
+}
+
+impl<RT: AsyncRuntime> Leads for Host<RT> {
+    fn abstain(&self) {
+        self.stand(Standing::Abstains);
+    }
+
+    fn take_part(&self) {
+        self.stand(Standing::TakesPart);
+    }
+
+    fn give_away(&self) -> BoxFuture<'static, ()> {
+        // All groups at once.
+        let handing = self.replicas.all().into_iter().map(|replica| replica.control.give_away());
+        futures::future::join_all(handing).map(drop).boxed()
+    }
+
+    fn led(&self) -> Vec<ShardId> {
+        let is_led = |replica: &Replica| {
+            let status = replica.control.status();
+            status.role() == Role::Leader && status.voter_node_ids.len() > 1
+        };
+        self.replicas.all().iter().filter(|replica| is_led(replica)).map(|replica| replica.shard).collect()
     }
 }
 
@@ -352,6 +442,11 @@ fn lacks_nothing(replica: ReplicaId, purged: Option<u64>, applied: Option<u64>) 
         Some(purged) if applied < Some(purged) => Err(HostError::StateBehindLog { replica, purged, applied }),
         Some(_) | None => Ok(()),
     }
+}
+
+fn removed(replica: ReplicaId) -> Refusal {
+    let message = format!("{replica} is being removed from this node");
+    refusal::of(Kind::FailedPrecondition, refusal::REPLICA_UNKNOWN, message)
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]

@@ -63,12 +63,23 @@ impl Kept {
         self.cache().hosted.clone()
     }
 
-    /// Keeps the registry and map. Blocks until it is on disk.
+    /// Keeps the registry and map, unless a newer one is kept. Blocks until it is on disk.
     ///
     /// # Errors
     /// When it is not.
     pub fn keep_meta(&self, meta: MetaRecord) -> Result<(), SmallFileError> {
+        if self.cache().meta.as_ref().is_some_and(|kept| kept.epoch >= meta.epoch) {
+            return Ok(());
+        }
         self.change(|cache| cache.meta = Some(meta))
+    }
+
+    /// Forgets the registry and map. Blocks until that is on disk.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn forget_meta(&self) -> Result<(), SmallFileError> {
+        self.change(|cache| cache.meta = None)
     }
 
     /// Keeps that this replica lives here: after its descriptor is in the log, and before it starts. Blocks until it
@@ -77,8 +88,9 @@ impl Kept {
     /// # Errors
     /// When it is not.
     pub fn keep_hosted(&self, replica: &ReplicaDescriptor) -> Result<(), SmallFileError> {
-        // Why it is quarantined is kept in the log: what counts here is that it was there.
-        let replica = ReplicaDescriptor { quarantine_reason: String::new(), ..replica.clone() };
+        // What is to become of it is kept in the log: what counts here is that it was there.
+        let ReplicaDescriptor { replica_id, shard_id, group_id, .. } = *replica;
+        let replica = ReplicaDescriptor { replica_id, shard_id, group_id, ..ReplicaDescriptor::default() };
         if self.cache().hosted.contains(&replica) {
             return Ok(());
         }
@@ -89,13 +101,13 @@ impl Kept {
         })
     }
 
-    /// Forgets that this replica lived here: before its descriptor is removed from the log. Blocks until it is on
+    /// Forgets that these replicas lived here: before their descriptors are removed from the log. Blocks until it is on
     /// disk.
     ///
     /// # Errors
     /// When it is not.
-    pub fn forget_hosted(&self, replica: ReplicaId) -> Result<(), SmallFileError> {
-        self.change(|cache| cache.hosted.retain(|known| known.replica_id != replica.get()))
+    pub fn forget_hosted(&self, replicas: &[ReplicaId]) -> Result<(), SmallFileError> {
+        self.change(|cache| cache.hosted.retain(|known| !replicas.contains(&ReplicaId(known.replica_id))))
     }
 
     fn change(&self, change: impl FnOnce(&mut ClusterCache)) -> Result<(), SmallFileError> {
@@ -130,7 +142,8 @@ mod tests {
         for id in [5, 2, 9, 5] {
             kept.keep_hosted(&replica(id)).expect("written");
         }
-        kept.forget_hosted(ReplicaId(9)).expect("written");
+        kept.forget_hosted(&[ReplicaId(9), ReplicaId(1)]).expect("written");
+        kept.keep_meta(MetaRecord { epoch: 6, ..MetaRecord::default() }).expect("nothing to write");
         let (kept, damage) = Kept::open(&path).expect("readable");
         assert_eq!((kept.meta().epoch, damage), (7, None));
         assert_eq!(kept.hosted(), [replica(2), replica(5)]);

@@ -47,7 +47,9 @@ pub fn without_log(traces: &Traces<'_>, in_log: &[ReplicaDescriptor]) -> Vec<Rep
         None => "its Raft log is gone".to_owned(),
     };
     lost.retain(|id, _| in_log.iter().all(|known| known.replica_id != *id));
-    let mut lost: Vec<_> = lost.into_values().collect();
+    // Its bytes were sound then.
+    let gone = |replica| ReplicaDescriptor { replaced_by_group_id: 0, ..replica };
+    let mut lost: Vec<_> = lost.into_values().map(gone).collect();
     for replica in lost.iter_mut().filter(|replica| replica.quarantine_reason.is_empty()) {
         replica.quarantine_reason.clone_from(&reason);
     }
@@ -62,7 +64,7 @@ fn placed(map: &MetaRecord, replica: ReplicaId) -> ReplicaDescriptor {
         replica_id: replica.get(),
         shard_id: shard.map_or(0, |shard| shard.shard_id),
         group_id: shard.map_or(0, |shard| shard.group_id),
-        quarantine_reason: String::new(),
+        ..ReplicaDescriptor::default()
     }
 }
 
@@ -73,7 +75,8 @@ mod tests {
     use super::*;
 
     fn replica(replica_id: u64, reason: &str) -> ReplicaDescriptor {
-        ReplicaDescriptor { replica_id, shard_id: 2, group_id: 2, quarantine_reason: reason.to_owned() }
+        let quarantine_reason = reason.to_owned();
+        ReplicaDescriptor { replica_id, shard_id: 2, group_id: 2, quarantine_reason, ..Default::default() }
     }
 
     fn lost_log(replicas: Vec<ReplicaDescriptor>) -> recovery::Damage {

@@ -1,7 +1,8 @@
 //! Keeps what this node knows of the cluster fresh.
 //!
-//! A node with a replica of meta is told by that replica. Every other node asks one that has the newest map; it asks
-//! soon when a request met a wrong shard, and once a second anyway.
+//! A node with a replica of meta is told by that replica; all others ask one that has the newest map, and so does a node
+//! whose replica does not lead: it may have left its group, and hears of nothing any more. They ask soon when a request met a
+//! wrong shard, and once a second anyway.
 
 use std::{sync::Arc, time::Duration};
 
@@ -54,16 +55,22 @@ impl MapFeed {
         loop {
             // The time-out is the tick.
             timeout(ASK_EVERY, self.wanted.notified()).await.ok();
-            if replicas.replica(ShardId::META).is_some() {
+            let view = self.registry.view();
+            turn += 1;
+            // What this node's own replica of meta says may be over. Every other time, since that node may be gone again.
+            if let Some(ahead) = peers.0.ahead().filter(|_| turn % 2 == 1) {
+                self.ask(ahead, view.epoch(), &peers).await;
                 continue;
             }
-            let view = self.registry.view();
+            let own = replicas.replica(ShardId::META);
+            if own.is_some_and(|meta| meta.control.leader() == Some(me)) {
+                continue;
+            }
             let asked = whom_to_ask(&view.map, me);
             if asked.is_empty() {
                 continue;
             }
             self.ask(asked[turn % asked.len()], view.epoch(), &peers).await;
-            turn += 1;
         }
     }
 

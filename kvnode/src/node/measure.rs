@@ -2,15 +2,19 @@
 
 use std::time::Duration;
 
+use kv_proto::disk::v1::{MetaRecord, NodeState};
 use tokio::time::Instant;
 
 use super::{core::Core, memory::MemoryPlan, readiness, tolerance::tolerance};
 use crate::{
     api::measure::ApiMetrics,
     group::{proposer::ADMITTED_BYTES_MAX, read_gate::READS_WAITING_MAX, replica::Replica},
+    meta::machine::open_permit,
     metrics::{
-        GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels, StorageMetrics,
+        Counts, GroupMetrics, LinkMetrics, LogMetrics, Metrics, Queue, QueueMetric, ShardLabels,
+        StorageMetrics,
     },
+    router::Maps as _,
     runtime::{open_files, process::Usage},
     state::{pins::PINS_MAX, read_pool::READS_QUEUED_MAX},
     state_machine::worker::JOBS_MAX,
@@ -73,6 +77,7 @@ pub fn gauges(core: &Core) {
     let (metrics, meters) = (&core.metrics, &core.meters);
     let status = core.node_status();
     readiness::measure(metrics, &status);
+    metrics.meta.show(&counts(&core.maps.meta()));
     // A shard that has left this node must not be shown as it was then.
     metrics.raft.term.clear();
     metrics.raft.apply_lag_entries.clear();
@@ -115,6 +120,26 @@ pub fn gauges(core: &Core) {
     }
 }
 
+/// What goes on in the cluster. Pure.
+fn counts(record: &MetaRecord) -> Counts {
+    let in_state = |state: NodeState| record.nodes.iter().filter(|node| node.state() == state).count();
+    let states = [
+        ("joining", NodeState::Joining),
+        ("active", NodeState::Active),
+        ("draining", NodeState::Draining),
+        ("drained", NodeState::Drained),
+        ("lost", NodeState::Lost),
+        ("removed", NodeState::Removed),
+    ];
+    Counts {
+        nodes: states.map(|(name, state)| (name, in_state(state))).to_vec(),
+        moves: record.shards.iter().filter(|shard| shard.r#move.is_some()).count(),
+        // The id of the next one, from 1 on.
+        moves_begun: record.next_move_id.saturating_sub(1),
+        permits_open: usize::from(open_permit(record).is_some()),
+    }
+}
+
 /// Each replica of a shard has the same sessions.
 fn measure_sessions(core: &Core, replicas: &[Replica]) {
     let metrics = &core.metrics.storage.sessions;
@@ -137,4 +162,31 @@ fn is_heard(at: Option<Instant>) -> bool {
 
 fn set(queue: &QueueMetric, length: usize) {
     queue.length.set(i64::try_from(length).unwrap_or(i64::MAX));
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::disk::v1::{Move, NodeRecord, Permit, ShardRecord};
+
+    use super::*;
+
+    #[test]
+    fn nodes_count_in_their_states_and_only_what_goes_on_now() {
+        let node = |state: NodeState| NodeRecord { state: state.into(), ..NodeRecord::default() };
+        let record = MetaRecord {
+            nodes: vec![node(NodeState::Active), node(NodeState::Active), node(NodeState::Lost)],
+            shards: vec![
+                ShardRecord::default(),
+                ShardRecord { r#move: Some(Move::default()), ..ShardRecord::default() },
+            ],
+            permits: vec![Permit { overdue: true, ..Permit::default() }],
+            next_move_id: 4,
+            ..MetaRecord::default()
+        };
+        let Counts { nodes, moves, moves_begun, permits_open } = counts(&record);
+        assert_eq!((moves, moves_begun, permits_open), (1, 3, 0));
+        let counted: Vec<_> = nodes.into_iter().filter(|(_, count)| *count > 0).collect();
+        assert_eq!(counted, [("active", 2), ("lost", 1)]);
+        assert_eq!(counts(&MetaRecord::default()).moves_begun, 0);
+    }
 }

@@ -7,28 +7,31 @@ use std::{
 
 use kv_proto::{
     disk::v1::{MetaRecord, NodeRecord},
-    peer::v1::{Frame, frame::Body},
+    peer::v1::{ControlRequest, ControlResponse, Frame, Refusal, frame::Body},
 };
 use kv_topology::NodeId;
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, time::Instant};
 
 use super::{
     compaction::{self, Retention},
     failures,
     forwarded::Forwarded,
+    hand_over::HandOver,
     hands::NodeHands,
     host::{Host, HostError, Parts},
     map_feed::MapFeed,
     measure::Meters,
     memory::MemoryPlan,
     peers::OverTransport,
+    points::{self, Points},
     reclaim,
     registration::{self, CutOff},
     replicas::LocalReplicas,
-    requests::Requests,
+    requests::{Oneself, Requests},
     seams::NodeLogs,
     space::{self, Disk},
     stores::Stores,
+    sweep::Sweep,
     ticks,
 };
 use crate::{
@@ -36,6 +39,8 @@ use crate::{
     group::settings::{Timing, raft_config},
     meta::controller::{Controller, Pace},
     metrics::GroupMetrics,
+    recovery::watch,
+    refusal,
     router::Router,
     runtime::{GridRuntime, Spawner, open_files::OpenFiles},
     transport::{
@@ -67,8 +72,12 @@ pub struct Ingredients {
     pub spawner: Spawner,
     /// For sessions and jitter.
     pub randomness: Randomness,
+    /// Told what this node passes.
+    pub points: Points,
     /// Where other nodes dial; bound already.
     pub peer_listener: TcpListener,
+    /// Answers for the node as a whole.
+    pub oneself: Arc<dyn Oneself>,
     /// Told when the cluster goes on without this folder.
     pub cut_off: Box<dyn FnOnce(CutOff) + Send>,
 }
@@ -85,6 +94,8 @@ pub struct Member {
     pub router: Arc<Router>,
     /// To other nodes.
     pub transport: Transport,
+    /// Gives leaderships away for a restart on purpose.
+    pub hand_over: HandOver,
     answers: Arc<Answers>,
 }
 
@@ -105,14 +116,15 @@ impl Member {
             maps,
             spawner,
             randomness,
+            points,
             peer_listener,
+            oneself,
             cut_off,
         } = with;
         let me = identity.node;
         let answers = Arc::new(Answers::default());
-        let limits = Limits::default().within(memory.peers);
-        let limits = Limits { sockets: limits.sockets.min(OpenFiles::of_this_process().peers), ..limits };
-        let resolver = Arc::new(Resolver { maps: maps.clone(), overrides: overrides(&config) });
+        let limits = limits(&config, &memory);
+        let resolver = resolver(&config, &maps);
         let transport = Transport::start(Dependencies {
             identity: Some(identity.clone()),
             conduit: GrpcConduit::new(resolver, limits.clone()),
@@ -127,33 +139,60 @@ impl Member {
         let kept = config.compaction.log_retention.0;
         let retention = Retention::of_node(kept, memory.log_index, disk.clone(), replicas.clone());
         let parts = parts(me, &config, &stores, &maps, &spawner, &transport)?;
-        let parts = Parts { metrics: meters.groups, retention: retention.clone(), ..parts };
+        let parts =
+            Parts { metrics: meters.groups, retention: retention.clone(), points: points.clone(), ..parts };
         let host = Host::new(parts, replicas.clone());
-        let router = Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone());
-        let router = Arc::new(router);
+        let router = Arc::new(Router::new(me, replicas.clone(), Arc::new(peers.clone()), maps.clone()));
         let forwarded = Forwarded::new(memory.forwarded, meters.forwarded_bytes);
-        let requests = Requests::new(replicas.clone(), host.clone(), maps.clone(), router.clone(), forwarded);
-        let requests = Arc::new(requests);
+        let (hosting, routing) = (host.clone(), router.clone());
+        let requests = Requests::new(replicas.clone(), hosting, oneself, maps.clone(), routing, forwarded);
+        let requests = Arc::new(requests.passing(points.clone()));
         answers.open(requests.clone());
         // First: damage that is met while replicas start does not wait for the last of them.
         stores.guard(&replicas, &transport, &spawner);
+        fence(&maps, &stores, &replicas, &transport, &spawner);
         host.start_all().await;
         spawn_listener(&spawner, peer_listener, &transport, limits);
         let hands =
             NodeHands::new(me, replicas.clone(), maps.clone(), requests, transport.clone(), disk.clone());
-        let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(&config));
-        spawner.spawn("controller", controller.run());
-        spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
-        spawner.spawn("reclaim", reclaim::run(disk.clone(), stores.state.clone()));
-        let pins = stores.state.pins().clone();
-        spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport.clone(), pins));
+        control(hands.passing(points.clone()), &config, &spawner);
+        let sweep = Sweep {
+            stores: stores.clone(),
+            host: host.clone(),
+            transport: transport.clone(),
+            maps: maps.clone(),
+            store: router.clone(),
+            disk,
+            spawner: spawner.clone(),
+            points,
+        };
+        keep_house(me, &replicas, retention, sweep);
+        let hand_over = HandOver::new(me, host.clone(), maps.clone(), spawner.clone());
         spawner.spawn("map feed", maps.clone().run(me, replicas.clone(), peers));
-        let logs = Arc::new(NodeLogs(stores.log.clone(), stores.state.clone()));
         spawner.spawn("ticks", ticks::run(replicas.clone()));
-        spawner.spawn("compaction", compaction::run(replicas.clone(), logs, retention));
+        spawner.spawn("ticks of meta", ticks::run_for_meta(replicas.clone(), maps.clone()));
         let registering = registration::run(own, maps, router.clone());
         spawner.spawn("registration", async move { cut_off(registering.await) });
-        Ok(Self { identity, replicas, host, router, transport, answers })
+        Ok(Self { identity, replicas, host, router, transport, hand_over, answers })
+    }
+
+    /// Asks a node, this one included.
+    ///
+    /// # Errors
+    /// The node refused, or could not be asked.
+    pub async fn control(
+        &self,
+        node: NodeId,
+        request: ControlRequest,
+        deadline: Instant,
+    ) -> Result<ControlResponse, Refusal> {
+        if node != self.identity.node {
+            return OverTransport(self.transport.clone()).control(node, request, deadline).await;
+        }
+        match self.answers.requests() {
+            Some(requests) => requests.control(request).await,
+            None => Err(refusal::not_applied(refusal::STOPPING, "the node is stopping")),
+        }
     }
 
     /// Stops the replicas, then everything that speaks to other nodes. Their databases may be closed after it.
@@ -161,6 +200,16 @@ impl Member {
         self.host.stop_all().await;
         self.transport.stop();
         self.answers.close();
+    }
+}
+
+/// The bounds of the transport on this machine.
+fn limits(config: &Config, memory: &MemoryPlan) -> Limits {
+    let limits = Limits::default().within(memory.peers);
+    Limits {
+        sockets: limits.sockets.min(OpenFiles::of_this_process().peers),
+        snapshot_bytes_per_second: config.snapshot_rate.get(),
+        ..limits
     }
 }
 
@@ -193,9 +242,30 @@ fn parts(
         spawner: spawner.clone(),
         config: Arc::new(settings),
         metrics: GroupMetrics::default(),
+        points: points::nobody(),
         retention: config.compaction.log_retention.0.into(),
         meta_observer: Arc::new(move |record: Arc<MetaRecord>| told.offer((*record).clone())),
     })
+}
+
+/// In the background: replicas that fail are taken out of service and those that left are removed, logs are cut, states are
+/// measured, and a disk that fills up has its consequences.
+fn keep_house(
+    me: NodeId,
+    replicas: &Arc<LocalReplicas>,
+    retention: Retention,
+    sweep: Sweep<GridRuntime, Router>,
+) {
+    let (disk, transport, spawner) = (sweep.disk.clone(), sweep.transport.clone(), sweep.spawner.clone());
+    let (log, state) = (sweep.stores.log.clone(), sweep.stores.state.clone());
+    spawner.spawn("failures", failures::watch(replicas.clone(), transport.clone()));
+    let logs = Arc::new(NodeLogs(log.clone(), state.clone()));
+    spawner.spawn("compaction", compaction::run(replicas.clone(), logs, retention));
+    spawner.spawn("sizes", sweep.stores.sizes.clone().watch(log, state.clone()));
+    spawner.spawn("reclaim", reclaim::run(disk.clone(), state.clone()));
+    spawner.spawn("sweep", sweep.run());
+    let pins = state.pins().clone();
+    spawner.spawn("disk limits", space::enforce(disk, me, replicas.clone(), transport, pins));
 }
 
 fn spawn_listener(spawner: &Spawner, listener: TcpListener, transport: &Transport, limits: Limits) {
@@ -205,6 +275,28 @@ fn spawn_listener(spawner: &Spawner, listener: TcpListener, transport: &Transpor
             tracing::error!(%error, "the peer port has failed");
         }
     });
+}
+
+/// Whoever leads meta, this node or not, looks after the cluster.
+fn control(hands: NodeHands, config: &Config, spawner: &Spawner) {
+    let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(config));
+    spawner.spawn("controller", controller.run());
+}
+
+/// Stops what was given up elsewhere.
+fn fence(
+    maps: &Arc<MapFeed>,
+    stores: &Stores,
+    replicas: &Arc<LocalReplicas>,
+    transport: &Transport,
+    spawner: &Spawner,
+) {
+    let given_up = watch::run(maps.clone(), stores.log.clone(), replicas.clone(), transport.clone());
+    spawner.spawn("fence", given_up);
+}
+
+fn resolver(config: &Config, maps: &Arc<MapFeed>) -> Arc<Resolver> {
+    Arc::new(Resolver { maps: maps.clone(), overrides: overrides(config) })
 }
 
 /// How many nodes the data groups wait for.
@@ -255,11 +347,11 @@ impl Answers {
 }
 
 impl Handler for Arc<Answers> {
-    async fn handle(&self, _: NodeId, frame: Frame) -> Body {
+    async fn handle(&self, from: NodeId, frame: Frame) -> Body {
         match (self.requests(), frame.body) {
-            (Some(requests), Some(body)) => requests.answer(body).await,
-            (None, _) => Body::Refusal(crate::refusal::not_applied(crate::refusal::STARTING, "starting")),
-            (_, None) => Body::Refusal(crate::refusal::internal("an empty frame")),
+            (Some(requests), Some(body)) => requests.answer(from, body).await,
+            (None, _) => Body::Refusal(refusal::not_applied(refusal::STARTING, "starting")),
+            (_, None) => Body::Refusal(refusal::internal("an empty frame")),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod core;
 pub mod failures;
 pub mod formation;
 pub mod forwarded;
+pub mod hand_over;
 pub mod hands;
 mod health;
 pub mod host;
@@ -19,14 +20,20 @@ pub mod map_feed;
 pub mod measure;
 pub mod member;
 pub mod memory;
+mod oneself;
+pub mod operations;
 pub mod peers;
-mod quarantine;
+pub mod points;
+pub(crate) mod quarantine;
 pub mod readiness;
 mod reclaim;
+pub mod record;
+mod recovering;
 pub mod registration;
 pub mod replicas;
 pub mod requests;
 mod seams;
+pub mod sizes;
 pub mod snapshots;
 pub mod space;
 pub mod store;
@@ -34,6 +41,7 @@ pub mod stores;
 #[cfg(test)]
 mod stores_tests;
 mod successor;
+pub mod sweep;
 #[cfg(test)]
 mod tests;
 pub mod ticks;
@@ -56,8 +64,8 @@ use tokio::{
 };
 
 use self::{
-    core::Core, formation::Formed, map_feed::MapFeed, measure::Meters, memory::MemoryPlan, space::Disk,
-    store::NodeStore, stores::Stores,
+    core::Core, formation::Formed, map_feed::MapFeed, measure::Meters, memory::MemoryPlan, points::Points,
+    space::Disk, store::NodeStore, stores::Stores,
 };
 use crate::{
     api::{context::Context, health::Health, limits::MESSAGE_BYTES_MAX, quota::Capacity, server},
@@ -66,6 +74,7 @@ use crate::{
     http::{self, Observed, Verdict},
     meta::{registry::Registry, startup},
     metrics::Metrics,
+    recovery,
     router::Maps,
     runtime::{Spawner, Tasks, open_files::OpenFiles},
     transport::{Identity, Limits, Randomness},
@@ -96,7 +105,20 @@ impl Node {
     ///
     /// # Errors
     /// When a port is taken, or the data folder cannot be used.
-    pub async fn start(config: Config, mut rng: StdRng, fatal: Fatal) -> anyhow::Result<Self> {
+    pub async fn start(config: Config, rng: StdRng, fatal: Fatal) -> anyhow::Result<Self> {
+        Self::start_with(config, rng, fatal, points::nobody()).await
+    }
+
+    /// The same, for one whose [`points`] somebody watches.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with(
+        config: Config,
+        mut rng: StdRng,
+        fatal: Fatal,
+        points: Points,
+    ) -> anyhow::Result<Self> {
         let ends = fatal.clone();
         let tasks = Tasks::watched(
             "node",
@@ -105,7 +127,9 @@ impl Node {
         let spawner = tasks.spawner();
         let listeners = Listeners::bind(&config.listen).await?;
         space::make_room(&config.data_dir, config.disk);
-        let mut dir = DataDir::open(&config.data_dir, &config.node_name, &mut rng)?;
+        let mut dir = recovering::open_folder(&config, &mut rng)?;
+        // Under recovery nobody is kept waiting for an answer.
+        let peer_listener = (!config.recovery).then_some(listeners.peer);
         let disk = Arc::new(Disk::of(&dir, config.disk));
         let watched = disk.clone();
         spawner.spawn("disk space", async move { watched.watch().await });
@@ -130,7 +154,7 @@ impl Node {
             randomness: Randomness::new(rng),
             metrics,
             meters,
-            peer_listener: Mutex::new(Some(listeners.peer)),
+            peer_listener: Mutex::new(peer_listener),
             member: OnceLock::new(),
             joined: Notify::new(),
             phase: Mutex::new((Phase::Starting, String::new())),
@@ -140,13 +164,13 @@ impl Node {
             started: Instant::now(),
             boot_id: Bytes::copy_from_slice(&boot_id),
             fatal,
+            points,
             over: watch::Sender::new(None),
         });
         spawner.spawn("http", http::serve(listeners.http, core.clone()));
         let health = Health::starting().await;
         let (stop_serving, served) = serve_clients(&core, listeners.client, health.clone());
-        let forming = core.clone();
-        spawner.spawn("formation", async move { form(&forming).await });
+        begin(&core);
         Ok(Self { core, tasks, health, stop_serving: Some(stop_serving), served })
     }
 
@@ -257,7 +281,8 @@ fn serve_clients(
             batch_reply_bytes: memory.replies / 2,
             ..Capacity::default()
         };
-        let options = server::Options { metrics, capacity, ..server::Options::default() };
+        let of_disk = Some(recovering::service(&node));
+        let options = server::Options { metrics, capacity, recovery: of_disk, ..server::Options::default() };
         let ended = server::serve(listener, context, node, told, options, stopping).await;
         if let Err(error) = ended {
             tracing::error!(%error, "the client port has failed");
@@ -279,11 +304,22 @@ async fn keep_health(core: Arc<Core>, health: Health) {
     loop {
         ticks.tick().await;
         let now = (core.live() == Verdict::Ok, core.ready() == Verdict::Ok);
-        if core.phase().0 != Phase::Stopping && told != Some(now) {
+        let phase = core.phase().0;
+        if !matches!(phase, Phase::Stopping | Phase::Recovering) && told != Some(now) {
             health.set(now.0, now.1).await;
             told = Some(now);
         }
     }
+}
+
+/// What the node does of itself.
+fn begin(core: &Arc<Core>) {
+    if core.config.recovery {
+        recovering::enter(core);
+        return;
+    }
+    let forming = core.clone();
+    core.spawner.spawn("formation", async move { form(&forming).await });
 }
 
 /// Finds out where the node belongs, and makes it belong there.
@@ -341,6 +377,9 @@ async fn act(core: &Core, formed: Formed) -> anyhow::Result<()> {
         }
         Formed::Bootstrap | Formed::Joined(_) | Formed::Resume => {
             if let Some(identity) = core.identity().filter(|_| core.member.get().is_none()) {
+                let others = startup::addresses_to_ask(&formation::intent(&core.config));
+                recovery::news::hear(&core.maps, identity.node, &others).await;
+                recovery::watch::before_start(&core.stores.log, &core.maps.map()).await?;
                 core.become_member(identity).await?;
             }
             core.finish_founding().await

@@ -133,7 +133,9 @@ fn read_lane(request: &ReadRequest) -> Lane {
     match &request.read {
         Some(Read::Get(get)) if get.keys.len() == 1 => Lane::Raft,
         Some(Read::Unpin(_)) => Lane::Raft,
-        Some(Read::Get(_) | Read::Scan(_) | Read::Blob(_)) | None => Lane::Bulk,
+        Some(Read::Get(_) | Read::Scan(_) | Read::Blob(_) | Read::Meta(_) | Read::Journal(_)) | None => {
+            Lane::Bulk
+        }
     }
 }
 

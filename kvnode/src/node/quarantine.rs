@@ -65,15 +65,26 @@ async fn side_by_side<F: Future<Output = ()>>(
 async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transport, finding: Finding) {
     let Finding { replica, reason } = finding;
     let Some(descriptor) =
-        log.descriptor(replica).filter(|descriptor| descriptor.quarantine_reason.is_empty())
+        log.descriptor(replica).filter(|known| known.quarantine_reason.is_empty() && !known.removed)
     else {
         return;
     };
     tracing::error!(replica = replica.get(), reason, "damaged bytes: replica is quarantined");
+    let marked = ReplicaDescriptor { quarantine_reason: reason, ..descriptor };
+    take_out(log, replicas, transport, marked).await;
+}
+
+/// Takes a replica out of service for good, as its new descriptor says.
+pub async fn take_out(
+    log: &LogHub,
+    replicas: &LocalReplicas,
+    transport: &Transport,
+    marked: ReplicaDescriptor,
+) {
+    let (replica, shard) = (ReplicaId(marked.replica_id), ShardId(marked.shard_id));
     // First of all it says nothing to its group any more.
     transport.unregister(replica);
-    let running = replicas.quarantine(ShardId(descriptor.shard_id), replica, reason.clone());
-    let marked = ReplicaDescriptor { quarantine_reason: reason, ..descriptor };
+    let running = replicas.quarantine(shard, replica, marked.quarantine_reason.clone());
     // At the same time: a leader goes on sending heartbeats until it has ended, and its shard has no other one.
     let ended = OptionFuture::from(running.map(|running| async move { running.control.stop().await }));
     let (written, _) = tokio::join!(log.put_descriptor(marked.clone()), ended);
@@ -83,7 +94,7 @@ async fn quarantine(log: &LogHub, replicas: &LocalReplicas, transport: &Transpor
     // It may have started meanwhile, before it could be seen that it must not, or the damage may have stopped it, and
     // that was noticed first.
     transport.unregister(replica);
-    if let Some(started) = replicas.quarantine(ShardId(marked.shard_id), replica, marked.quarantine_reason) {
+    if let Some(started) = replicas.quarantine(shard, replica, marked.quarantine_reason) {
         started.control.stop().await;
     }
     replicas.forget_failure(replica);

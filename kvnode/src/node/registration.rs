@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use kv_proto::{
-    disk::v1::{MetaCommand, NodeRecord, NodeState, meta_command},
+    disk::v1::{NodeRecord, NodeState, meta_command},
     peer::v1::{MetaOutcome, Refusal},
 };
 use kv_topology::ShardId;
@@ -18,6 +18,7 @@ use super::{
     map_feed::MapFeed,
 };
 use crate::{
+    meta::envelope,
     refusal::reason,
     router::{Maps, Router, store::Store},
 };
@@ -73,8 +74,9 @@ pub async fn register(
     name_holder_alive: bool,
     deadline: Instant,
 ) -> Result<MetaOutcome, Refusal> {
+    let (actor, reason) = (node.name.clone(), format!("start {} of its data folder", node.boot_counter));
     let register = meta_command::RegisterNode { node: Some(node), name_holder_alive };
-    let command = MetaCommand { command: Some(meta_command::Command::RegisterNode(register)) };
+    let command = envelope::command(actor, reason, meta_command::Command::RegisterNode(register));
     meta_outcome(store.write(ShardId::META, vec![operation_of(command)], deadline).await?)
 }
 
@@ -85,7 +87,11 @@ pub async fn run(own: NodeRecord, maps: Arc<MapFeed>, router: Arc<Router>) -> Cu
         // Before there is a cluster there is nobody to tell.
         if maps.meta().epoch > 0 {
             match register(&*router, own.clone(), false, Instant::now() + ATTEMPT_TIMEOUT).await {
-                Ok(_) => return watch(&own, &maps).await,
+                Ok(known) if known.node_id != own.node_id => return forgotten(&own, known.node_id),
+                Ok(known) => match watch(&own, &maps, known.epoch).await {
+                    Some(cut_off) => return cut_off,
+                    None => tracing::warn!("meta has forgotten this start, as after a recovery"),
+                },
                 Err(refused) => match CutOff::said_by(&refused) {
                     Some(cut_off) => return cut_off,
                     None => {
@@ -102,16 +108,29 @@ pub async fn run(own: NodeRecord, maps: Arc<MapFeed>, router: Arc<Router>) -> Cu
     }
 }
 
-async fn watch(own: &NodeRecord, maps: &MapFeed) -> CutOff {
-    let mut epoch = 0;
+/// Watches the registry from the epoch of the registration on. `None`: it does not know this start any more, because meta was
+/// recovered from a record of before.
+async fn watch(own: &NodeRecord, maps: &MapFeed, registered: u64) -> Option<CutOff> {
+    let mut epoch = registered.saturating_sub(1);
     loop {
         let view = maps.registry.newer_than(epoch).await;
         epoch = view.epoch();
         let known = view.record.nodes.iter().find(|known| known.disk_uuid == own.disk_uuid);
         if let Some(cut_off) = known.and_then(|known| CutOff::seen_in(known, own)) {
-            return cut_off;
+            return Some(cut_off);
+        }
+        if known.is_none_or(|known| known.boot_counter < own.boot_counter) {
+            return None;
         }
     }
+}
+
+/// The cluster took this disk for a new one. Its replicas are not thrown away without a word: they may be all that is left.
+fn forgotten(own: &NodeRecord, now: u64) -> CutOff {
+    CutOff::Fenced(format!(
+        "meta was recovered from a time before this disk joined as n{}: to the cluster it would be n{now}",
+        own.node_id
+    ))
 }
 
 #[cfg(test)]
@@ -120,6 +139,12 @@ mod tests {
 
     fn start(boot_counter: u64, boot_id: &'static [u8]) -> NodeRecord {
         NodeRecord { node_id: 3, boot_counter, boot_id: boot_id.into(), ..NodeRecord::default() }
+    }
+
+    #[test]
+    fn a_node_that_the_cluster_has_forgotten_waits_for_a_person() {
+        let CutOff::Fenced(reason) = forgotten(&start(1, b""), 1_000_004) else { panic!("it is set aside") };
+        assert!(reason.contains("joined as n3") && reason.contains("n1000004"), "{reason}");
     }
 
     #[test]

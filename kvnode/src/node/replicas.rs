@@ -12,14 +12,14 @@ use kv_topology::{GroupId, ReplicaId, ShardId};
 
 use crate::{group::replica::Replica, router::Replicas};
 
-/// Running replicas by shard. A shard has at most one on a node, but for the moment between the loss of one and its
-/// replacement: the newer one is found.
+/// Running replicas by shard. A shard has at most one on a node, but for the time between the loss of one, or its leave, and
+/// its removal: the newer one is found.
 #[derive(Default)]
 pub struct LocalReplicas {
-    running: RwLock<BTreeMap<ShardId, Replica>>,
+    running: RwLock<BTreeMap<(ShardId, ReplicaId), Replica>>,
     failed: RwLock<BTreeMap<ReplicaId, Failed>>,
-    /// Why the replica of a shard was quarantined, until another one takes its place.
-    quarantined: RwLock<BTreeMap<ShardId, String>>,
+    /// Which replica of a shard was quarantined and why, until another one takes its place.
+    quarantined: RwLock<BTreeMap<ShardId, (ReplicaId, String)>>,
     leaving: AtomicBool,
 }
 
@@ -40,15 +40,22 @@ impl LocalReplicas {
     /// Makes a started replica known.
     pub fn insert(&self, replica: Replica) {
         self.failed().remove(&replica.id);
-        self.quarantined.write().unwrap_or_else(PoisonError::into_inner).remove(&replica.shard);
-        self.running.write().unwrap_or_else(PoisonError::into_inner).insert(replica.shard, replica);
+        self.marked().remove(&replica.shard);
+        self.running().insert((replica.shard, replica.id), replica);
     }
 
     /// Forgets a replica; it must be stopped by the caller.
     pub fn remove(&self, replica: ReplicaId) -> Option<Replica> {
-        let mut running = self.running.write().unwrap_or_else(PoisonError::into_inner);
-        let shard = running.values().find(|running| running.id == replica)?.shard;
-        running.remove(&shard)
+        let mut running = self.running();
+        let place = running.keys().find(|(_, id)| *id == replica).copied()?;
+        running.remove(&place)
+    }
+
+    /// Forgets all that is known of a replica: it is removed from this node. It must be stopped by the caller.
+    pub fn forget(&self, replica: ReplicaId) -> Option<Replica> {
+        self.failed().remove(&replica);
+        self.marked().retain(|_, (id, _)| *id != replica);
+        self.remove(replica)
     }
 
     /// Notes that a replica has stopped by itself or did not start, and takes it out of service.
@@ -60,7 +67,7 @@ impl LocalReplicas {
     /// Notes that the replica of a shard is quarantined, and takes it out of service; it must be stopped by the caller.
     pub fn quarantine(&self, shard: ShardId, replica: ReplicaId, reason: String) -> Option<Replica> {
         self.failed().remove(&replica);
-        self.quarantined.write().unwrap_or_else(PoisonError::into_inner).insert(shard, reason);
+        self.marked().insert(shard, (replica, reason));
         self.remove(replica)
     }
 
@@ -74,23 +81,31 @@ impl LocalReplicas {
         self.failed().values().cloned().collect()
     }
 
+    fn running(&self) -> RwLockWriteGuard<'_, BTreeMap<(ShardId, ReplicaId), Replica>> {
+        self.running.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn failed(&self) -> RwLockWriteGuard<'_, BTreeMap<ReplicaId, Failed>> {
         self.failed.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on this node tells whoever asks that it gives its leaderships away and wants none.
-    pub fn leave(&self) {
-        self.leaving.store(true, Relaxed);
+    fn marked(&self) -> RwLockWriteGuard<'_, BTreeMap<ShardId, (ReplicaId, String)>> {
+        self.quarantined.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this node is about to stop.
+    /// Whether this node tells whoever asks that it gives its leaderships away and wants none, from now on.
+    pub fn set_leaving(&self, leaving: bool) {
+        self.leaving.store(leaving, Relaxed);
+    }
+
+    /// Whether this node is about to stop, or to be restarted on purpose.
     pub fn are_leaving(&self) -> bool {
         self.leaving.load(Relaxed)
     }
 
-    /// The replica of a group.
+    /// The replica of a group; the newest.
     pub fn of_group(&self, group: GroupId) -> Option<Replica> {
-        self.all().into_iter().find(|replica| replica.group == group)
+        self.all().into_iter().rev().find(|replica| replica.group == group)
     }
 
     /// All of them, by shard.
@@ -101,10 +116,13 @@ impl LocalReplicas {
 
 impl Replicas for LocalReplicas {
     fn replica(&self, shard: ShardId) -> Option<Replica> {
-        self.running.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+        let running = self.running.read().unwrap_or_else(PoisonError::into_inner);
+        let of_shard = (shard, ReplicaId(0))..=(shard, ReplicaId(u64::MAX));
+        running.range(of_shard).next_back().map(|(_, replica)| replica.clone())
     }
 
     fn quarantined(&self, shard: ShardId) -> Option<String> {
-        self.quarantined.read().unwrap_or_else(PoisonError::into_inner).get(&shard).cloned()
+        let quarantined = self.quarantined.read().unwrap_or_else(PoisonError::into_inner);
+        quarantined.get(&shard).map(|(_, reason)| reason.clone())
     }
 }

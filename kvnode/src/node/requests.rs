@@ -6,17 +6,22 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use kv_proto::{
-    disk::v1::{Operation, OwnSlots, operation},
+    disk::v1::{Operation, OwnSlots, ReplicaDescriptor, operation},
     peer::v1::{
         ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, NodeDescription,
         ReadIndexResponse, ReadRequest, Refusal, WriteRequest, WriteResponse, control_request::Request,
-        control_response::Response, frame::Body, outcome,
+        control_response::Response, frame::Body, outcome, refusal::Kind,
     },
 };
-use kv_topology::{GroupId, ReplicaId, ShardId};
+use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
 use tokio::time::Instant;
 
-use super::{forwarded::Forwarded, replicas::LocalReplicas};
+use super::{
+    forwarded::Forwarded,
+    points::{self, Points, Side},
+    replicas::LocalReplicas,
+    sweep::is_superfluous,
+};
 use crate::{
     group::replica::Replica,
     refusal,
@@ -32,13 +37,24 @@ pub trait Hosting: Send + Sync + 'static {
     fn create(self: Arc<Self>, replica: CreateReplica) -> BoxFuture<'static, Result<(), Refusal>>;
 }
 
+/// What a node can say of itself as a whole, and do.
+pub trait Oneself: Send + Sync + 'static {
+    /// How it is.
+    fn describe(&self) -> NodeDescription;
+
+    /// Gives its leaderships away, and takes none until the permit with this token is over. Returns when they are gone.
+    fn hand_over(&self, token: String) -> BoxFuture<'static, Result<(), Refusal>>;
+}
+
 /// Answers requests of other nodes.
 pub struct Requests {
     replicas: Arc<LocalReplicas>,
     hosting: Arc<dyn Hosting>,
+    oneself: Arc<dyn Oneself>,
     maps: Arc<dyn Maps>,
     router: Arc<Router>,
     forwarded: Forwarded,
+    points: Points,
 }
 
 impl Requests {
@@ -46,17 +62,23 @@ impl Requests {
     pub fn new(
         replicas: Arc<LocalReplicas>,
         hosting: Arc<dyn Hosting>,
+        oneself: Arc<dyn Oneself>,
         maps: Arc<dyn Maps>,
         router: Arc<Router>,
         forwarded: Forwarded,
     ) -> Self {
-        Self { replicas, hosting, maps, router, forwarded }
+        Self { replicas, hosting, oneself, maps, router, forwarded, points: points::nobody() }
     }
 
-    /// Answers one request. Raft frames and snapshots never come here.
-    pub async fn answer(&self, body: Body) -> Body {
+    /// Tells what it passes.
+    pub fn passing(self, points: Points) -> Self {
+        Self { points, ..self }
+    }
+
+    /// Answers one request of a node. Raft frames and snapshots never come here.
+    pub async fn answer(&self, from: NodeId, body: Body) -> Body {
         let answered = match body {
-            Body::ReadIndexRequest(request) => self.read_index(ShardId(request.shard_id)).await,
+            Body::ReadIndexRequest(request) => self.read_index(from, ShardId(request.shard_id)).await,
             Body::WriteRequest(request) => self.write(request).await,
             Body::ReadRequest(request) => self.read(request).await,
             Body::ControlRequest(request) => self.control(request).await.map(Body::ControlResponse),
@@ -65,8 +87,16 @@ impl Requests {
         answered.unwrap_or_else(Body::Refusal)
     }
 
-    async fn read_index(&self, shard: ShardId) -> Result<Body, Refusal> {
-        let point = self.replica(shard)?.gate.index(Instant::now() + CONTROL_TIMEOUT).await?;
+    async fn read_index(&self, from: NodeId, shard: ShardId) -> Result<Body, Refusal> {
+        let replica = self.replica(shard)?;
+        if !replica.control.has_member_on(from) {
+            // What its replica lacks will not come any more: it reads elsewhere at once instead of waiting for it.
+            let message = format!("node {from} has no replica in the group of shard {shard} any more");
+            let leader_node_id = replica.control.leader().map_or(0, NodeId::get);
+            let refused = refusal::not_applied(refusal::NO_REPLICA, message);
+            return Err(Refusal { leader_node_id, ..refused });
+        }
+        let point = replica.gate.index(Instant::now() + CONTROL_TIMEOUT).await?;
         Ok(Body::ReadIndexResponse(ReadIndexResponse { index: point.index, term: point.term }))
     }
 
@@ -94,8 +124,22 @@ impl Requests {
         let Some(request) = request.request else {
             return Err(refusal::internal("an empty control request"));
         };
+        let [before, after] = [Side::Before, Side::After].map(|side| points::of_step(&request, side));
+        self.pass(before);
+        let response = self.carry_out(request).await?;
+        self.pass(after);
+        Ok(ControlResponse { response: Some(response) })
+    }
+
+    fn pass(&self, point: Option<String>) {
+        if let Some(point) = point {
+            (self.points)(&point);
+        }
+    }
+
+    async fn carry_out(&self, request: Request) -> Result<Response, Refusal> {
         let response = match request {
-            Request::CreateReplica(create) => done(self.hosting.clone().create(create).await?),
+            Request::CreateReplica(create) => done(self.create(create).await?),
             Request::InitializeGroup(group) => done(self.initialize(group).await?),
             Request::AddLearner(add) => {
                 let member = add.member.unwrap_or_default();
@@ -106,6 +150,11 @@ impl Requests {
                 let control = self.of_group(change.group_id)?.control;
                 done(control.change_voters(voters, change.expected_membership).await?)
             }
+            Request::RemoveLearner(remove) => {
+                let (control, replica) =
+                    (self.of_group(remove.group_id)?.control, ReplicaId(remove.replica_id));
+                done(control.remove_learner(replica, remove.expected_membership).await?)
+            }
             Request::TransferLeader(transfer) => {
                 let control = self.of_group(transfer.group_id)?.control;
                 done(control.transfer_leader(ReplicaId(transfer.to_replica)).await?)
@@ -113,15 +162,27 @@ impl Requests {
             Request::DescribeGroup(group) => {
                 Response::Group(self.of_group(group.group_id)?.control.describe()?)
             }
-            Request::DescribeNode(_) => {
-                Response::Node(NodeDescription { stopping: self.replicas.are_leaving() })
-            }
+            Request::DescribeNode(_) => Response::Node(self.oneself.describe()),
+            Request::HandOver(hand_over) => done(self.oneself.hand_over(hand_over.permit_token).await?),
             Request::FetchMap(fetch) => {
                 let meta = self.maps.meta();
                 if meta.epoch > fetch.newer_than_epoch { Response::Map((*meta).clone()) } else { done(()) }
             }
         };
-        Ok(ControlResponse { response: Some(response) })
+        Ok(response)
+    }
+
+    /// Creates a replica, unless it is known that the cluster goes on without it: who asks was told so long ago. What was
+    /// removed must never come back under its id: it has forgotten what it voted, and a group that has not heard of its
+    /// removal would count it.
+    async fn create(&self, create: CreateReplica) -> Result<(), Refusal> {
+        let CreateReplica { shard_id, group_id, replica_id } = create;
+        let replica = ReplicaDescriptor { replica_id, shard_id, group_id, ..ReplicaDescriptor::default() };
+        if is_superfluous(&self.maps.meta(), &replica) {
+            let message = format!("r{replica_id} of shard {shard_id} is placed nowhere any more");
+            return Err(refusal::of(Kind::FailedPrecondition, refusal::REPLICA_UNKNOWN, message));
+        }
+        self.hosting.clone().create(create).await
     }
 
     /// Forms the group, and tells it its slots: it is usable when it knows them. Both are done once only.

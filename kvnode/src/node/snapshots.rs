@@ -6,6 +6,7 @@ use kv_proto::peer::v1::{SnapshotChunk, SnapshotEnd};
 use kv_topology::{Generation, ReplicaId};
 use tokio::sync::mpsc;
 
+use super::points::Points;
 use crate::{
     runtime::Spawner,
     state::{
@@ -69,6 +70,8 @@ async fn send(
 pub struct Incoming {
     /// Where they are staged.
     pub state: Arc<StateHub>,
+    /// Told what is there.
+    pub points: Points,
 }
 
 impl SnapshotInFactory for Incoming {
@@ -77,22 +80,26 @@ impl SnapshotInFactory for Incoming {
 
     async fn open(&self, replica: ReplicaId) -> io::Result<(Generation, Staging)> {
         let stage = self.state.stage_snapshot(replica)?;
-        Ok((stage.generation(), Staging(stage)))
+        Ok((stage.generation(), Staging { stage, points: self.points.clone() }))
     }
 }
 
 /// One snapshot that comes in.
-pub struct Staging(SnapshotStage);
+pub struct Staging {
+    stage: SnapshotStage,
+    points: Points,
+}
 
 impl SnapshotIn for Staging {
     type Data = SnapshotData;
 
     async fn accept(&mut self, chunk: SnapshotChunk) -> io::Result<()> {
-        Ok(self.0.accept(chunk).await?)
+        Ok(self.stage.accept(chunk).await?)
     }
 
     async fn finish(self) -> io::Result<(SnapshotEnd, SnapshotData)> {
-        let staged = self.0.finish()?;
+        let staged = self.stage.finish()?;
+        (self.points)("received-snapshot");
         Ok((staged.end.clone(), SnapshotData::Staged(staged)))
     }
 }

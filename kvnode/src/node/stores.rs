@@ -19,6 +19,7 @@ use super::{
     memory::MemoryPlan,
     quarantine::{self, Finding},
     replicas::LocalReplicas,
+    sizes::Sizes,
 };
 use crate::{
     config::Config,
@@ -60,6 +61,9 @@ pub enum StoresError {
     /// Something cannot be set aside.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
+    /// Work on one of them was not done.
+    #[error("data folder: {0}")]
+    Work(io::Error),
     /// The log and the file `CLUSTER` are damaged: a replica that is not known to have been here could vote twice.
     #[error(
         "the Raft log is damaged and so is the list of the replicas that it was of ({0}); move the data folder away, \
@@ -76,6 +80,8 @@ pub struct Stores {
     pub state: Arc<StateHub>,
     /// What is known without them.
     pub kept: Arc<Kept>,
+    /// How large the states are.
+    pub sizes: Arc<Sizes>,
     findings: Mutex<Option<mpsc::UnboundedReceiver<Finding>>>,
 }
 
@@ -144,7 +150,7 @@ impl Stores {
             }
         };
         let findings = Mutex::new(Some(findings));
-        Ok(Self { log, state: Arc::new(state), kept: Arc::new(kept), findings })
+        Ok(Self { log, state: Arc::new(state), kept: Arc::new(kept), sizes: Arc::default(), findings })
     }
 
     /// Notes durably that a replica lives here: before it starts for the first time.
@@ -164,10 +170,55 @@ impl Stores {
     pub async fn forget_all(&self) -> Result<(), StoresError> {
         for descriptor in self.log.descriptors() {
             let replica = ReplicaId(descriptor.replica_id);
-            self.kept.forget_hosted(replica)?;
+            self.kept.forget_hosted(&[replica])?;
             self.log.remove_replica(replica).await?;
         }
-        Ok(self.kept.keep_meta(MetaRecord::default())?)
+        Ok(self.kept.forget_meta()?)
+    }
+
+    /// Keeps the registry and map, unless a newer one is kept.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn keep_meta(&self, record: MetaRecord) -> Result<(), StoresError> {
+        let kept = self.kept.clone();
+        let keep = self.state.blocking("keep the map", move || kept.keep_meta(record)).await;
+        Ok(keep.map_err(StoresError::Work)??)
+    }
+
+    /// Replicas that are to be removed.
+    pub fn condemned(&self) -> Vec<ReplicaId> {
+        let condemned = self.log.descriptors().into_iter().filter(|replica| replica.removed);
+        condemned.map(|replica| ReplicaId(replica.replica_id)).collect()
+    }
+
+    /// Notes durably that a replica is to be removed: from now on it never starts, and [`Self::erase`] may be cut off and
+    /// begun again. `false`: there is none.
+    ///
+    /// # Errors
+    /// When that is not on disk.
+    pub async fn condemn(&self, replica: ReplicaId) -> Result<bool, StoresError> {
+        let Some(known) = self.log.descriptor(replica) else { return Ok(false) };
+        if !known.removed {
+            self.log.put_descriptor(ReplicaDescriptor { removed: true, ..known }).await?;
+        }
+        Ok(true)
+    }
+
+    /// Removes all that condemned replicas have. Their Raft must have ended. Done already is done.
+    ///
+    /// # Errors
+    /// When it is not durable. It is begun again at the next start at the latest.
+    pub async fn erase(&self, replicas: Vec<ReplicaId>) -> Result<(), StoresError> {
+        // In this order: a state without a descriptor, and a replica that only the list knows, have lost their log.
+        self.state.remove_replicas(replicas.clone()).await.map_err(StoresError::Work)?;
+        let (kept, forgotten) = (self.kept.clone(), replicas.clone());
+        let forget = move || kept.forget_hosted(&forgotten);
+        self.state.blocking("forget replicas", forget).await.map_err(StoresError::Work)??;
+        for replica in replicas {
+            self.log.remove_replica(replica).await?;
+        }
+        Ok(())
     }
 
     /// Quarantines replicas whose bytes turn out to be damaged: at once they are cut off, durably marked, stopped. Called
@@ -181,8 +232,8 @@ impl Stores {
 
     /// Replicas that were quarantined, each with its reason.
     pub fn quarantined(&self) -> Vec<ReplicaDescriptor> {
-        let all = self.log.descriptors().into_iter();
-        all.filter(|descriptor| !descriptor.quarantine_reason.is_empty()).collect()
+        let damaged = |descriptor: &ReplicaDescriptor| !descriptor.quarantine_reason.is_empty();
+        self.log.descriptors().into_iter().filter(|known| damaged(known) && !known.removed).collect()
     }
 
     /// Flushes and closes both.
@@ -238,7 +289,7 @@ fn hooks(found: &mpsc::UnboundedSender<Finding>, fatal: &Fatal, metrics: &LogMet
 async fn quarantine_without_state(log: &LogHub, reason: &str) -> Result<(), StoresError> {
     for descriptor in log.descriptors() {
         let replica = ReplicaId(descriptor.replica_id);
-        if !descriptor.quarantine_reason.is_empty() {
+        if !descriptor.quarantine_reason.is_empty() || descriptor.removed {
             continue;
         }
         let why = match log.replica::<TokioRuntime>(replica) {

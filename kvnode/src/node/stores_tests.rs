@@ -200,3 +200,66 @@ async fn a_lost_list_is_made_again_from_the_log_and_is_needed_without_one() {
     let refused = open(folder.path()).await.map(drop).expect_err("nobody knows which replicas were there");
     assert!(matches!(refused, StoresError::LostTrack(_)), "{refused}");
 }
+
+/// What is left of a replica: its descriptor, its place in the list, its state.
+fn traces(stores: &Stores, id: u64) -> (bool, bool, bool) {
+    let replica = ReplicaId(id);
+    (
+        stores.log.descriptor(replica).is_some(),
+        stores.kept.hosted().iter().any(|hosted| hosted.replica_id == id),
+        stores.state.replicas_on_disk().expect("readable").contains(&replica),
+    )
+}
+
+#[tokio::test]
+async fn a_removal_that_was_cut_off_goes_on_at_the_next_start_and_leaves_nothing() {
+    for done in 0..=3 {
+        let folder = filled().await;
+        let (stores, dir, tasks) = open(folder.path()).await.expect("opened");
+        assert_eq!(traces(&stores, CUT), (true, true, true));
+        assert!(stores.condemn(ReplicaId(CUT)).await.expect("noted"));
+        if done >= 1 {
+            stores.state.remove_replicas(vec![ReplicaId(CUT)]).await.expect("removed");
+        }
+        if done >= 2 {
+            stores.kept.forget_hosted(&[ReplicaId(CUT)]).expect("forgotten");
+        }
+        if done >= 3 {
+            stores.log.remove_replica(ReplicaId(CUT)).await.expect("removed");
+        }
+        stores.close().await.expect("closed");
+        drop((stores, dir));
+        tasks.shutdown().await;
+
+        let (stores, dir, tasks) = open(folder.path()).await.expect("opened");
+        let left = if done < 3 { vec![ReplicaId(CUT)] } else { Vec::new() };
+        assert_eq!(stores.condemned(), left, "after step {done}");
+        assert_eq!(stores.quarantined(), [], "what is removed is not lost: after step {done}");
+        stores.erase(left).await.expect("erased");
+        assert_eq!(traces(&stores, CUT), (false, false, false), "after step {done}");
+        stores.close().await.expect("closed");
+        drop((stores, dir));
+        tasks.shutdown().await;
+
+        let (stores, dir, tasks) = open(folder.path()).await.expect("opened");
+        assert_eq!(traces(&stores, CUT), (false, false, false), "it stays so: after step {done}");
+        assert_eq!((stores.condemned(), stores.quarantined()), (Vec::new(), Vec::new()));
+        assert_eq!(traces(&stores, WHOLE), (true, true, true), "others are left alone");
+        assert!(!stores.condemn(ReplicaId(CUT)).await.expect("there is none"));
+        stores.close().await.expect("closed");
+        drop((stores, dir));
+        tasks.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_condemned_replica_is_not_lost_with_the_state() {
+    let folder = filled().await;
+    let (stores, dir, tasks) = open(folder.path()).await.expect("opened");
+    assert!(stores.condemn(ReplicaId(CUT)).await.expect("noted"));
+    stores.close().await.expect("closed");
+    drop((stores, dir));
+    tasks.shutdown().await;
+    garble_state(&folder.path().join("state"));
+    assert_eq!(ids(&quarantined(folder.path()).await), [EMPTY]);
+}

@@ -57,7 +57,7 @@ pub async fn hand_over(
             return false;
         };
         attempts.note(successor);
-        if replica.control.transfer_leader(successor).await.is_ok() {
+        if replica.control.begin_transfer(successor).await.is_ok() {
             let (shard, to) = (replica.shard.get(), successor.get());
             tracing::info!(shard, to, "the disk is nearly full: leadership is handed over");
             return true;
@@ -108,8 +108,11 @@ mod tests {
         let members = matching.iter().map(|(id, _)| Member { replica_id: *id, node_id: *id });
         let set = VoterSet { replica_ids: voters.to_vec() };
         let membership = Membership { voters: vec![set], members: members.collect() };
-        let progress =
-            matching.iter().map(|(id, index)| Progress { replica_id: *id, matching_index: *index });
+        let progress = matching.iter().map(|(id, index)| Progress {
+            replica_id: *id,
+            matching_index: *index,
+            ..Progress::default()
+        });
         GroupDescription {
             membership: Some(StoredMembership { log_id: None, membership: Some(membership) }),
             leader_replica_id: matching[0].0,

@@ -6,7 +6,9 @@ use clap::Parser;
 use kv_proto::{
     admin::v1::{BootstrapRequest, NodeInfo, Phase},
     disk::v1::{Founding, ReplicaDescriptor},
+    peer::v1::{ControlRequest, CreateReplica, control_request},
 };
+use kv_topology::ReplicaId;
 use rand::{SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::{
@@ -14,13 +16,17 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::{Fatal, Node, admin::NAME_HELD_FOR, core::lock, kept::Kept, memory::MemoryPlan, stores::Stores};
+use super::{
+    Fatal, Node, admin::NAME_HELD_FOR, core::lock, kept::Kept, memory::MemoryPlan, points,
+    requests::Hosting as _, stores::Stores, sweep::Sweep,
+};
 use crate::{
     api::admin::Node as _,
     config::{ByteCount, Config, Flags, validate},
     data_dir::{DataDir, small_file},
     refusal,
-    runtime::Tasks,
+    router::Router,
+    runtime::{GridRuntime, Tasks},
 };
 
 /// For anything that a node does by itself, on a busy machine.
@@ -215,4 +221,100 @@ async fn a_name_is_not_taken_from_a_node_that_lives_and_was_never_heard_of() {
     let taken = join(claimant).await.expect("nobody is there any more");
     assert_ne!(taken, held, "a new disk is a new node");
     asked.stop().await;
+}
+
+/// A node that runs alone, and one replica more here than its cluster knows of.
+async fn node_with_another_replica(folder: &Path, replica_id: u64) -> Node {
+    let node = start(folder, &["--bootstrap", "--replication-factor", "1"]).await;
+    wait_ready(&node).await;
+    let host = node.core.member.get().expect("a member").host.clone();
+    host.create(CreateReplica { shard_id: 9, group_id: 9, replica_id }).await.expect("created");
+    node
+}
+
+fn sweep(node: &Node) -> Sweep<GridRuntime, Router> {
+    let (core, member) = (&node.core, node.core.member.get().expect("a member"));
+    Sweep {
+        points: points::nobody(),
+        stores: core.stores.clone(),
+        host: member.host.clone(),
+        transport: member.transport.clone(),
+        maps: core.maps.clone(),
+        store: member.router.clone(),
+        disk: core.disk.clone(),
+        spawner: core.spawner.clone(),
+    }
+}
+
+fn runs(node: &Node, replica: ReplicaId) -> bool {
+    node.core.member.get().expect("a member").replicas.all().iter().any(|running| running.id == replica)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_sweep_stops_and_erases_what_is_condemned_and_nothing_that_the_cluster_may_need() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = ReplicaId(77);
+    let node = node_with_another_replica(folder.path(), other.get()).await;
+    let (core, before) = (node.core.clone(), node.core.stores.log.descriptors().len());
+    let round = async || sweep(&node).round(&core.maps.registry.view()).await;
+    assert!(round().await, "nothing is left to do");
+    assert!(runs(&node, other), "an id that meta has not minted yet, as far as this node knows");
+
+    assert!(core.stores.condemn(other).await.expect("noted"));
+    // The node sweeps too when a new map comes.
+    let swept = timeout(LONG, async {
+        while !round().await {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    swept.await.expect("it is removed");
+    assert!(!runs(&node, other));
+    assert_eq!(core.stores.log.descriptors().len(), before - 1);
+    assert!(!core.stores.kept.hosted().iter().any(|hosted| hosted.replica_id == other.get()));
+    assert!(!core.stores.state.replicas_on_disk().expect("readable").contains(&other));
+    wait_ready(&node).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_condemned_replica_does_not_start_and_goes_at_the_next_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = ReplicaId(77);
+    let node = node_with_another_replica(folder.path(), other.get()).await;
+    assert!(node.core.stores.condemn(other).await.expect("noted"));
+    node.stop().await;
+    let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1"]).await;
+    let gone = timeout(LONG, async {
+        while node.core.stores.log.descriptor(other).is_some() || node.core.member.get().is_none() {
+            sleep(Duration::from_millis(10)).await;
+        }
+    });
+    gone.await.expect("it is removed after the start");
+    assert!(!runs(&node, other));
+    wait_ready(&node).await;
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_known_to_be_placed_nowhere_is_not_created() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1"]).await;
+    wait_ready(&node).await;
+    // As if the ids after those of its replicas had been minted and dropped.
+    let mut record = (*node.core.meta()).clone();
+    let dropped = record.next_replica_id;
+    record.next_replica_id += 10;
+    record.epoch += 100;
+    for shard in &mut record.shards {
+        shard.observed.get_or_insert_default();
+    }
+    node.core.maps.offer(record.clone());
+    assert_eq!(*node.core.meta(), record, "it is the newest");
+    let create = CreateReplica { shard_id: 1, group_id: 1, replica_id: dropped };
+    let request = ControlRequest { request: Some(control_request::Request::CreateReplica(create)) };
+    let member = node.core.member.get().expect("a member");
+    let refused = member.control(member.identity.node, request, Instant::now() + LONG).await;
+    assert_eq!(refused.expect_err("it was removed").reason, refusal::REPLICA_UNKNOWN);
+    assert!(!runs(&node, ReplicaId(dropped)));
+    node.stop().await;
 }

@@ -10,7 +10,9 @@ use std::{
 };
 
 use kv_proto::disk::v1::log_entry::Payload;
-use kv_proto::peer::v1::{AppendRequest, Frame, SnapshotChunk, SnapshotOffer, frame::Body, refusal};
+use kv_proto::peer::v1::{
+    AppendRequest, Frame, SnapshotChunk, SnapshotOffer, control_request, frame::Body, refusal,
+};
 use kv_topology::{GroupId, NodeId, ReplicaId};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Semaphore, mpsc};
@@ -74,6 +76,32 @@ impl Drop for InHand {
 
 /// Streams of appends that one connection may have: a leader opens one to each replica that it feeds.
 const INBOXES: usize = 4096;
+
+/// The asker knows only of a meta group that was given up.
+const META_WAS_RECOVERED: &str = "META_WAS_RECOVERED";
+
+/// Whether it asks for a change that only meta may wish.
+fn is_step(frame: &Frame) -> bool {
+    let Some(Body::ControlRequest(request)) = &frame.body else { return false };
+    match &request.request {
+        Some(
+            control_request::Request::CreateReplica(_)
+            | control_request::Request::InitializeGroup(_)
+            | control_request::Request::AddLearner(_)
+            | control_request::Request::ChangeVoters(_)
+            | control_request::Request::RemoveLearner(_)
+            | control_request::Request::TransferLeader(_)
+            | control_request::Request::HandOver(_),
+        ) => true,
+        // By asking it hears of it.
+        Some(
+            control_request::Request::FetchMap(_)
+            | control_request::Request::DescribeGroup(_)
+            | control_request::Request::DescribeNode(_),
+        )
+        | None => false,
+    }
+}
 
 impl Dispatch {
     pub(super) fn new(
@@ -149,6 +177,11 @@ impl Dispatch {
             return;
         }
         let reply = self.reply(&frame, Class::Request);
+        if self.peer.is_behind() && is_step(&frame) {
+            let message =
+                "meta was recovered, and this node has not heard of it: it decides nothing any more";
+            return reply.refuse(refusal::Kind::FailedPrecondition, META_WAS_RECOVERED, message);
+        }
         let (handler, from) = (self.shared.handler.clone(), self.from);
         let (crew, length) = match &frame.body {
             Some(Body::ReadIndexRequest(_)) => (&self.questions, None),

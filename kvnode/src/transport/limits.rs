@@ -58,7 +58,7 @@ pub struct Limits {
     pub snapshots_out: usize,
     /// Snapshots that a node receives at once.
     pub snapshots_in: usize,
-    /// Bytes a second of all snapshots that a node sends.
+    /// Bytes a second of all snapshots that a node sends; 0: no limit.
     pub snapshot_bytes_per_second: u64,
     /// Chunks of a snapshot that may wait for their acknowledgement.
     pub snapshot_window: usize,

@@ -227,9 +227,10 @@ impl Transport {
         self.0.registry.insert(group, replica, Arc::new(RaftReplica { id: replica, raft, snapshots }));
     }
 
-    /// From now on no replica of this node lets itself be made the leader by another one: the node is about to stop.
-    pub fn refuse_leaderships(&self) {
-        self.0.registry.refuse_leaderships();
+    /// Whether replicas of this node let themselves be made the leader by another one, from now on. They do until they are
+    /// told.
+    pub fn set_leaderships(&self, taken: bool) {
+        self.0.registry.set_leaderships(taken);
     }
 
     /// Answers `Removed` for this replica from now on. Streams and transfers to it that are under way end.
@@ -346,6 +347,17 @@ impl Transport {
     /// [`DiskLevel::DiskHard`] on, proposals and snapshots of other leaders are refused.
     pub fn set_disk_level(&self, level: DiskLevel) {
         self.0.peers.set_own_disk(level);
+    }
+
+    /// Tells every other node, with all that is sent to it, of how many recoveries of meta this node knows. From now on steps of
+    /// a controller that knows of fewer are refused.
+    pub fn set_recoveries(&self, recoveries: u64) {
+        self.0.peers.set_own_recoveries(recoveries);
+    }
+
+    /// A node that knows of a recovery of meta of which this node has not heard.
+    pub fn ahead(&self) -> Option<NodeId> {
+        self.0.peers.ahead()
     }
 
     /// How full a node's disk was when it was last heard; enough, when it never was.

@@ -24,6 +24,8 @@ pub(super) struct Peers {
     all: Mutex<BTreeMap<NodeId, Arc<Peer>>>,
     /// What every batch says of this node's own disk.
     own_disk: Arc<AtomicI32>,
+    /// What every batch says of recoveries of meta.
+    own_recoveries: Arc<AtomicU64>,
     meter: Arc<Meter>,
 }
 
@@ -68,8 +70,8 @@ impl Peers {
     /// The record of a node, made on the first call.
     pub(super) fn peer(&self, node: NodeId) -> Arc<Peer> {
         let new = || {
-            let (own_disk, meter) = (self.own_disk.clone(), self.meter.clone());
-            Arc::new(Peer { own_disk, meter, ..Peer::default() })
+            let (own_disk, own_recoveries) = (self.own_disk.clone(), self.own_recoveries.clone());
+            Arc::new(Peer { own_disk, own_recoveries, meter: self.meter.clone(), ..Peer::default() })
         };
         self.all().entry(node).or_insert_with(new).clone()
     }
@@ -85,6 +87,16 @@ impl Peers {
 
     pub(super) fn set_own_disk(&self, level: DiskLevel) {
         self.own_disk.store(level.into(), Relaxed);
+    }
+
+    pub(super) fn set_own_recoveries(&self, recoveries: u64) {
+        self.own_recoveries.store(recoveries, Relaxed);
+    }
+
+    /// A node that knows of a recovery of meta of which this node has not heard.
+    pub(super) fn ahead(&self) -> Option<NodeId> {
+        let own = self.own_recoveries.load(Relaxed);
+        self.all().iter().find(|(_, peer)| peer.recoveries.load(Relaxed) > own).map(|(node, _)| *node)
     }
 
     fn all(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Peer>>> {
@@ -110,6 +122,8 @@ pub(super) struct Peer {
     pub(super) removed_answers: AtomicU64,
     disk: AtomicI32,
     own_disk: Arc<AtomicI32>,
+    recoveries: AtomicU64,
+    own_recoveries: Arc<AtomicU64>,
     meter: Arc<Meter>,
 }
 
@@ -161,14 +175,25 @@ impl Peer {
         self.frames_received.fetch_add(frames as u64, Relaxed);
     }
 
-    /// Notes what a batch of this node says of its disk.
+    /// Notes what a batch of this node says of its disk, and of recoveries of meta.
     pub(super) fn told(&self, batch: &FrameBatch) {
         self.disk.store(batch.disk_level, Relaxed);
+        self.recoveries.store(batch.recoveries, Relaxed);
     }
 
-    /// Says in a batch to this node how full our own disk is.
+    /// Says in a batch to this node how full our own disk is, and of how many recoveries of meta we know.
     pub(super) fn stamp(&self, batch: FrameBatch) -> FrameBatch {
-        FrameBatch { disk_level: self.own_disk.load(Relaxed), ..batch }
+        FrameBatch {
+            disk_level: self.own_disk.load(Relaxed),
+            recoveries: self.own_recoveries.load(Relaxed),
+            ..batch
+        }
+    }
+
+    /// Whether this node has not heard of a recovery of meta of which we know: what it wishes as a controller is the wish of
+    /// a meta group that was given up.
+    pub(super) fn is_behind(&self) -> bool {
+        self.recoveries.load(Relaxed) < self.own_recoveries.load(Relaxed)
     }
 
     /// How full the disk of this node was when it was last heard. A level of a newer version counts as full.

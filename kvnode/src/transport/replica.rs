@@ -203,8 +203,8 @@ impl Registry {
         self.replicas.write().unwrap_or_else(PoisonError::into_inner).remove(&replica);
     }
 
-    pub(super) fn refuse_leaderships(&self) {
-        self.no_leaderships.store(true, Relaxed);
+    pub(super) fn set_leaderships(&self, taken: bool) {
+        self.no_leaderships.store(!taken, Relaxed);
     }
 
     /// The refusal of a request to take a leadership over, when this node takes none. The others of the group are told of
@@ -236,5 +236,27 @@ impl Registry {
             }
             Some(found) => Ok(Reached { local: found.local.clone(), gone: found.gone.clone() }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::peer::v1::{TransferRequest, VoteRequest};
+
+    use super::*;
+
+    #[test]
+    fn who_takes_no_leaderships_refuses_transfers_to_itself_until_it_takes_them_again() {
+        let registry = Registry::default();
+        let transfer =
+            |to_replica| Body::TransferRequest(TransferRequest { to_replica, ..Default::default() });
+        let refused = |body: &Body| registry.refusal_to_lead(ReplicaId(1), body).is_some();
+        assert!(!refused(&transfer(1)));
+        registry.set_leaderships(false);
+        assert!(refused(&transfer(1)));
+        assert!(!refused(&transfer(2)), "others may, and it must know");
+        assert!(!refused(&Body::VoteRequest(VoteRequest::default())), "it votes");
+        registry.set_leaderships(true);
+        assert!(!refused(&transfer(1)));
     }
 }

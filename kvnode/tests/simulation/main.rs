@@ -9,6 +9,7 @@
 mod clients;
 mod counters;
 mod dice;
+mod members;
 mod nemesis;
 mod oracles;
 mod run;

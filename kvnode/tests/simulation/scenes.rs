@@ -31,12 +31,12 @@ use crate::{
 };
 
 /// For what a group in calm does by itself: elections, and confirmations that its replicas are current.
-const CALM: Duration = Duration::from_secs(5);
+pub const CALM: Duration = Duration::from_secs(5);
 /// Looking again, in simulated time.
 const LOOK: Duration = Duration::from_millis(5);
 
 /// Plays a scene on this thread, in simulated time.
-fn play<F: Future<Output = ()>>(seed: u64, nodes: u64, scene: impl FnOnce(Arc<World>) -> F) {
+pub fn play<F: Future<Output = ()>>(seed: u64, nodes: u64, scene: impl FnOnce(Arc<World>) -> F) {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     let runtime = builder.enable_time().start_paused(true).build().unwrap();
     runtime.block_on(async {
@@ -49,12 +49,12 @@ fn play<F: Future<Output = ()>>(seed: u64, nodes: u64, scene: impl FnOnce(Arc<Wo
     });
 }
 
-fn replica(world: &World, node: NodeId) -> Replica {
+pub fn replica(world: &World, node: NodeId) -> Replica {
     world.running(node).unwrap().replicas.replica(SHARD).unwrap()
 }
 
 /// The leader among `nodes` that all of them agree on.
-async fn leader(world: &World, nodes: &[NodeId]) -> NodeId {
+pub async fn leader(world: &World, nodes: &[NodeId]) -> NodeId {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let mut known = nodes.iter().map(|node| replica(world, *node).control.leader());
@@ -187,7 +187,7 @@ fn chunk(upload: u8, number: u32) -> Kind {
 }
 
 /// Writes at a node; panics unless it was done.
-async fn write(world: &World, node: NodeId, kind: Kind) {
+pub async fn write(world: &World, node: NodeId, kind: Kind) {
     let running = world.running(node).unwrap();
     let (answer, answered) = oneshot::channel();
     let operation = Operation { kind: Some(kind), ..Operation::default() };

@@ -14,7 +14,10 @@ use futures::{FutureExt, future::BoxFuture};
 use kv_proto::{
     admin::v1::Role,
     disk::v1 as disk,
-    peer::v1::{ControlRequest, CreateReplica, Frame, InitializeGroup, control_request, frame::Body},
+    peer::v1::{
+        ControlRequest, CreateReplica, Frame, InitializeGroup, NodeDescription, Refusal, control_request,
+        frame::Body,
+    },
 };
 use kv_topology::{
     ClusterMap, GroupId, NodeId, ReplicaId, SLOT_COUNT, ShardId, SlotRange,
@@ -29,8 +32,9 @@ use kvnode::{
         forwarded::Forwarded,
         host::{Host, Parts},
         peers::OverTransport,
+        points,
         replicas::LocalReplicas,
-        requests::{Hosting, Requests},
+        requests::{Hosting, Oneself, Requests},
         ticks,
     },
     refusal,
@@ -256,6 +260,7 @@ impl World {
         let replicas = Arc::new(LocalReplicas::default());
         let peers = Arc::new(OverTransport(transport.clone()));
         let parts = Parts {
+            points: points::nobody(),
             node,
             log: log.clone(),
             state: Arc::new(state),
@@ -273,7 +278,9 @@ impl World {
         let router = Arc::new(Router::new(node, replicas.clone(), peers, maps.clone()));
         let hosting: Arc<dyn Hosting> = host.clone();
         let forwarded = Forwarded::new(FORWARDED_BYTES, QueueMetric::default());
-        let requests = Arc::new(Requests::new(replicas.clone(), hosting, maps, router.clone(), forwarded));
+        let (oneself, routing) = (Arc::new(Nobody), router.clone());
+        let requests = Requests::new(replicas.clone(), hosting, oneself, maps, routing, forwarded);
+        let requests = Arc::new(requests);
         answers.0.set(requests.clone()).ok();
         self.network.attach(node, transport.acceptor());
         let number = {
@@ -353,11 +360,24 @@ pub const fn replica_of(node: NodeId) -> ReplicaId {
 struct Answers(Arc<OnceLock<Arc<Requests>>>);
 
 impl Handler for Answers {
-    async fn handle(&self, _: NodeId, frame: Frame) -> Body {
+    async fn handle(&self, from: NodeId, frame: Frame) -> Body {
         match (self.0.get(), frame.body) {
-            (Some(requests), Some(body)) => requests.answer(body).await,
+            (Some(requests), Some(body)) => requests.answer(from, body).await,
             _ => Body::Refusal(refusal::not_applied(refusal::STARTING, "starting")),
         }
+    }
+}
+
+/// Replicas without a node around them.
+struct Nobody;
+
+impl Oneself for Nobody {
+    fn describe(&self) -> NodeDescription {
+        NodeDescription::default()
+    }
+
+    fn hand_over(&self, _: String) -> BoxFuture<'static, Result<(), Refusal>> {
+        std::future::ready(Err(refusal::internal("there are no permits here"))).boxed()
     }
 }
 
