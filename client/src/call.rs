@@ -158,6 +158,16 @@ impl Call {
         request
     }
 
+    /// A request for an attempt that waits until `limit`. Of what administrators wish, a node is told a nearer one, so that it
+    /// says what keeps it before somebody else is asked.
+    fn request_until<Q>(&self, message: Q, limit: Instant) -> Request<Q> {
+        let mut request = self.request(message);
+        if self.plan.kind == Kind::Idempotent {
+            request.set_timeout(whole_ms(limit.saturating_duration_since(Instant::now()).mul_f64(0.9)));
+        }
+        request
+    }
+
     /// What the status of an attempt at `node` tells.
     pub(crate) fn failure_of(&self, node: &Node, status: &Status) -> Failure {
         Failure::of_status(self.plan.operation, node.address(), status)
@@ -209,7 +219,7 @@ impl Call {
             let message = "the session is gone, and with it the outcome of an earlier attempt";
             return Err(self.end(failure.with_message(message)));
         }
-        self.perhaps |= self.plan.kind == Kind::Once && failure.cause().happened() == Happened::Perhaps;
+        self.perhaps |= self.plan.kind.bears_doubt() && failure.cause().happened() == Happened::Perhaps;
         let hop = self.aim(turn, &failure);
         let hopeful = match failure.cause() {
             Cause::NotSent => self.hopeful(&failure),
@@ -361,8 +371,8 @@ impl Call {
         self.check_size(message.encoded_len())?;
         loop {
             let node = self.node().await?;
-            let limit = self.patience(self.plan.kind == Kind::Read);
-            match timeout_at(limit, send(node.clone(), self.request(message.clone()))).await {
+            let limit = self.patience(self.plan.kind.is_quick());
+            match timeout_at(limit, send(node.clone(), self.request_until(message.clone(), limit))).await {
                 Ok(Ok(reply)) => {
                     let reply = reply.into_inner();
                     self.client.core().knowledge.answered(self.plan.route.slot(), reply.header());
@@ -467,5 +477,18 @@ headless!(
     kv_proto::admin::v1::ShardMap,
     kv_proto::admin::v1::NodeStatus,
     kv_proto::admin::v1::ClusterStatus,
-    kv_proto::admin::v1::ListNodesResponse
+    kv_proto::admin::v1::ListNodesResponse,
+    kv_proto::admin::v1::DrainNodeResponse,
+    kv_proto::admin::v1::UndrainNodeResponse,
+    kv_proto::admin::v1::RemoveNodeResponse,
+    kv_proto::admin::v1::TransferLeaderResponse,
+    kv_proto::admin::v1::RequestPermitResponse,
+    kv_proto::admin::v1::ReleasePermitResponse,
+    kv_proto::admin::v1::HandOverResponse,
+    kv_proto::admin::v1::SetNodeLabelsResponse,
+    kv_proto::admin::v1::SetPolicyResponse,
+    kv_proto::admin::v1::GetJournalResponse,
+    kv_proto::admin::v1::InspectResponse,
+    kv_proto::admin::v1::RewriteResponse,
+    kv_proto::admin::v1::ReplaceGroupResponse
 );

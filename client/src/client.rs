@@ -8,10 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use kv_proto::{
-    admin::v1 as admin,
-    kv::v1::{self as proto, batch_operation::Operation, batch_result::Result as Answer},
-};
+use kv_proto::kv::v1::{self as proto, batch_operation::Operation, batch_result::Result as Answer};
 use kv_topology::{KeyspaceId, Slot};
 use rand::{Rng, RngExt, SeedableRng, rngs::SmallRng};
 
@@ -25,7 +22,6 @@ use crate::{
     retry::Kind,
     routing::{Knowledge, Route, Routing},
     sessions::{Sessions, ttl_ms},
-    shard_map::ShardMap,
     small::mismatch,
     txn::{Txn, TxnReply},
     value::{DeleteReply, GetReply, Header, PutReply, ServedBy},
@@ -374,50 +370,6 @@ impl Client {
             header.cluster_id = self.core().pool.cluster_id();
         }
         header
-    }
-
-    /// The whole cluster as the asked node sees it.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn cluster_status(&self) -> Result<admin::ClusterStatus> {
-        let call = self.call("GetClusterStatus", Kind::Read, Route::Any);
-        let send =
-            |node: crate::pool::Node, request| async move { node.admin().get_cluster_status(request).await };
-        Ok(call.unary(admin::GetClusterStatusRequest {}, send).await?.0)
-    }
-
-    /// What the asked node says of itself.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn node_status(&self) -> Result<admin::NodeStatus> {
-        let call = self.call("GetNodeStatus", Kind::Read, Route::Any);
-        let send =
-            |node: crate::pool::Node, request| async move { node.admin().get_node_status(request).await };
-        Ok(call.unary(admin::GetNodeStatusRequest {}, send).await?.0)
-    }
-
-    /// The registry of nodes.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn nodes(&self) -> Result<Vec<admin::NodeInfo>> {
-        let call = self.call("ListNodes", Kind::Read, Route::Any);
-        let send = |node: crate::pool::Node, request| async move { node.admin().list_nodes(request).await };
-        Ok(call.unary(admin::ListNodesRequest {}, send).await?.0.nodes)
-    }
-
-    /// The shard map that the asked node knows.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn shard_map(&self) -> Result<ShardMap> {
-        let call = self.call("GetShardMap", Kind::Read, Route::Any);
-        let send =
-            |node: crate::pool::Node, request| async move { node.admin().get_shard_map(request).await };
-        let (map, _) = call.unary(admin::GetShardMapRequest { newer_than_epoch: 0 }, send).await?;
-        ShardMap::from_proto(map).map_err(|error| Error::protocol("GetShardMap", error.to_string()))
     }
 }
 

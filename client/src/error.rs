@@ -99,7 +99,9 @@ impl Error {
                 Self::InvalidArgument(failure)
             }
             (_, Cause::Refused | Cause::NoSession) => Self::Refused(failure),
-            (Kind::Write | Kind::Once, Cause::OutcomeUnknown | Cause::Lost) => Self::OutcomeUnknown(failure),
+            (Kind::Write | Kind::Once | Kind::Idempotent, Cause::OutcomeUnknown | Cause::Lost) => {
+                Self::OutcomeUnknown(failure)
+            }
             (Kind::Read, Cause::OutcomeUnknown | Cause::Lost) => Self::TimedOut(failure),
             (_, Cause::DataLoss) => Self::DataLoss(failure),
             (_, Cause::Bug) => Self::Internal(failure),

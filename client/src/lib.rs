@@ -29,8 +29,8 @@
 //! ```
 //!
 //! Every operation has a deadline, 10 s unless told otherwise; streams of pages and bytes have it between two messages.
-//! Within it, a failed attempt is repeated when that is safe ([`retry::decide`] is the whole table): reads always, and writes
-//! in sessions always.
+//! Within it, a failed attempt is repeated when that is safe ([`retry::decide`] is the whole table): reads always, writes
+//! in sessions always, and so is what administrators wish of the cluster, but for permits ([`Client::request_permit`]).
 //!
 //! **Sessions.** Puts, deletes, transactions that write and bulk writes are in a session of their shard, which is opened when
 //! it is first needed. Each has a sequence that goes along with each attempt, so that the shard applies it once and answers
@@ -61,6 +61,7 @@ mod batch;
 mod bulk;
 mod call;
 mod client;
+mod cluster;
 mod delete_range;
 mod download;
 mod error;
@@ -70,6 +71,7 @@ mod options;
 mod pages;
 mod places;
 mod pool;
+mod recovery;
 pub mod retry;
 mod routing;
 mod scan;
@@ -82,6 +84,7 @@ mod stream;
 mod txn;
 mod upload;
 mod value;
+mod watch;
 
 pub use address::{Address, AddressError, DEFAULT_PORT};
 pub use bulk::{BulkOperation, BulkOutcome};
@@ -98,8 +101,9 @@ pub use source::UploadSource;
 pub use txn::{Compare, Relation, Txn, TxnOperation, TxnReply, TxnResult};
 pub use upload::{UploadOptions, UploadReply};
 pub use value::{Blob, DeleteReply, GetReply, Header, KeyValue, PutReply, ServedBy, Value};
+pub use watch::ClusterWatch;
 
-/// Status, nodes and shard map in the words of the wire (`admin.v1`).
+/// Status, nodes, shard map and what administrators ask for, in the words of the wire (`admin.v1`).
 pub use kv_proto::admin::v1 as admin;
 /// Status codes, as [`Failure::code`] has them.
 pub use tonic::Code;

@@ -19,7 +19,10 @@ use kv_http2::{
     KeepAlive, Windows,
     client::{Connection, Options},
 };
-use kv_proto::{admin::v1::admin_client::AdminClient, kv::v1::kv_client::KvClient};
+use kv_proto::{
+    admin::v1::{admin_client::AdminClient, recovery_client::RecoveryClient},
+    kv::v1::kv_client::KvClient,
+};
 use thiserror::Error;
 use tokio::{
     net::{TcpStream, lookup_host},
@@ -79,6 +82,12 @@ impl Node {
     pub(crate) fn admin(&self) -> AdminClient<Connection> {
         let Connected { connection, origin, .. } = &*self.0;
         AdminClient::with_origin(connection.clone(), origin.clone())
+            .max_decoding_message_size(MAX_REPLY_BYTES)
+    }
+
+    pub(crate) fn recovery(&self) -> RecoveryClient<Connection> {
+        let Connected { connection, origin, .. } = &*self.0;
+        RecoveryClient::with_origin(connection.clone(), origin.clone())
             .max_decoding_message_size(MAX_REPLY_BYTES)
     }
 

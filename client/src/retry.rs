@@ -1,7 +1,7 @@
 //! May a failed attempt be repeated? Pure: what failed and what was asked come in, the decision comes out.
 //!
-//! A read may always be repeated, and so may a write in a session, with the same stamp. Any other write only when the store
-//! says that it surely did not happen. Everything that has no word of ours in it came from a transport or a proxy, after
+//! A read may always be repeated, and so may a write in a session, with the same stamp, and what is done already when it is
+//! done. Any other write only when the store says that it surely did not happen. Everything that has no word of ours in it came from a transport or a proxy, after
 //! the request may have reached a node: for such a write, the outcome is unknown, and repeating it could apply it twice.
 
 use std::time::Duration;
@@ -17,6 +17,26 @@ pub enum Kind {
     Write,
     /// Has an effect, in a session: once, however often it is sent.
     Once,
+    /// Has an effect, and done already is done: sent again, it changes nothing more. What administrators wish of the cluster.
+    Idempotent,
+}
+
+impl Kind {
+    /// Whether it may have had its effect and may be sent again all the same.
+    pub(crate) fn bears_doubt(self) -> bool {
+        match self {
+            Self::Once | Self::Idempotent => true,
+            Self::Read | Self::Write => false,
+        }
+    }
+
+    /// Whether a node that does not answer is left for another one before the deadline comes.
+    pub(crate) fn is_quick(self) -> bool {
+        match self {
+            Self::Read | Self::Idempotent => true,
+            Self::Write | Self::Once => false,
+        }
+    }
 }
 
 /// What a failed attempt tells.
@@ -85,12 +105,18 @@ const WRONG_SHARD: &str = "WRONG_SHARD";
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 const SESSION_EXPIRED: &str = "SESSION_EXPIRED";
 const SESSION_WINDOW_FULL: &str = "SESSION_WINDOW_FULL";
+/// A leadership cannot go where it was to go. Surely not applied, and not before that replica has caught up.
+const TARGET_NOT_READY: &str = "NOT_APPLIED_TARGET_NOT_READY";
+/// The cluster has changed while something was decided: nothing was done, and all may be looked at again.
+const EPOCH_MOVED_ON: &str = "EPOCH_MOVED_ON";
 
 impl Cause {
     /// Reads a status. `reason` is that of our `ErrorInfo`; `None` when the status carries none of ours.
     pub fn of(code: Code, reason: Option<&str>, advised: bool) -> Self {
         match reason {
+            Some(TARGET_NOT_READY) => Self::Refused,
             Some(reason) if reason.starts_with(NOT_APPLIED_PREFIX) => Self::NotApplied,
+            Some(EPOCH_MOVED_ON) => Self::NotApplied,
             Some(WRONG_SHARD) => Self::WrongShard,
             Some(OUTCOME_UNKNOWN) => Self::OutcomeUnknown,
             Some(SESSION_EXPIRED) => Self::NoSession,
@@ -170,12 +196,13 @@ pub fn decide(kind: Kind, cause: Cause) -> Decision {
         (_, Cause::Exhausted { advised: true }) => Decision::Retry(Turn::Same),
         (_, Cause::Exhausted { advised: false } | Cause::Refused) => Decision::Fail(Happened::No),
         (Kind::Once, Cause::NoSession) => Decision::Retry(Turn::Same),
-        (Kind::Read | Kind::Write, Cause::NoSession) => Decision::Fail(Happened::No),
-        (Kind::Read | Kind::Once, Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss) => {
-            Decision::Retry(Turn::Other)
-        }
+        (Kind::Read | Kind::Write | Kind::Idempotent, Cause::NoSession) => Decision::Fail(Happened::No),
+        (
+            Kind::Read | Kind::Once | Kind::Idempotent,
+            Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss,
+        ) => Decision::Retry(Turn::Other),
         (Kind::Read, Cause::Bug) => Decision::Fail(Happened::No),
-        (Kind::Once, Cause::Bug) => Decision::Fail(Happened::Perhaps),
+        (Kind::Once | Kind::Idempotent, Cause::Bug) => Decision::Fail(Happened::Perhaps),
         (Kind::Write, Cause::OutcomeUnknown | Cause::Lost | Cause::DataLoss | Cause::Bug) => {
             Decision::Fail(Happened::Perhaps)
         }
@@ -270,22 +297,36 @@ mod tests {
     fn the_table() {
         use Decision::{Fail, Retry};
         use Happened::{No, Perhaps};
-        for (cause, read, write, once) in [
-            (Cause::NotSent, Retry(Turn::Other), Retry(Turn::Other), Retry(Turn::Other)),
-            (Cause::NotApplied, Retry(Turn::Leader), Retry(Turn::Leader), Retry(Turn::Leader)),
-            (Cause::WrongShard, Retry(Turn::Refreshed), Retry(Turn::Refreshed), Retry(Turn::Refreshed)),
-            (Cause::Exhausted { advised: true }, Retry(Turn::Same), Retry(Turn::Same), Retry(Turn::Same)),
-            (Cause::Exhausted { advised: false }, Fail(No), Fail(No), Fail(No)),
-            (Cause::OutcomeUnknown, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
-            (Cause::Lost, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
-            (Cause::Refused, Fail(No), Fail(No), Fail(No)),
-            (Cause::DataLoss, Retry(Turn::Other), Fail(Perhaps), Retry(Turn::Other)),
-            (Cause::Bug, Fail(No), Fail(Perhaps), Fail(Perhaps)),
-            (Cause::NoSession, Fail(No), Fail(No), Retry(Turn::Same)),
+        let all = |decision| [decision; 4];
+        let other = Retry(Turn::Other);
+        for (cause, decisions) in [
+            (Cause::NotSent, all(other)),
+            (Cause::NotApplied, all(Retry(Turn::Leader))),
+            (Cause::WrongShard, all(Retry(Turn::Refreshed))),
+            (Cause::Exhausted { advised: true }, all(Retry(Turn::Same))),
+            (Cause::Exhausted { advised: false }, all(Fail(No))),
+            (Cause::OutcomeUnknown, [other, Fail(Perhaps), other, other]),
+            (Cause::Lost, [other, Fail(Perhaps), other, other]),
+            (Cause::Refused, all(Fail(No))),
+            (Cause::DataLoss, [other, Fail(Perhaps), other, other]),
+            (Cause::Bug, [Fail(No), Fail(Perhaps), Fail(Perhaps), Fail(Perhaps)]),
+            (Cause::NoSession, [Fail(No), Fail(No), Retry(Turn::Same), Fail(No)]),
         ] {
-            let decisions = [Kind::Read, Kind::Write, Kind::Once].map(|kind| decide(kind, cause));
-            assert_eq!(decisions, [read, write, once], "{cause:?}");
+            let kinds = [Kind::Read, Kind::Write, Kind::Once, Kind::Idempotent];
+            assert_eq!(kinds.map(|kind| decide(kind, cause)), decisions, "{cause:?}");
         }
+    }
+
+    #[test]
+    fn a_permit_is_asked_for_again_when_the_cluster_has_changed_meanwhile() {
+        let cause = Cause::of(Code::Unavailable, Some("EPOCH_MOVED_ON"), true);
+        assert_eq!(decide(Kind::Write, cause), Decision::Retry(Turn::Leader));
+    }
+
+    #[test]
+    fn a_leadership_that_cannot_go_there_is_refused_at_once() {
+        let cause = Cause::of(Code::Unavailable, Some("NOT_APPLIED_TARGET_NOT_READY"), true);
+        assert_eq!(decide(Kind::Idempotent, cause), Decision::Fail(Happened::No));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use bytes::Bytes;
-use kv_client::{Client, ClientBuilder, Routing};
+use kv_client::{Client, ClientBuilder, Routing, admin::NodeState};
 
 use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
 
@@ -67,7 +67,9 @@ impl Context {
     /// The client, asking only this node when one is named, by name or id.
     pub async fn client_at(&self, node: Option<&str>) -> Result<Client> {
         let Some(wanted) = node else { return Ok(self.client.clone()) };
-        let nodes = self.client.nodes().await?;
+        let mut nodes = self.client.nodes().await?;
+        // Another node may have the name now.
+        nodes.retain(|node| node.state() != NodeState::Removed);
         let found = nodes.iter().find(|node| node.name == wanted || node.node_id.to_string() == wanted);
         let Some(node) = found else {
             let known: Vec<String> =

@@ -24,6 +24,10 @@ pub enum Exit {
     OutcomeUnknown = 5,
     /// No node could be reached or took it; surely not applied.
     Unavailable = 6,
+    /// No permit was granted: the node is not to be restarted now.
+    NotPermitted = 7,
+    /// Ctrl-C ended the waiting, not what was waited for; 128 and the number of the signal, as shells have it.
+    Interrupted = 130,
 }
 
 /// For `--help`.
@@ -34,7 +38,9 @@ pub const HELP: &str = "Exit codes:
   3  the key is absent
   4  a precondition did not hold, nothing was written
   5  the outcome of a write is unknown: it may have been applied, or may be yet
-  6  unavailable: no node could be reached or took it; nothing was written";
+  6  unavailable: no node could be reached or took it; nothing was written
+  7  no permit was granted: the node is not to be restarted now
+130  Ctrl-C ended the waiting; what was begun goes on";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -4,6 +4,7 @@
 //! for scripts and in words for people. Everything goes through the client library: kvctl decides nothing about
 //! retries or routing.
 
+mod actor;
 mod advice;
 mod cli;
 mod command;
@@ -11,6 +12,7 @@ mod context;
 mod exit;
 mod output;
 mod text;
+mod time;
 
 use std::{num::NonZeroUsize, process::ExitCode, thread};
 

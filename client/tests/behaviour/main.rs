@@ -11,6 +11,7 @@
 #[path = "../fake/mod.rs"]
 mod fake;
 
+mod administration;
 mod bulks;
 mod closings;
 mod readers;

@@ -8,6 +8,8 @@
 mod admin;
 mod batch;
 mod kv;
+pub mod membership;
+pub mod recovery;
 pub mod script;
 pub mod sessions;
 mod small;
@@ -22,14 +24,19 @@ use std::{
 
 pub use batch::Streams;
 use futures::StreamExt as _;
-use kv_proto::{admin::v1::admin_server::AdminServer, kv::v1::kv_server::KvServer};
+use kv_proto::{
+    admin::v1::{admin_server::AdminServer, recovery_server::RecoveryServer},
+    kv::v1::kv_server::KvServer,
+};
 use kv_topology::{KeyspaceId, Slot};
+use membership::Membership;
 use script::Fault;
 pub use sessions::Sessions;
 use store::Store;
 use tokio::{
     net::{TcpListener, TcpSocket},
     runtime::{Builder, Runtime},
+    sync::Notify,
 };
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
@@ -60,6 +67,8 @@ pub struct Connections {
 pub struct Shared {
     state: Mutex<State>,
     addresses: Vec<SocketAddr>,
+    /// Told after each change of the membership.
+    pub changed: Notify,
 }
 
 /// The cluster's data and the test's wishes.
@@ -76,7 +85,8 @@ pub struct State {
     pub pages_per_call: usize,
     /// Faults of each node, by node id from 1.
     scripts: Vec<VecDeque<Fault>>,
-    /// (node id, method) of every call of `kv.v1` and of GetShardMap. Operations on streams count like calls.
+    /// (node id, method) of every call but of the status of a node and of the list of nodes. Operations on streams count like
+    /// calls.
     pub calls: Vec<(u64, &'static str)>,
     /// Connections that all nodes together have taken.
     pub connections: usize,
@@ -84,6 +94,9 @@ pub struct State {
     pub taken: BTreeMap<&'static str, usize>,
     pub sessions: Sessions,
     pub streams: Streams,
+    pub membership: Membership,
+    /// For `admin.v1.Recovery`.
+    pub disks: recovery::Disks,
 }
 
 impl FakeCluster {
@@ -116,8 +129,10 @@ impl FakeCluster {
             taken: BTreeMap::new(),
             sessions: Sessions::default(),
             streams: Streams::default(),
+            membership: Membership::new(),
+            disks: recovery::Disks::default(),
         };
-        let shared = Arc::new(Shared { state: Mutex::new(state), addresses });
+        let shared = Arc::new(Shared { state: Mutex::new(state), addresses, changed: Notify::new() });
         let runtimes = (0..nodes).map(|_| None).collect();
         let mut cluster = Self { shared, ports, connections, runtimes };
         for node in 1..=cluster.shared.nodes() {
@@ -128,6 +143,15 @@ impl FakeCluster {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.shared.state()
+    }
+
+    /// Changes the membership; whoever watches is told.
+    pub fn change(&self, change: impl FnOnce(&mut Membership)) {
+        let mut state = self.state();
+        change(&mut state.membership);
+        state.epoch += 1;
+        drop(state);
+        self.shared.changed.notify_waiters();
     }
 
     /// HOST:PORT of a node, by id from 1.
@@ -141,7 +165,7 @@ impl FakeCluster {
         all.join(",")
     }
 
-    /// The next calls of `kv.v1` at this node fail like this, one after the other.
+    /// The next calls of `kv.v1` at this node, and what administrators ask of it, fail like this, one after the other.
     pub fn script(&self, node: u64, faults: impl IntoIterator<Item = Fault>) {
         self.state().scripts[index(node)].extend(faults);
     }
@@ -230,7 +254,8 @@ async fn serve(listener: TcpListener, node: FakeNode, connections: Connections) 
     }
     let server = builder
         .add_service(KvServer::new(node.clone()))
-        .add_service(AdminServer::new(node))
+        .add_service(AdminServer::new(node.clone()))
+        .add_service(RecoveryServer::new(node))
         .serve_with_incoming(taken);
     server.await.unwrap();
 }

@@ -3,6 +3,7 @@
 pub mod batch_get;
 pub mod bench;
 pub mod bulk;
+pub mod cluster;
 pub mod completion;
 pub mod delete;
 pub mod delete_range;
@@ -13,12 +14,14 @@ pub mod node;
 pub mod progress;
 pub mod put;
 pub mod read;
+pub mod recover;
 pub mod scan;
 pub mod shard;
 pub mod shell;
 pub mod status;
 pub mod txn;
 pub mod upload;
+pub mod why;
 pub mod write;
 
 use anyhow::Result;
@@ -43,6 +46,9 @@ impl Command {
             Self::Status(status) => status.run(context).await,
             Self::Shard(shard) => shard.run(context).await,
             Self::Node(node) => node.run(context).await,
+            Self::Cluster(cluster) => cluster.run(context).await,
+            Self::Why(why) => why.run(context).await,
+            Self::Recover(recover) => recover.run(context).await,
             Self::Bench(bench) => bench.run(context).await,
             Self::Completion(completion) => completion.run(),
             Self::Dev(dev) => dev.run().await,

@@ -1,111 +1,108 @@
-//! `kvctl node`.
+//! `kvctl node`: what nodes there are, and what may be wished of them.
+
+mod drain;
+mod empty;
+mod label;
+mod list;
+mod permit;
+mod remove;
 
 use anyhow::Result;
-use clap::Subcommand;
-use kv_client::admin::{ClusterStatus, DiskLevel, NodeInfo, NodeState, NodeStatus, NodeView, Phase, Role};
+use clap::{Args, Subcommand};
+use kv_client::admin::{ClusterStatus, HandOverRequest, NodeState, Phase, UndrainNodeRequest};
 use serde_json::{Value as Json, json};
 
 use crate::{
+    actor::{self, Because},
     context::Context,
     exit::Exit,
     output::{self, Format},
-    text,
 };
 
-/// Nodes.
+pub use list::{json_of, table};
+
+/// Nodes. Each is named by its name or its id.
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Names, addresses, state, what each leads and holds
+    /// Names, addresses, state, what each leads and holds, and how far it lags
     #[command(alias = "ls")]
     List,
+    Drain(drain::Drain),
+    Undrain(Undrain),
+    Remove(remove::Remove),
+    Permit(permit::Permit),
+    HandOver(HandOver),
+    Label(label::Label),
 }
 
 impl Node {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
-        let Self::List = self;
-        let status = context.client.cluster_status().await?;
-        match context.format {
-            Format::Table => table(&status)?,
-            Format::Json => output::json(&json_of(&status))?,
+        match self {
+            Self::List => list::run(context).await,
+            Self::Drain(drain) => drain.run(context).await,
+            Self::Undrain(undrain) => undrain.run(context).await,
+            Self::Remove(remove) => remove.run(context).await,
+            Self::Permit(permit) => permit.run(context).await,
+            Self::HandOver(hand_over) => hand_over.run(context).await,
+            Self::Label(label) => label.run(context).await,
         }
-        Ok(Exit::Ok)
     }
 }
 
-/// All nodes in a table, and below it what they say of themselves.
-pub fn table(status: &ClusterStatus) -> Result<()> {
-    let rows = status.nodes.iter().map(|view| {
-        let info = view.info.clone().unwrap_or_default();
-        let counts = view.status.as_ref().map(Counts::of);
-        let or_unknown = |text: Option<String>| text.unwrap_or_else(|| "?".to_owned());
-        [
-            info.node_id.to_string(),
-            info.name.clone(),
-            state_name(&info).to_owned(),
-            health(view),
-            or_unknown(counts.as_ref().map(|counts| counts.leaders.to_string())),
-            or_unknown(counts.as_ref().map(|counts| counts.replicas.to_string())),
-            or_unknown(view.status.as_ref().map(disk)),
-            if info.zone.is_empty() { "-".to_owned() } else { info.zone.clone() },
-            info.version.clone(),
-            info.client_address,
-        ]
-    });
-    let header =
-        ["ID", "NAME", "STATE", "HEALTH", "LEADERS", "REPLICAS", "DISK", "ZONE", "VERSION", "ADDRESS"];
-    output::table(header, rows.collect())?;
-    remarks(status).iter().try_for_each(|remark| output::line(remark))
+/// Cancels a drain, also half way: what has moved stays where it is until the balance says otherwise.
+#[derive(Debug, Args)]
+pub struct Undrain {
+    /// The node, by name or id
+    node: String,
+    #[command(flatten)]
+    because: Because,
 }
 
-/// What nodes say of themselves that a person should know: what they wait for, what they have lost.
-fn remarks(status: &ClusterStatus) -> Vec<String> {
-    let remark = |view: &NodeView| {
-        let message = &view.status.as_ref()?.message;
-        let name = view.info.as_ref().map_or("?", |info| info.name.as_str());
-        (!message.is_empty()).then(|| format!("{name}: {message}"))
-    };
-    status.nodes.iter().filter_map(remark).collect()
-}
-
-/// Replicas by role; quarantined ones are counted apart.
-#[derive(Default)]
-struct Counts {
-    leaders: usize,
-    replicas: usize,
-    quarantined: usize,
-}
-
-impl Counts {
-    fn of(status: &NodeStatus) -> Self {
-        let mut counts = Self { replicas: status.replicas.len(), ..Self::default() };
-        for replica in &status.replicas {
-            match replica.role() {
-                Role::Leader => counts.leaders += 1,
-                Role::Quarantined => counts.quarantined += 1,
-                Role::Unspecified | Role::Follower | Role::Learner | Role::Candidate | Role::Stopped => {}
-            }
-        }
-        counts
+impl Undrain {
+    async fn run(self, context: &Context) -> Result<Exit> {
+        let request =
+            UndrainNodeRequest { node: self.node.clone(), actor: actor::name(), reason: self.because.reason };
+        let reply = context.client.undrain_node(request).await?;
+        let state = state_name(reply.state());
+        let text = format!("{} is {state}", called(&self.node));
+        done(context, &text, &json!({ "node": reply.node_id, "state": state }))
     }
 }
 
-/// What the node says of itself, or that it says nothing.
-fn health(view: &NodeView) -> String {
-    let Some(status) = &view.status else { return "silent".to_owned() };
-    let counts = Counts::of(status);
-    if counts.quarantined > 0 {
-        return format!("{} quarantined", counts.quarantined);
+/// Lets a node with a permit give its leaderships away before it is stopped; returns when they are gone.
+///
+/// The node takes none until its permit is over: it is about to be restarted, and says that it is not ready.
+#[derive(Debug, Args)]
+pub struct HandOver {
+    /// The node, by name or id
+    node: String,
+    /// What `kvctl node permit` printed
+    #[arg(long, value_name = "TOKEN")]
+    permit: String,
+}
+
+impl HandOver {
+    async fn run(self, context: &Context) -> Result<Exit> {
+        let request = HandOverRequest { node: self.node.clone(), permit_token: self.permit };
+        context.client.hand_over(request).await?;
+        let text = format!("{} leads nothing any more: restart it now", called(&self.node));
+        done(context, &text, &json!({ "handed_over": true }))
     }
-    match (status.ready, status.phase()) {
-        (true, _) => match status.disk_level() {
-            DiskLevel::DiskEnough => "ready".to_owned(),
-            DiskLevel::DiskSoft => "ready, disk nearly full".to_owned(),
-            DiskLevel::DiskHard => "ready, disk full".to_owned(),
-        },
-        (false, Phase::Unspecified | Phase::Running) => "not ready".to_owned(),
-        (false, phase) => phase_name(phase).to_owned(),
+}
+
+/// A node in a sentence, as the command line names it: `n3`, or `node 3` by its id.
+pub fn called(node: &str) -> String {
+    if node.bytes().all(|byte| byte.is_ascii_digit()) { format!("node {node}") } else { node.to_owned() }
+}
+
+/// Says that something is done.
+pub fn done(context: &Context, text: &str, document: &Json) -> Result<Exit> {
+    match context.format {
+        Format::Table => output::line(text)?,
+        Format::Json => output::json(document)?,
     }
+    Ok(Exit::Ok)
 }
 
 /// What a person reads of a phase.
@@ -118,19 +115,13 @@ pub fn phase_name(phase: Phase) -> &'static str {
         Phase::Running => "running",
         Phase::Stopping => "stopping",
         Phase::Failed => "failed",
+        Phase::Recovering => "recovering",
     }
 }
 
-fn disk(status: &NodeStatus) -> String {
-    if status.disk_total_bytes == 0 {
-        return text::size(status.disk_used_bytes);
-    }
-    let percent = u128::from(status.disk_used_bytes) * 100 / u128::from(status.disk_total_bytes);
-    format!("{} ({percent} %)", text::size(status.disk_used_bytes))
-}
-
-fn state_name(info: &NodeInfo) -> &'static str {
-    match info.state() {
+/// What a person reads of a state.
+pub fn state_name(state: NodeState) -> &'static str {
+    match state {
         NodeState::Unspecified => "unknown",
         NodeState::Joining => "joining",
         NodeState::Active => "active",
@@ -147,56 +138,5 @@ pub fn name_of(status: &ClusterStatus, node: u64) -> String {
     match infos.into_iter().find(|info| info.node_id == node) {
         Some(info) => info.name.clone(),
         None => format!("#{node}"),
-    }
-}
-
-/// All nodes.
-pub fn json_of(status: &ClusterStatus) -> Json {
-    let node = |view: &NodeView| {
-        let info = view.info.clone().unwrap_or_default();
-        let status = view.status.as_ref().map_or(Json::Null, |status| {
-            let counts = Counts::of(status);
-            json!({
-                "phase": phase_name(status.phase()),
-                "ready": status.ready,
-                "message": status.message,
-                "leaders": counts.leaders,
-                "replicas": counts.replicas,
-                "quarantined": counts.quarantined,
-                "map_epoch": status.map_epoch,
-                "disk_used_bytes": status.disk_used_bytes,
-                "disk_total_bytes": status.disk_total_bytes,
-                "uptime_ms": status.uptime_ms,
-            })
-        });
-        json!({
-            "node": info.node_id,
-            "name": info.name,
-            "state": state_name(&info),
-            "zone": info.zone,
-            "version": info.version,
-            "client_address": info.client_address,
-            "peer_address": info.peer_address,
-            "status": status,
-        })
-    };
-    status.nodes.iter().map(node).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_node_says_of_itself_is_shown_with_its_name() {
-        let view = |name: &str, message: Option<&str>| NodeView {
-            info: Some(NodeInfo { name: name.to_owned(), ..NodeInfo::default() }),
-            status: message
-                .map(|message| NodeStatus { message: message.to_owned(), ..NodeStatus::default() }),
-        };
-        let nodes =
-            vec![view("n1", Some("")), view("n2", None), view("n3", Some("all 3 replicas quarantined"))];
-        let status = ClusterStatus { nodes, ..ClusterStatus::default() };
-        assert_eq!(remarks(&status), ["n3: all 3 replicas quarantined"]);
     }
 }

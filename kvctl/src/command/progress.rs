@@ -1,4 +1,4 @@
-//! The progress bar of a transfer: on standard error, and only where a person sees it.
+//! What a person sees of something that takes time: on standard error, and only where a person looks.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -24,4 +24,15 @@ pub fn bar(total_bytes: Option<u64>) -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(200));
     bar
+}
+
+/// A line of text that changes.
+pub fn line() -> ProgressBar {
+    let line = ProgressBar::new_spinner();
+    line.set_draw_target(ProgressDrawTarget::stderr_with_hz(10));
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+        line.set_style(style);
+    }
+    line.enable_steady_tick(Duration::from_millis(200));
+    line
 }

@@ -1,12 +1,13 @@
 //! `kvctl shard`.
 
 use anyhow::Result;
-use clap::Subcommand;
-use kv_client::admin::{ClusterStatus, ShardStatus};
+use clap::{Args, Subcommand};
+use kv_client::admin::{ClusterStatus, ShardStatus, TransferLeaderRequest};
 use serde_json::{Value as Json, json};
 
 use crate::{
-    command::node::name_of,
+    actor::{self, Because},
+    command::node::{called, done, name_of},
     context::Context,
     exit::Exit,
     output::{self, Format},
@@ -15,22 +16,71 @@ use crate::{
 /// Shards.
 #[derive(Debug, Subcommand)]
 pub enum Shard {
-    /// Who leads and holds which slots, and how far the slowest voter lags
+    /// Who leads and holds which slots, how far the slowest voter lags, and how many more nodes may fail
     #[command(alias = "ls")]
     List,
+    Transfer(Transfer),
 }
 
 impl Shard {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
-        let Self::List = self;
-        let status = context.client.cluster_status().await?;
-        match context.format {
-            Format::Table => table(&status)?,
-            Format::Json => output::json(&json_of(&status))?,
+        match self {
+            Self::List => list(context).await,
+            Self::Transfer(transfer) => transfer.run(context).await,
         }
-        Ok(Exit::Ok)
     }
+}
+
+/// Lets another replica of a shard lead. Refused when there is none on that node that is alive and has caught up.
+///
+/// The balance may move the leader again later.
+#[derive(Debug, Args)]
+pub struct Transfer {
+    /// The shard, by number; `meta` or 0: the meta group
+    #[arg(value_parser = parse)]
+    shard: u32,
+    /// The node that is to lead, by name or id
+    #[arg(long, value_name = "NODE")]
+    to: String,
+    #[command(flatten)]
+    because: Because,
+}
+
+impl Transfer {
+    async fn run(self, context: &Context) -> Result<Exit> {
+        let request = TransferLeaderRequest {
+            shard_id: self.shard,
+            to_node: self.to.clone(),
+            actor: actor::name(),
+            reason: self.because.reason,
+        };
+        let reply = context.client.transfer_leader(request).await?;
+        let text = format!("{} leads {}", called(&self.to), title(self.shard));
+        done(context, &text, &json!({ "shard": self.shard, "leader_node": reply.leader_node_id }))
+    }
+}
+
+/// Reads the number of a shard, or `meta`.
+pub fn parse(text: &str) -> Result<u32, String> {
+    match text {
+        "meta" => Ok(0),
+        number => number.parse().map_err(|_| "expected the number of a shard, or meta".to_owned()),
+    }
+}
+
+/// A shard in a sentence.
+fn title(shard: u32) -> String {
+    if shard == 0 { "meta".to_owned() } else { format!("shard {shard}") }
+}
+
+async fn list(context: &Context) -> Result<Exit> {
+    let status = context.client.cluster_status().await?;
+    match context.format {
+        Format::Table => table(&status)?,
+        Format::Json => output::json(&json_of(&status))?,
+    }
+    Ok(Exit::Ok)
 }
 
 fn table(status: &ClusterStatus) -> Result<()> {
@@ -40,19 +90,22 @@ fn table(status: &ClusterStatus) -> Result<()> {
             node => name_of(status, node),
         };
         [
-            name(shard),
+            name(shard.shard_id),
             leader,
             replicas(status, shard),
             slots(shard),
             shard.max_lag_entries.to_string(),
             if shard.shard_id == 0 { "-".to_owned() } else { shard.revision.to_string() },
+            if shard.fault_tolerance < 0 { "none".to_owned() } else { shard.fault_tolerance.to_string() },
         ]
     });
-    output::table(["SHARD", "LEADER", "REPLICAS", "SLOTS", "LAG", "REVISION"], rows.collect())
+    let header = ["SHARD", "LEADER", "REPLICAS", "SLOTS", "LAG", "REVISION", "TOLERANCE"];
+    output::table(header, rows.collect())
 }
 
-fn name(shard: &ShardStatus) -> String {
-    if shard.shard_id == 0 { "meta".to_owned() } else { shard.shard_id.to_string() }
+/// A shard in a table.
+pub fn name(shard: u32) -> String {
+    if shard == 0 { "meta".to_owned() } else { shard.to_string() }
 }
 
 /// Nodes with a replica; learners in brackets.
@@ -92,7 +145,19 @@ pub fn json_of(status: &ClusterStatus) -> Json {
             "slots": slots.collect::<Vec<_>>(),
             "max_lag_entries": shard.max_lag_entries,
             "revision": shard.revision,
+            "fault_tolerance": shard.fault_tolerance,
         })
     };
     status.shards.iter().map(shard).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meta_is_a_shard_with_a_name() {
+        assert_eq!((parse("meta"), parse("0"), parse("17")), (Ok(0), Ok(0), Ok(17)));
+        assert!(parse("n1").is_err() && parse("-1").is_err());
+    }
 }

@@ -2,17 +2,18 @@
 
 use anyhow::Result;
 use clap::Args;
-use kv_client::admin::{ClusterStatus, NodeState, NodeStatus};
-use serde_json::json;
+use kv_client::admin::{ClusterStatus, Move, NodeState, NodeStatus, Permit};
+use serde_json::{Value as Json, json};
 
 use crate::{
-    command::{node, shard},
+    command::{cluster, node, shard},
     context::Context,
     exit::Exit,
     output::{self, Format},
+    time,
 };
 
-/// How the cluster is: nodes, shards, and how many more nodes may fail now.
+/// How the cluster is: nodes, shards, how many more nodes may fail now, what is being moved, and who may be restarted.
 #[derive(Debug, Args)]
 pub struct Status {}
 
@@ -31,6 +32,9 @@ impl Status {
                 "map_epoch": status.map_epoch,
                 "replication_factor": status.replication_factor,
                 "fault_tolerance": status.fault_tolerance,
+                "policy": status.policy.as_ref().map(cluster::document),
+                "moves": status.moves.iter().map(move_document).collect::<Vec<_>>(),
+                "permits": status.permits.iter().map(permit_document).collect::<Vec<_>>(),
                 "nodes": node::json_of(&status),
                 "shards": shard::json_of(&status),
             }))?,
@@ -61,8 +65,66 @@ fn table(status: &ClusterStatus) -> Result<()> {
     output::line(&format!("replication factor  {}", status.replication_factor))?;
     output::line(&format!("map epoch           {}", status.map_epoch))?;
     output::line(&format!("fault tolerance     {}", tolerance(status.fault_tolerance)))?;
+    for permit in &status.permits {
+        output::line(&format!("permit              {}", permit_words(status, permit)))?;
+    }
+    output::line(&format!("moves under way     {}", status.moves.len()))?;
     output::line("")?;
-    node::table(status)
+    node::table(status)?;
+    if !status.moves.is_empty() {
+        output::line("")?;
+        moves(status)?;
+    }
+    Ok(())
+}
+
+/// Whose permit it is, and for how long; or that its node is waited for.
+fn permit_words(status: &ClusterStatus, permit: &Permit) -> String {
+    let name = node::name_of(status, permit.node_id);
+    let since = time::utc(permit.granted_unix_ms);
+    if permit.overdue {
+        return format!("{name}, overdue, since {since}: it counts as down until it has caught up");
+    }
+    format!("{name}, for {} since {since}", time::exact(permit.ttl_ms))
+}
+
+/// Which replica takes whose place, why, and how far it is.
+fn moves(status: &ClusterStatus) -> Result<()> {
+    let row = |moved: &Move| {
+        [
+            shard::name(moved.shard_id),
+            node::name_of(status, moved.from_node_id),
+            node::name_of(status, moved.to_node_id),
+            moved.reason.clone(),
+            moved.lag_entries.map_or("?".to_owned(), |entries| entries.to_string()),
+            time::utc(moved.begun_unix_ms),
+        ]
+    };
+    let rows = status.moves.iter().map(row).collect();
+    output::table(["SHARD", "FROM", "TO", "WHY", "LAG", "SINCE"], rows)
+}
+
+fn move_document(moved: &Move) -> Json {
+    json!({
+        "shard": moved.shard_id,
+        "from_node": moved.from_node_id,
+        "to_node": moved.to_node_id,
+        "from_replica": moved.from_replica_id,
+        "to_replica": moved.to_replica_id,
+        "reason": moved.reason,
+        "begun_unix_ms": moved.begun_unix_ms,
+        "lag_entries": moved.lag_entries,
+    })
+}
+
+fn permit_document(permit: &Permit) -> Json {
+    json!({
+        "node": permit.node_id,
+        "ttl_ms": permit.ttl_ms,
+        "granted_unix_ms": permit.granted_unix_ms,
+        "overdue": permit.overdue,
+        "outage_shards": permit.outage_shard_ids,
+    })
 }
 
 /// The number of further nodes that may fail, in words.

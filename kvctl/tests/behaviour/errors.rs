@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kv_client::Code;
+use kv_client::{Code, admin::NodeState};
 use tokio::{task::spawn_blocking, time::sleep};
 use tonic::Status;
 
@@ -21,7 +21,14 @@ use crate::{
 #[test]
 fn help_documents_the_exit_codes() {
     let help = kvctl(&["--help"], b"").expect(0);
-    for line in ["3  the key is absent", "4  a precondition", "5  the outcome", "6  unavailable"] {
+    for line in [
+        "3  the key is absent",
+        "4  a precondition",
+        "5  the outcome",
+        "6  unavailable",
+        "7  no permit",
+        "130  Ctrl-C",
+    ] {
         assert!(help.contains(line), "{line} is missing in\n{help}");
     }
 }
@@ -204,5 +211,11 @@ async fn a_named_node_is_asked() {
     }
     let run = against(&cluster, &["get", "k", "--node", "n9"]);
     assert!(run.err.contains("n1 (1), n2 (2), n3 (3)"), "{run:?}");
+    run.expect(2);
+    cluster.change(|membership| {
+        membership.states.insert(3, NodeState::Removed);
+    });
+    let run = against(&cluster, &["get", "k", "--node", "n3"]);
+    assert!(run.err.contains("there are n1 (1), n2 (2)\n"), "one that was removed is not asked: {run:?}");
     run.expect(2);
 }

@@ -15,6 +15,8 @@ mod comparing;
 mod dev;
 mod errors;
 mod keys;
+mod nodes;
+mod recovering;
 mod tables;
 mod transfers;
 

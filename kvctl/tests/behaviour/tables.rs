@@ -2,9 +2,13 @@
 
 use std::{fs, path::PathBuf};
 
+use kv_proto::admin::v1::{Move, NodeState, Permit};
 use serde_json::Value as Json;
 
-use crate::{against, fake::FakeCluster};
+use crate::{
+    against,
+    fake::{FakeCluster, membership::UNIX_MS},
+};
 
 /// Compares with a golden file, ports replaced.
 fn golden(cluster: &FakeCluster, name: &str, text: &str) {
@@ -36,6 +40,49 @@ async fn tables_are_as_agreed() {
         ("status.json", &["status", "-o", "json"]),
         ("shard_list.json", &["shard", "list", "-o", "json"]),
         ("node_list.json", &["node", "list", "-o", "json"]),
+    ] {
+        golden(&cluster, name, &against(&cluster, arguments).expect(0));
+    }
+}
+
+/// Two replicas move, a third node drains, a fourth was let go for too long.
+async fn busy() -> FakeCluster {
+    let cluster = FakeCluster::start(4).await;
+    let moved = |shard_id, lag_entries| Move {
+        shard_id,
+        from_node_id: 3,
+        to_node_id: 4,
+        from_replica_id: u64::from(shard_id) * 10 + 3,
+        to_replica_id: 40 + u64::from(shard_id),
+        reason: "drain".to_owned(),
+        begun_unix_ms: UNIX_MS + 61_000,
+        lag_entries,
+    };
+    let permit = |node_id, overdue| Permit {
+        node_id,
+        ttl_ms: 60_000,
+        granted_unix_ms: UNIX_MS,
+        overdue,
+        ..Permit::default()
+    };
+    cluster.change(|membership| {
+        membership.holds_drains = true;
+        membership.states.insert(3, NodeState::Draining);
+        membership.reasons.insert(3, "kvctl ada@desk: new disk".to_owned());
+        membership.gone.insert((0, 3));
+        membership.moves = vec![moved(1, Some(1_203)), moved(2, None)];
+        membership.permits = vec![permit(2, false), permit(4, true)];
+    });
+    cluster
+}
+
+#[tokio::test]
+async fn what_is_under_way_is_shown_with_its_reasons() {
+    let cluster = busy().await;
+    for (name, arguments) in [
+        ("busy_status.txt", &["status"][..]),
+        ("busy_shard_list.txt", &["shard", "list"]),
+        ("busy_status.json", &["status", "-o", "json"]),
     ] {
         golden(&cluster, name, &against(&cluster, arguments).expect(0));
     }
