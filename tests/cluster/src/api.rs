@@ -75,6 +75,12 @@ pub fn name_of(status: &Status) -> String {
     reason(status).unwrap_or_else(|| format!("transport: {:?}", status.code()))
 }
 
+/// An error for people: code, reason and message.
+pub fn in_words(status: &Status) -> String {
+    let reason = reason(status).unwrap_or_else(|| "of the transport".to_owned());
+    format!("{:?}, {reason}: {}", status.code(), status.message())
+}
+
 /// A connection to one node, dialled when first used and again after it broke.
 #[derive(Clone, Debug)]
 pub struct Api {

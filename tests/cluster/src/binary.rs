@@ -10,6 +10,8 @@ use std::{env, path::PathBuf};
 pub enum Binary {
     /// The server.
     Kvnode,
+    /// The server, for those who kill it at a chosen point.
+    KvnodeWithFailpoints,
     /// The command line.
     Kvctl,
 }
@@ -18,6 +20,7 @@ impl Binary {
     const fn name(self) -> &'static str {
         match self {
             Self::Kvnode => "kvnode",
+            Self::KvnodeWithFailpoints => "examples/kvnode-with-failpoints",
             Self::Kvctl => "kvctl",
         }
     }
@@ -25,6 +28,7 @@ impl Binary {
     const fn variable(self) -> &'static str {
         match self {
             Self::Kvnode => "KVNODE_BIN",
+            Self::KvnodeWithFailpoints => "KVNODE_WITH_FAILPOINTS_BIN",
             Self::Kvctl => "KVCTL_BIN",
         }
     }

@@ -4,6 +4,7 @@
 //! removes the data. When the test fails, the nodes' logs are printed and the folder is kept.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     thread,
@@ -18,12 +19,15 @@ use tokio::{
 };
 
 use crate::{
+    admin::Admin,
     api::{Api, Read},
     binary::{self, Binary},
+    failpoints,
     namespaces::Namespaces,
     network::Network,
     node::{Node, Program},
     ports::PortBlock,
+    settled::Wanted,
     status,
     wait::{DEADLINE, wait_until},
 };
@@ -71,6 +75,7 @@ pub struct Plan {
     power_loss: bool,
     volume_bytes: Option<u64>,
     open_files: Option<u32>,
+    failpoints: bool,
     arguments: Vec<String>,
 }
 
@@ -87,6 +92,7 @@ impl Plan {
             power_loss: false,
             volume_bytes: None,
             open_files: None,
+            failpoints: false,
             arguments: Vec::new(),
         }
     }
@@ -131,6 +137,11 @@ impl Plan {
         Self { open_files: Some(limit), ..self }
     }
 
+    /// Nodes that die where they are told to, see [`Cluster::arm`].
+    pub fn with_failpoints(self) -> Self {
+        Self { failpoints: true, ..self }
+    }
+
     /// One more flag for every node.
     pub fn with_flag(mut self, flag: &str, value: impl Into<String>) -> Self {
         self.arguments.extend([flag.to_owned(), value.into()]);
@@ -160,7 +171,8 @@ impl Cluster {
     /// # Panics
     /// When it does not come up in time.
     pub async fn start(plan: Plan) -> Option<Self> {
-        let binary = binary::find(Binary::Kvnode)?;
+        let binary = if plan.failpoints { Binary::KvnodeWithFailpoints } else { Binary::Kvnode };
+        let binary = binary::find(binary)?;
         for attempt in 1.. {
             let mut cluster = Self::launch(&binary, plan.clone()).await;
             if attempt < START_ATTEMPTS && cluster.met_a_busy_port().await {
@@ -205,17 +217,38 @@ impl Cluster {
         cluster
     }
 
-    /// Adds a node that joins by way of the first one.
+    /// Adds a node that joins by way of one of the others.
     ///
     /// # Panics
     /// When it cannot be started.
     pub fn add_node(&mut self) -> usize {
+        let index = self.prepare_node();
+        self.nodes[index].start();
+        index
+    }
+
+    /// Adds such a node and does not start it yet.
+    ///
+    /// # Panics
+    /// When there are no free ports.
+    pub fn prepare_node(&mut self) -> usize {
         let index = self.nodes.len();
         let mut ports: Vec<PortBlock> = self.nodes.iter().map(|node| node.ports).collect();
         ports.push(PortBlock::find().expect("free ports"));
         self.push_node(index, &ports);
-        self.nodes[index].start();
         index
+    }
+
+    /// Another node under the name of this one, with a disk and ports of its own, which would join. Not started yet.
+    ///
+    /// # Panics
+    /// When there are no free ports, or no folder can be made.
+    pub fn namesake(&self, of: usize) -> Node {
+        let mut ports: Vec<PortBlock> = self.nodes.iter().map(|node| node.ports).collect();
+        ports.push(PortBlock::find().expect("free ports"));
+        let folder = self.folder().join("namesakes");
+        fs::create_dir_all(&folder).expect("a folder");
+        self.new_node(self.nodes[of].name.clone(), &folder, ports.len() - 1, &ports)
     }
 
     /// Starts all nodes that do not run.
@@ -244,9 +277,24 @@ impl Cluster {
         self.nodes[node].api()
     }
 
+    /// The administration of the node with this index.
+    pub fn admin(&self, node: usize) -> Admin {
+        Admin::new(self.nodes[node].ports.client_address())
+    }
+
     /// Client addresses of all nodes.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.nodes.iter().map(|node| node.ports.client_address()).collect()
+    }
+
+    /// Client addresses of these nodes.
+    pub fn addresses_of(&self, nodes: &[usize]) -> Vec<SocketAddr> {
+        nodes.iter().map(|node| self.nodes[*node].ports.client_address()).collect()
+    }
+
+    /// What the cluster was planned to be like.
+    pub fn wanted(&self) -> Wanted {
+        Wanted { data_shards: self.plan.data_shards, replication_factor: self.plan.replication_factor }
     }
 
     /// What each node says of itself; `None`: it does not answer.
@@ -322,9 +370,20 @@ impl Cluster {
         if voters.is_multiple_of(2) { voters - 1 } else { voters }
     }
 
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.as_ref().expect("kept until the end").path()
+    }
+
     fn push_node(&mut self, index: usize, ports: &[PortBlock]) {
-        let name = name_of(index);
-        let folder = self.folder.as_ref().expect("kept until the end").path();
+        let mut node = self.new_node(name_of(index), self.folder(), index, ports);
+        if let Some(bytes) = self.plan.volume_bytes {
+            node.put_on_volume(bytes).expect("a volume can be prepared");
+        }
+        self.nodes.push(node);
+    }
+
+    /// A node below `folder`, with the ports at `index`, that finds the others at theirs.
+    fn new_node(&self, name: String, folder: &Path, index: usize, ports: &[PortBlock]) -> Node {
         let mut arguments = self.plan.arguments.clone();
         // Every test would write it anew for each node.
         if !arguments.iter().any(|flag| flag == "--ballast") {
@@ -341,6 +400,7 @@ impl Cluster {
         }
         let program = match &self.namespaces {
             Some(namespaces) => Program::by(&namespaces.command(index, &self.binary)),
+            None if self.plan.failpoints => Program::by(&failpoints::command(self.folder(), &self.binary)),
             None => Program::here(&self.binary),
         };
         let program = match self.plan.open_files {
@@ -348,25 +408,26 @@ impl Cluster {
             None => program,
         };
         let node = Node::new(program, folder, name, ports[index], arguments, self.plan.power_loss);
-        let mut node = node.expect("a node can be prepared");
-        if let Some(bytes) = self.plan.volume_bytes {
-            node.put_on_volume(bytes).expect("a volume can be prepared");
-        }
-        self.nodes.push(node);
+        node.expect("a node can be prepared")
     }
 
     fn forming_arguments(&self, index: usize, ports: &[PortBlock]) -> Vec<String> {
         match self.plan.forming {
-            Forming::InitialNodes => {
+            Forming::InitialNodes if index < self.plan.nodes => {
                 let nodes: Vec<String> = ports
                     .iter()
+                    .take(self.plan.nodes)
                     .enumerate()
                     .map(|(index, block)| format!("{}={}", name_of(index), block.client_address()))
                     .collect();
                 vec!["--initial-nodes".to_owned(), nodes.join(",")]
             }
             Forming::Join if index == 0 => vec!["--bootstrap".to_owned()],
-            Forming::Join => vec!["--join".to_owned(), ports[0].client_address().to_string()],
+            Forming::Join | Forming::InitialNodes => {
+                let others: Vec<String> =
+                    ports[..index].iter().map(|block| block.client_address().to_string()).collect();
+                vec!["--join".to_owned(), others.join(",")]
+            }
         }
     }
 

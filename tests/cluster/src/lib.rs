@@ -9,9 +9,12 @@
 //! The crate links neither kvnode nor RocksDB: it speaks the public protocol to the binaries, which
 //! [`binary::find`] looks for. Two clusters run at a time, however many tests there are.
 
+pub mod admin;
 pub mod api;
 pub mod binary;
 pub mod cluster;
+mod failpoints;
+pub mod journal;
 pub mod load;
 mod many;
 pub mod metrics;
@@ -19,11 +22,14 @@ pub mod namespaces;
 pub mod network;
 pub mod node;
 mod once;
+pub mod operations;
 pub mod patient;
 pub mod plan;
 pub mod ports;
 pub mod process;
+pub mod restart;
 pub mod seed;
+pub mod settled;
 pub mod status;
 mod value;
 pub mod verdict;

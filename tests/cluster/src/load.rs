@@ -96,6 +96,11 @@ impl Load {
         self.shared.acknowledged_writes.load(Ordering::Relaxed)
     }
 
+    /// How often each error was seen so far, by name.
+    pub fn errors(&self) -> BTreeMap<String, u64> {
+        self.shared.book().errors.clone()
+    }
+
     /// How often this error was seen so far, by the name that [`Verdict::errors`] has for it.
     pub fn errors_named(&self, name: &str) -> u64 {
         self.shared.book().errors.get(name).copied().unwrap_or(0)
@@ -129,16 +134,27 @@ impl Load {
     ///
     /// # Panics
     /// On any violation, or when a key cannot be read.
-    pub async fn finish(mut self) -> Verdict {
+    pub async fn finish(self) -> Verdict {
+        let nodes = self.shared.nodes.clone();
+        self.finish_through(&nodes).await
+    }
+
+    /// The same for a cluster whose nodes are others by now: every key is read from each of `nodes`.
+    ///
+    /// # Panics
+    /// On any violation, or when a key cannot be read.
+    pub async fn finish_through(mut self, nodes: &[SocketAddr]) -> Verdict {
         self.shared.stopped.store(true, Ordering::Relaxed);
         while let Some(client) = self.clients.join_next().await {
             client.expect("a client does not panic");
         }
-        let found = self.shared.read_everything().await;
+        // Those of the clients: what is read from now on is repeated until it succeeds.
+        let errors = self.errors();
+        let found = self.shared.read_everything(nodes).await;
         let mut book = self.shared.book();
         let book = std::mem::take(&mut *book);
         assert!(book.history.len() < MAX_OPERATIONS, "the load outgrew its history");
-        judge(book.history, &found, &book.complaints, self.acknowledged_writes(), book.errors)
+        judge(book.history, &found, &book.complaints, self.acknowledged_writes(), errors)
     }
 }
 
@@ -223,11 +239,11 @@ impl Shared {
         Ok(Some(Observed { value, revision: Some(Revision(mod_revision)) }))
     }
 
-    /// Every key that was ever used, read linearizably through every node; recorded like any other reads.
-    async fn read_everything(&self) -> FinalState {
+    /// Every key that was ever used, read linearizably through each of these nodes; recorded like any other reads.
+    async fn read_everything(&self, nodes: &[SocketAddr]) -> FinalState {
         let keys: Vec<String> = self.book().history.by_key().into_keys().map(str::to_owned).collect();
         let mut found = FinalState::new();
-        for address in &self.nodes {
+        for address in nodes {
             let api = Api::new(*address);
             for key in &keys {
                 let read = wait_until(format!("{key} from {address} at the end"), DEADLINE, || {
@@ -304,8 +320,10 @@ impl Client {
                     self.many(api, kind).await
                 }
             };
-            if !succeeded {
-                tokio::time::sleep(AFTER_ERROR).await;
+            let pause =
+                if succeeded { self.shared.plan.pause } else { self.shared.plan.pause.max(AFTER_ERROR) };
+            if !pause.is_zero() {
+                tokio::time::sleep(pause).await;
             }
         }
     }

@@ -2,9 +2,9 @@
 
 use std::{
     ffi::{OsStr, OsString},
-    io,
+    fs, io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -20,6 +20,9 @@ use crate::{
     process::{Process, log_tail},
     wait::{WaitError, wait_until},
 };
+
+/// What a node exits with that begins anew when it is started again: `EX_TEMPFAIL` of sysexits.h.
+const START_AGAIN: i32 = 75;
 
 /// What is run to start a node: a program, and what runs it somewhere else, if anything.
 #[derive(Clone, Debug)]
@@ -120,13 +123,21 @@ impl Node {
     /// # Panics
     /// When the process cannot be started.
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it with more flags, this time. Does nothing when it runs.
+    ///
+    /// # Panics
+    /// When the process cannot be started.
+    pub fn start_with(&mut self, flags: &[&str]) {
         if self.is_running() {
             return;
         }
         let mut command = Command::new(&self.program.command);
         command.args(&self.program.first_arguments);
         command.args(["--node-name", &self.name, "--port", &self.ports.client.to_string(), "--data-dir"]);
-        command.arg(&self.data_dir).args(&self.arguments);
+        command.arg(&self.data_dir).args(&self.arguments).args(flags);
         if let Some(power) = &self.power {
             power.arm(&mut command);
         }
@@ -189,9 +200,30 @@ impl Node {
     /// # Errors
     /// When it has not ended in time, or not well.
     pub async fn ended(&mut self, deadline: Duration) -> Result<(), WaitError> {
-        let Some(process) = &mut self.process else { return Ok(()) };
+        let Some(status) = self.gone(deadline).await? else { return Ok(()) };
+        assert!(status.success(), "{} ended with {status}; its log:\n{}", self.name, self.log_tail(60));
+        Ok(())
+    }
+
+    /// Waits for the end of a node that ends by itself because it wants to be started again.
+    ///
+    /// # Errors
+    /// When it has not ended in time.
+    ///
+    /// # Panics
+    /// When it ended otherwise.
+    pub async fn wants_another_start(&mut self, deadline: Duration) -> Result<(), WaitError> {
+        let status = self.gone(deadline).await?;
+        let code = status.and_then(|status| status.code());
+        assert_eq!(code, Some(START_AGAIN), "{} ended; its log:\n{}", self.name, self.log_tail(60));
+        Ok(())
+    }
+
+    /// Waits for the end of its process, however it ends. `None`: it had none.
+    async fn gone(&mut self, deadline: Duration) -> Result<Option<ExitStatus>, WaitError> {
+        let Some(process) = &mut self.process else { return Ok(None) };
         let process = std::cell::RefCell::new(process);
-        let what = format!("the orderly end of {}", self.name);
+        let what = format!("the end of {}", self.name);
         let status = wait_until(what, deadline, || {
             let exited = process.borrow_mut().exited();
             async move {
@@ -204,8 +236,17 @@ impl Node {
         })
         .await?;
         self.process = None;
-        assert!(status.success(), "{} ended with {status}; its log:\n{}", self.name, self.log_tail(60));
-        Ok(())
+        Ok(Some(status))
+    }
+
+    /// Deletes its data folder.
+    ///
+    /// # Panics
+    /// When it runs, or the folder cannot be deleted.
+    pub fn wipe(&mut self) {
+        assert!(!self.is_running(), "{} runs on its data folder", self.name);
+        fs::remove_dir_all(&self.data_dir)
+            .unwrap_or_else(|error| panic!("the data of {} cannot be deleted: {error}", self.name));
     }
 
     /// The id of its process.

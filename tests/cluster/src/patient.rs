@@ -10,8 +10,9 @@ use std::future::Future;
 use bytes::Bytes;
 use kv_proto::{
     admin::v1::NodeStatus,
-    kv::v1::{DeleteResponse, GetResponse, PutResponse},
+    kv::v1::{DeleteResponse, GetResponse, PutResponse, key_value::Value},
 };
+use rand::{RngExt, SeedableRng, rngs::SmallRng};
 use tonic::Status;
 
 use crate::{
@@ -56,6 +57,45 @@ impl Cluster {
         repeat(format!("a write of {key} through node {node}"), || write(self.api(node))).await
     }
 
+    /// Writes so many keys through a node, each once: bytes that no compression makes smaller.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub async fn fill(&self, node: usize, keys: u64, value_bytes: usize) {
+        for number in 0..keys {
+            self.put(node, &filled_key(number), filling(number, value_bytes)).await;
+        }
+    }
+
+    /// Waits until no log of a data shard reaches back to its beginning: new replicas need snapshots from then on.
+    ///
+    /// # Panics
+    /// When that takes too long.
+    pub async fn wait_cut_logs(&self) {
+        let cut = wait_until("logs that were cut", DEADLINE, || async {
+            let statuses = self.statuses().await;
+            let replicas = statuses.iter().flatten().flat_map(|status| &status.replicas);
+            match replicas.filter(|replica| replica.shard_id != 0).map(|replica| replica.purged_index).min() {
+                Some(0) | None => Err("some log begins with its first entry"),
+                Some(_) => Ok(()),
+            }
+        });
+        cut.await.unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Reads at a node itself what [`fill`](Self::fill) wrote.
+    ///
+    /// # Panics
+    /// When something is missing or another value, or cannot be read in time.
+    pub async fn has_filling(&self, node: usize, keys: u64, value_bytes: usize) {
+        for number in 0..keys {
+            let read = self.get(node, &filled_key(number), Read::AtThisNode).await;
+            let found = read.kv.and_then(|kv| kv.value);
+            let is_right = found == Some(Value::Inline(filling(number, value_bytes)));
+            assert!(is_right, "{} at node {node} is another value", filled_key(number));
+        }
+    }
+
     /// Reads through a node, until that succeeds.
     ///
     /// # Panics
@@ -73,6 +113,15 @@ impl Cluster {
         let delete = async |mut api: Api| api.delete(key).await;
         repeat(format!("a delete of {key} through node {node}"), || delete(self.api(node))).await
     }
+}
+
+fn filled_key(number: u64) -> String {
+    format!("filling/{number}")
+}
+
+fn filling(number: u64, bytes: usize) -> Bytes {
+    let mut random = SmallRng::seed_from_u64(number);
+    (0..bytes).map(|_| random.random::<u8>()).collect::<Vec<u8>>().into()
 }
 
 /// Repeats a request until it succeeds.

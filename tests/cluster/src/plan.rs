@@ -1,5 +1,7 @@
 //! What the clients of a checked load do. Plain data.
 
+use std::time::Duration;
+
 /// What the clients do. The shares are relative weights.
 #[derive(Clone, Debug)]
 pub struct LoadPlan {
@@ -30,6 +32,8 @@ pub struct LoadPlan {
     /// Requests for one key go through the client library: on streams, in sessions, sent again until their deadline. Else
     /// each recorded operation is one request to one node.
     pub exactly_once: bool,
+    /// Of each client between two requests: a load that goes on for a minute must not outgrow its history.
+    pub pause: Duration,
 }
 
 impl LoadPlan {
@@ -37,6 +41,18 @@ impl LoadPlan {
     pub fn of_all_kinds() -> Self {
         // Of 30: a fifth is of the kinds that concern several keys.
         Self { gets: 8, gets_at_node: 4, puts: 8, deletes: 2, swaps: 4, many: 1, ..Self::default() }
+    }
+
+    /// All of it through the client library, for a minute or two. What ends with an error then is one that programs must
+    /// handle.
+    pub fn of_programs() -> Self {
+        Self { exactly_once: true, gets_at_node: 0, ..Self::for_minutes() }
+    }
+
+    /// One request to one node each, for a minute or two, in which nodes may have no replica of what they are asked for.
+    /// Each write that a fault leaves unknown doubles what the checker must consider for its key: so there are many keys.
+    pub fn for_minutes() -> Self {
+        Self { keys: 96, gets_at_node: 0, pause: Duration::from_millis(10), ..Self::default() }
     }
 }
 
@@ -56,6 +72,7 @@ impl Default for LoadPlan {
             pairs: 8,
             upload_bytes: 300_000,
             exactly_once: false,
+            pause: Duration::ZERO,
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The verdict on a load: what the histories of all clients say of the store.
 
-use std::{collections::BTreeMap, env, fs, path::PathBuf, process};
+use std::{collections::BTreeMap, env, fs, path::PathBuf, process, time::Duration};
 
-use kv_history::{FinalState, History, Limits, Report, Violation, check, check_final};
+use kv_history::{FinalState, History, Limits, Outcome, Report, Violation, check, check_final};
 
 /// What a load was told, when nothing was wrong with it.
 #[derive(Clone, Debug)]
@@ -15,6 +15,26 @@ pub struct Verdict {
     pub errors: BTreeMap<String, u64>,
     /// The history itself.
     pub history: History,
+}
+
+impl Verdict {
+    /// Of a load whose clients must not have seen any error.
+    ///
+    /// # Panics
+    /// When one did.
+    pub fn without_errors(self) -> Self {
+        assert!(self.errors.is_empty(), "clients had to handle errors: {:?}", self.errors);
+        self
+    }
+
+    /// The longest that a client waited for a reply that it got.
+    pub fn longest_wait(&self) -> Duration {
+        let ended = self.history.operations().iter().filter_map(|operation| match operation.outcome {
+            Outcome::Returned { at, .. } => Some(at.0.saturating_sub(operation.invoked_at.0)),
+            Outcome::Unknown | Outcome::Failed => None,
+        });
+        Duration::from_nanos(ended.max().unwrap_or_default())
+    }
 }
 
 /// Checks a history and the state found at its end.

@@ -10,6 +10,9 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// Between two looks at a condition.
 const POLL: Duration = Duration::from_millis(20);
 
+/// Between two looks at what all nodes are asked for.
+pub const SLOW_POLL: Duration = Duration::from_millis(100);
+
 /// A condition did not come true in time.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("waited {waited:?} for {what}; at last: {last}")]
@@ -29,6 +32,23 @@ pub struct WaitError {
 pub async fn wait_until<T, E, F>(
     what: impl fmt::Display,
     deadline: Duration,
+    condition: impl FnMut() -> F,
+) -> Result<T, WaitError>
+where
+    E: fmt::Display,
+    F: Future<Output = Result<T, E>>,
+{
+    wait_until_every(POLL, what, deadline, condition).await
+}
+
+/// The same with another pause between two looks.
+///
+/// # Errors
+/// After `deadline`, with the last thing that was missing.
+pub async fn wait_until_every<T, E, F>(
+    pause: Duration,
+    what: impl fmt::Display,
+    deadline: Duration,
     mut condition: impl FnMut() -> F,
 ) -> Result<T, WaitError>
 where
@@ -36,7 +56,7 @@ where
     F: Future<Output = Result<T, E>>,
 {
     let end = Instant::now() + deadline;
-    let mut ticks = interval(POLL);
+    let mut ticks = interval(pause);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut last = "it was never looked at to the end".to_owned();
     loop {

@@ -2,8 +2,9 @@
 //!
 //! A key's version counts its writes. Each writer knows how many it made, so at the end the versions of all keys must add
 //! up to what the writers know: a write that was applied twice, or was said to be applied and is not, shows. Clients that come and
-//! go, and others whose sessions expire, are beside them ([`once`]).
+//! go, and others whose sessions expire, are beside them ([`once`]). What happens when replicas move is in [`moved`].
 
+mod moved;
 mod once;
 
 use std::{
@@ -27,7 +28,8 @@ use tokio::task::JoinSet;
 /// Few enough that each is written often, enough for all shards.
 const KEYS: u32 = 40;
 const CLIENTS: usize = 4;
-const WRITERS_PER_CLIENT: usize = 8;
+/// Of each client.
+const WRITERS: usize = 8;
 /// Longer than any fault, so that no outcome stays unknown.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// How long replies are lost, or a node is away.
@@ -45,17 +47,18 @@ struct Writers {
 }
 
 impl Writers {
-    fn start(proxies: &[Proxy], with_sessions: bool, random: &mut SmallRng) -> Self {
+    /// So many for each client.
+    fn start(nodes: &[Address], writers: usize, with_sessions: bool, random: &mut SmallRng) -> Self {
         let is_sloppy = !with_sessions;
         let (stopped, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut tasks = JoinSet::new();
         for number in 0..CLIENTS {
-            let mut addresses = addresses(proxies);
-            addresses.rotate_left(number % proxies.len());
+            let mut addresses = nodes.to_vec();
+            addresses.rotate_left(number % nodes.len());
             // The advertised addresses would lead past the proxies.
             let builder = Client::builder(addresses).timeout(TIMEOUT).streams(number % 2 == 0);
             let client = builder.sessions(with_sessions).build().expect("there are addresses");
-            for _ in 0..WRITERS_PER_CLIENT {
+            for _ in 0..writers {
                 let writer = Writer {
                     client: client.clone(),
                     is_sloppy,
@@ -254,8 +257,7 @@ fn addresses(proxies: &[Proxy]) -> Vec<Address> {
 }
 
 /// To the nodes themselves, when all is over.
-async fn client_of(cluster: &Cluster) -> Client {
-    cluster.wait_whole().await;
+fn client_of(cluster: &Cluster) -> Client {
     let addresses: Vec<String> = cluster.addresses().iter().map(ToString::to_string).collect();
     Client::connect(&addresses.join(",")).expect("there are addresses").with_timeout(TIMEOUT)
 }
@@ -280,7 +282,7 @@ async fn increments_are_counted_exactly_whatever_happens_to_nodes_and_replies() 
         .with_flag("--flush-interval", "1s");
     let Some(mut cluster) = Cluster::start(plan).await else { return };
     let proxies = proxies(&cluster).await;
-    let writers = Writers::start(&proxies, true, &mut random);
+    let writers = Writers::start(&addresses(&proxies), WRITERS, true, &mut random);
     let mut visitor = |name| Visitor {
         name,
         addresses: addresses(&proxies),
@@ -302,7 +304,8 @@ async fn increments_are_counted_exactly_whatever_happens_to_nodes_and_replies() 
     }
     writers.progress().await;
     let written = writers.finish().await;
-    let client = client_of(&cluster).await;
+    cluster.wait_whole().await;
+    let client = client_of(&cluster);
     assert_eq!(counted(&client).await, written);
     for visitor in [restarted, napping] {
         let attempts = visitor.await.expect("a visitor does not panic");
@@ -318,7 +321,7 @@ async fn increments_without_sessions_that_are_repeated_are_applied_twice() {
     let mut random = seed::generator("increments_without_sessions_that_are_repeated_are_applied_twice");
     let Some(mut cluster) = Cluster::start(Plan::nodes(3)).await else { return };
     let proxies = proxies(&cluster).await;
-    let writers = Writers::start(&proxies, false, &mut random);
+    let writers = Writers::start(&addresses(&proxies), WRITERS, false, &mut random);
     for node in 0..3 {
         writers.progress().await;
         let fault = Fault::LoseReplies(node);
@@ -327,6 +330,7 @@ async fn increments_without_sessions_that_are_repeated_are_applied_twice() {
         fault.end(&mut cluster, &proxies);
     }
     let written = writers.finish().await;
-    let counted = counted(&client_of(&cluster).await).await;
+    cluster.wait_whole().await;
+    let counted = counted(&client_of(&cluster)).await;
     assert!(counted > written, "{counted} writes were applied, {written} known");
 }

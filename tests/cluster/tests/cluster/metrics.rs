@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use futures::StreamExt;
 use kv_cluster_tests::{
-    Cluster, DEADLINE, Load, LoadPlan, Plan, api::Api, metrics::scrape, patient::repeat, seed,
-    status::replica, wait_until,
+    Cluster, DEADLINE, Load, LoadPlan, Plan, api::Api, metrics::scrape, operations::PERMIT_TTL,
+    patient::repeat, seed, status::replica, wait_until,
 };
 use kv_proto::kv::v1::{
     BatchOperation, BatchRequest, BatchResponse, DownloadRequest, GetRequest, OpenSessionRequest, PutRequest,
@@ -18,7 +18,7 @@ use tonic::{Code, Status, Streaming};
 const REFERENCE: &str = include_str!("../../../../docs/metrics.md");
 
 /// Metrics that a healthy cluster may leave at zero, and why.
-const MAY_REST: [(&str, &str); 10] = [
+const MAY_REST: [(&str, &str); 12] = [
     ("kv_node_quarantined_replicas", "no bytes are damaged"),
     ("kv_storage_corruptions_total", "no bytes are damaged"),
     ("kv_node_disk_level", "there is room: the tests of disks move it"),
@@ -29,6 +29,8 @@ const MAY_REST: [(&str, &str); 10] = [
     ("kv_sessions_expired_total", "what has expired is swept once a minute"),
     ("kv_sessions_evicted_total", "a shard takes thousands of sessions"),
     ("kv_batch_window_refused_total", "no window is exceeded"),
+    ("kv_meta_moves", "three replicas on three nodes: the tests of moves move it"),
+    ("kv_meta_moves_begun_total", "three replicas on three nodes: the tests of moves move it"),
 ];
 
 /// All queues, each with its bound.
@@ -101,6 +103,7 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
     let streams = streams(&cluster).await;
     seen.look(&cluster);
     drop(streams);
+    see_a_permit(&cluster, &mut seen).await;
 
     let shard = cluster.shard_of("load/0").await;
     let away = (cluster.wait_leader(shard, &[0, 1, 2]).await + 1) % 3;
@@ -147,6 +150,18 @@ async fn every_listed_metric_moves_when_a_cluster_works() {
         let count = seen.of(&format!("kv_requests_total{{method=\"kv.v1.Kv/{method}\",status=\"OK\"}}"));
         assert!(count > 0.0, "{method} is not counted");
     }
+}
+
+/// While one is open.
+async fn see_a_permit(cluster: &Cluster, seen: &mut Seen) {
+    let token = cluster.wait_permit(0, 1, PERMIT_TTL).await.token;
+    let shown = wait_until("the open permit", DEADLINE, || {
+        seen.look(cluster);
+        let open = seen.greatest("kv_meta_permits_open");
+        async move { if open > Some(0.0) { Ok(()) } else { Err(format!("{open:?}")) } }
+    });
+    shown.await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.release(0, &token).await;
 }
 
 /// An upload, its download and a scan, at each node.
