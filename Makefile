@@ -1,6 +1,6 @@
 # Each target is one script. The first build compiles RocksDB, which takes 10 to 15 minutes on two cores.
 .DEFAULT_GOAL := help
-.PHONY: help run build test soak soak-faults verify fix bench bench-quick bench-micro profile setup install
+.PHONY: help run build test soak soak-faults verify fix bench bench-moves bench-quick bench-micro profile setup install
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -14,7 +14,7 @@ build: ## set up and build kvnode and kvctl
 test: ## set up, build, and run all tests
 	@scripts/test
 
-soak: ## a mixed load for an hour, whose end must be as good as its beginning
+soak: ## a mixed load for an hour, whose end must be as good as its beginning; then 200 shards whose nodes come and go
 	@scripts/soak-load
 
 soak-faults: ## the tests that run in rounds, for an hour, with other seeds each time
@@ -28,6 +28,9 @@ fix: ## format, apply lints, write down generated files
 
 bench: ## measure KvCluster and etcd in one run on this machine, 40 minutes; needs Go
 	@scripts/bench
+
+bench-moves: ## what clients see while nodes are killed, restarted and rebuilt, ten minutes
+	@scripts/bench-moves
 
 bench-quick: ## whether that works, in a minute once etcd is built
 	@scripts/bench-quick
