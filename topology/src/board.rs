@@ -224,3 +224,38 @@ impl<'a> Board<'a> {
         (shards.len() == shifts.len()).then_some(shifts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// So moves can begin a few at a time, and the next ones be planned anew when these are over.
+        #[test]
+        fn some_shift_towards_the_even_placement_is_worth_something_by_itself(
+            zones in proptest::collection::vec(0_u8..4, 1..10),
+            held in proptest::collection::vec(proptest::collection::btree_set(1_u64..10, 0..6), 0..24),
+            closed in proptest::collection::btree_set((1_u64..10).prop_map(NodeId), 0..3),
+        ) {
+            let candidates: Vec<Candidate> = (1..)
+                .zip(zones)
+                .map(|(node, zone)| Candidate { node: NodeId(node), zone: format!("z{zone}") })
+                .collect();
+            let existing: Placement = (1..)
+                .zip(held)
+                .map(|(shard, nodes)| (ShardId(shard), nodes.into_iter().map(NodeId).collect()))
+                .collect();
+            let mut board = Board::new(existing.keys().copied(), &candidates, &existing);
+            board.close(closed);
+            let mut even = board.clone();
+            even.balance();
+            let leads_there = |shift: &Shift| {
+                let holders = &even.holders()[&shift.shard()];
+                !holders.contains(&shift.from()) && holders.contains(&shift.to())
+            };
+            prop_assert_eq!(board.best_shift(leads_there).is_none(), even.holders() == board.holders());
+        }
+    }
+}

@@ -145,14 +145,17 @@ impl GroupView<'_> {
         missing.min_by_key(|placement| (!self.is_goal(placement.replica), placement.replica)).copied()
     }
 
-    /// Learners that may vote now, the new one of a move first.
+    /// Learners that may vote now, the new one of a move first. When the old one only learns, so does the new one until the
+    /// move is over.
     fn ready(&self) -> Vec<ReplicaId> {
+        let source_votes = self.moving.is_some_and(|moving| self.membership.is_voter(moving.from));
         let able = |replica: &ReplicaId| {
             self.membership.learners.contains(replica)
                 && !self.surplus.contains(replica)
                 && !self.is_source(*replica)
                 && !self.is_gone(*replica)
                 && self.is_sound(*replica)
+                && (source_votes || !self.is_goal(*replica))
         };
         let placed = self.placements.iter().map(|placement| placement.replica);
         let mut ready: Vec<ReplicaId> = placed.filter(able).collect();
@@ -167,8 +170,15 @@ impl GroupView<'_> {
         moving.map(|moving| moving.from)
     }
 
+    /// How many replicas the group will have when the move is over and the surplus is gone, its factor at most.
+    fn kept(&self) -> usize {
+        let placed = self.placements.iter().map(|placement| placement.replica);
+        let kept = placed.filter(|replica| !self.surplus.contains(replica) && !self.is_source(*replica));
+        kept.count().min(self.replication_factor)
+    }
+
     /// The voters as they should be next: those that stay, then learners that are ready, then those that should leave, as
-    /// many as make the number odd and no smaller than the replicas that stay allow.
+    /// many as make the number odd. It shrinks only when voters are surplus, and then no further than it must.
     ///
     /// Surplus voters should leave, those on nodes that are gone, and the one that is `replaced`.
     fn voters_wished(
@@ -182,14 +192,12 @@ impl GroupView<'_> {
         };
         let (mut leaving, mut staying): (Vec<ReplicaId>, Vec<ReplicaId>) =
             now.iter().partition(|v| leaves(v));
-        let kept = self.placements.iter().map(|placement| placement.replica);
-        let kept =
-            kept.filter(|replica| !self.surplus.contains(replica) && !self.is_source(*replica)).count();
-        let floor = odd_voters(now.len(), kept.min(self.replication_factor));
+        let shrinks = !self.surplus.is_disjoint(now);
+        let floor = odd_voters(now.len(), if shrinks { self.kept() } else { now.len() });
         let usable = staying.len() + ready.len();
         let count = odd_voters(usable, self.replication_factor.max(staying.len())).max(floor);
         // A surplus voter takes another one with it when an even number would stay; nothing else does.
-        if count < staying.len() && self.surplus.is_disjoint(now) {
+        if count < staying.len() && !shrinks {
             return now.clone();
         }
         staying.sort_by_key(|replica| (*replica != self.leader, !self.is_sound(*replica), *replica));

@@ -1,8 +1,8 @@
 //! A model of nodes and groups that keeps the promises of `ControlRequest` and checks those of its caller.
 //!
-//! Checked with every step: no change of voters goes below a quorum, happens while a permit is open, or was not begun in the
-//! record; an id of a replica is given to one node only; nobody asks for a replica that was deleted, and none is deleted
-//! that its group still counts on.
+//! Checked with every step: no change of voters goes below a quorum, happens while a permit is open, or was not begun
+//! in the record; an id of a replica is given to one node only; nobody asks for a replica that was deleted, and none
+//! is deleted that its group still counts on.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -150,6 +150,11 @@ impl World {
     pub(super) fn set_factor(&mut self, factor: u32) -> Result<MetaOutcome, Refusal> {
         let set = SetPolicy { replication_factor: Some(factor), ..SetPolicy::default() };
         self.ask(Command::SetPolicy(set), "asked by kvctl")
+    }
+
+    pub(super) fn set_grace(&mut self, millis: u64) {
+        let set = SetPolicy { lost_node_grace_ms: Some(millis), ..SetPolicy::default() };
+        self.ask(Command::SetPolicy(set), "asked by kvctl").unwrap();
     }
 
     pub(super) fn grant(&mut self, node_id: u64, ttl_ms: u64) -> Result<MetaOutcome, Refusal> {

@@ -103,6 +103,17 @@ fn a_move_exchanges_one_voter_for_another() {
 }
 
 #[test]
+fn a_move_that_is_over_ends_before_the_voters_change_again() {
+    let mut group = Model::grown(4, 3);
+    group.begin_move(3, 4);
+    group.membership.voters = vec![replicas([1, 2, 4])];
+    group.placements.retain(|placement| placement.replica != ReplicaId(3));
+    group.replication_factor = 1;
+    group.surplus = replicas([2, 4]);
+    assert_eq!(group.settle(), [Step::EndMove, set_voters([1]), finish([1])]);
+}
+
+#[test]
 fn nobody_leaves_before_the_new_replica_has_caught_up() {
     let mut group = Model::grown(4, 3);
     group.begin_move(3, 4);
@@ -185,6 +196,24 @@ fn the_place_of_a_learner_is_taken_by_a_learner() {
     let steps = [Step::AddLearner(placement(5)), Step::RemoveLearner(ReplicaId(4)), Step::EndMove];
     assert_eq!(group.settle(), steps);
     assert_eq!(group.membership.to_string(), "{r1 r2 r3 | r5}");
+}
+
+#[test]
+fn who_takes_the_place_of_a_learner_votes_only_when_the_move_is_over() {
+    let mut group = Model::new(4, 3);
+    group.wished.clear();
+    group.placements = vec![placement(1), placement(2), placement(3)];
+    group.membership.learners = replicas([2, 3]);
+    group.caught_up = replicas([1, 3, 4]);
+    group.begin_move(2, 4);
+    let steps = [
+        Step::AddLearner(placement(4)),
+        Step::RemoveLearner(ReplicaId(2)),
+        Step::EndMove,
+        set_voters([1, 3, 4]),
+        finish([1, 3, 4]),
+    ];
+    assert_eq!(group.settle(), steps);
 }
 
 #[test]

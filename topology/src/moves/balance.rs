@@ -33,14 +33,12 @@ fn shifts(board: &mut Board<'_>, scene: &Scene<'_>, room: &mut Room) -> Vec<Shif
         let holders = &even.holders()[&shift.shard()];
         !holders.contains(&shift.from()) && holders.contains(&shift.to())
     };
-    // If its parts are worth something only together, what is worth most by itself is the first step of another way there.
-    let any = board.best_shift(leads_there).is_none();
     let mut taken: Vec<Shift> = Vec::new();
     loop {
         let accept = |shift: &Shift| {
-            (any || leads_there(shift))
+            leads_there(shift)
                 && taken.iter().all(|earlier| earlier.shard() != shift.shard())
-                && room.is_there(scene, shift.from(), shift.to())
+                && room.allows(scene, shift.from(), shift.to())
         };
         let Some(shift) = board.best_shift(accept) else { return taken };
         board.take_shift(&shift);

@@ -29,7 +29,7 @@ pub(super) fn forced_moves(scene: &Scene<'_>, shards: &[Shard], room: &mut Room)
     for Wish { shard, held, why } in wishes {
         let goals = goals.get(&shard.id).filter(|goals| !goals.is_empty());
         let goals = goals.map_or(std::slice::from_ref(&held.node), Vec::as_slice);
-        if let Some(to) = goals.iter().copied().find(|to| room.is_there(scene, held.node, *to)) {
+        if let Some(to) = goals.iter().copied().find(|to| room.allows(scene, held.node, *to)) {
             room.take(scene, held.node, to);
             moves.push(Move { shard: shard.id, from: held.replica, from_node: held.node, to, why });
         }

@@ -22,7 +22,7 @@ impl Room {
     }
 
     /// Whether a move from the one node to the other may begin.
-    pub fn is_there(&self, scene: &Scene<'_>, from: NodeId, to: NodeId) -> bool {
+    pub fn allows(&self, scene: &Scene<'_>, from: NodeId, to: NodeId) -> bool {
         let free = |node: NodeId| self.at.get(&node).is_none_or(|count| *count < self.limits.per_node);
         self.under_way < self.limits.at_once && nodes_of(scene, from, to).all(free)
     }

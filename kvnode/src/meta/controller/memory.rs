@@ -1,8 +1,9 @@
-//! What a controller found out since it leads. A later leadership finds the world changed, and begins with an empty memory.
+//! What a controller found out since it leads. A later leadership finds the world changed, and begins with an empty
+//! memory.
 //!
-//! Nothing here is needed to go on: whoever forgets it only learns it again, and waits once more before it gives something
-//! up. Time is counted only while somebody looks: after a pause of the process, or of the lead, nobody knows whether
-//! those who are silent now were silent meanwhile.
+//! Nothing here is needed to go on: whoever forgets it only learns it again, and waits once more before it gives
+//! something up. Time is counted only while somebody looks: after a pause of the process, or of the lead, nobody knows
+//! whether those who are silent now were silent meanwhile.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

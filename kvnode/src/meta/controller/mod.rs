@@ -1,10 +1,11 @@
 //! The thin shell around the planner: runs at every node, acts only while this node leads the meta group.
 //!
-//! A round: read the record linearizably → ask each group's leader to describe it, and each node itself → plan → take the
-//! steps. A round that achieved something is followed by the next; otherwise the loop sleeps until something changed or the
-//! slow tick. Nothing is remembered that a new controller could not find out again, so it may die between any two calls;
-//! what two controllers do at once (the older one does not know yet that it lost the lead) is harmless, because every step
-//! names what it was decided on. Voters change only while the record says that they are about to.
+//! A round: read the record linearizably → ask each group's leader to describe it, and each node itself → plan → take
+//! the steps. A round that achieved something is followed by the next; otherwise the loop sleeps until something
+//! changed or the slow tick. Nothing is remembered that a new controller could not find out again, so it may die
+//! between any two calls; what two controllers do at once (the older one does not know yet that it lost the lead) is
+//! harmless, because every step names what it was decided on. Voters change only while the record says that they are
+//! about to.
 
 mod look;
 mod memory;
@@ -71,8 +72,8 @@ pub trait Hands: Send + Sync + 'static {
     /// Milliseconds since 1970 by the clock of this node. For the journal: nothing is decided by it.
     fn unix_ms(&self) -> u64;
 
-    /// Returns when the lead of the meta group, the record or the set of nodes heard of has changed since the last call.
-    /// May be dropped at any time.
+    /// Returns when the lead of the meta group, the record or the set of nodes heard of has changed since the last
+    /// call. May be dropped at any time.
     fn changed(&self) -> impl Future<Output = ()> + Send;
 }
 
@@ -97,7 +98,8 @@ pub struct Pace {
     pub patience: Duration,
     /// A move is given up when its target is silent for so long.
     pub target_silence: Duration,
-    /// A move is given up when its new replica lags and comes no further for so long. What a snapshot takes comes on top.
+    /// A move is given up when its new replica lags and comes no further for so long. What a snapshot takes comes on
+    /// top.
     pub target_stall: Duration,
     /// For so long a target that was given up is not chosen again for the same shard, unless there is no other.
     pub target_pause: Duration,
@@ -275,8 +277,8 @@ impl<H: Hands> Controller<H> {
         }
     }
 
-    /// Of the shards whose voters are to change now, those of which the record still says so. Read again: the round may have
-    /// been a long one, the lead may be lost, and a permit may be open by now.
+    /// Of the shards whose voters are to change now, those of which the record still says so. Read again: the round
+    /// may have been a long one, the lead may be lost, and a permit may be open by now.
     async fn changing(&self, steps: &[Planned]) -> BTreeSet<ShardId> {
         if steps.iter().all(|step| shard_to_change(step).is_none()) {
             return BTreeSet::new();

@@ -1,5 +1,5 @@
-//! The last step of each subject, and when it may be taken again: one that was refused after a pause that doubles, one that
-//! succeeded and had no lasting effect after a while.
+//! The last step of each subject, and when it may be taken again: one that was refused after a pause that doubles, one
+//! that succeeded and had no lasting effect after a while.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -5,7 +5,8 @@
 //!                     └── did not happen, and is wished for no more ─► EndChange, when no request can be on its way
 //! ```
 //!
-//! While a permit is open nothing is begun. What was begun before a permit was asked for keeps that one from being granted.
+//! While a permit is open nothing is begun. What was begun before a permit was asked for keeps that one from being
+//! granted.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,5 @@
-//! How data groups come to life: `CreateShards` places them → `CreateReplica` at each node → `InitializeGroup` at one of
-//! them, always with all placed replicas, so that a second call elsewhere is harmless → its membership is observed.
+//! How data groups come to life: `CreateShards` places them → `CreateReplica` at each node → `InitializeGroup` at one
+//! of them, always with all placed replicas, so that a second call elsewhere is harmless → its membership is observed.
 
 use std::collections::{BTreeMap, BTreeSet};
 

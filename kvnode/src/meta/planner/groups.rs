@@ -1,8 +1,8 @@
 //! The next step of one shard: what its group lacks, step by step.
 //!
-//! The order of looking: what is begun and needed no more is given up; placed replicas are created; the group is called to
-//! life; its membership is observed; the change of voters under way is seen through; then [`kv_topology::growth`] says
-//! what comes next.
+//! The order of looking: what is begun and needed no more is given up; placed replicas are created; the group is
+//! called to life; its membership is observed; the change of voters under way is seen through; then
+//! [`kv_topology::growth`] says what comes next.
 
 use std::collections::BTreeSet;
 
@@ -20,9 +20,10 @@ use kv_topology::{
     GroupId, Membership, NodeId, ReplicaId, ShardId,
     growth::{self, GroupView, Moving, Step},
     map::ReplicaPlacement,
+    permit::CAUGHT_UP_ENTRIES,
 };
 
-use super::{CAUGHT_UP_BYTES, CAUGHT_UP_ENTRIES, Planner, Subject, factor_of};
+use super::{CAUGHT_UP_BYTES, Planner, Subject, factor_of};
 use crate::meta::view::{log_position, membership, placements, some_node};
 
 /// A group as its leader tells it, for the steps that its leader takes.

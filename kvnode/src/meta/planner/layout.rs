@@ -1,5 +1,5 @@
-//! The record and what was seen in the words of [`kv_topology::moves`]: nodes, and shards as they will be once the moves
-//! under way are done. What is planned on this view comes to an end.
+//! The record and what was seen in the words of [`kv_topology::moves`]: nodes, and shards as they will be once the
+//! moves under way are done. What is planned on this view comes to an end.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -111,8 +111,8 @@ fn shard_of(record: &MetaRecord, shard: &ShardRecord, seen: &Seen) -> Shard {
     }
 }
 
-/// Replicas that shards have too many of. First of all those that do not vote and are not about to: the new replica of a
-/// move that was given up must not stand in the way of the next one.
+/// Replicas that shards have too many of. First of all those that do not vote and are not about to: the new replica of
+/// a move that was given up must not stand in the way of the next one.
 fn surplus(
     hosts: &[Host],
     shards: &[Shard],
@@ -179,8 +179,8 @@ fn has_its_voters(shard: &Shard, known: &ShardRecord, hosts: &[Host]) -> bool {
     voters == odd_voters(shard.held.len(), shard.factor) || shard.held.iter().any(ails)
 }
 
-/// Where a replica is: where it is placed, or where its group says. That of a replica which was replaced on its own node is
-/// placed nowhere.
+/// Where a replica is: where it is placed, or where its group says. That of a replica which was replaced on its own
+/// node is placed nowhere.
 pub(super) fn node_of(shard: &ShardRecord, replica: ReplicaId) -> Option<NodeId> {
     let placed = shard.replicas.iter().find(|placement| placement.replica_id == replica.0);
     let placed = placed.map(|placement| placement.node_id);

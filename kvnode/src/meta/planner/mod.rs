@@ -1,8 +1,8 @@
 //! What the meta leader should do next: for each shard at most one step, each with its reason.
 //!
-//! Flow: the meta record (what was decided) and what was seen (what the groups' leaders and the nodes say, who was heard
-//! of) come in; control requests to nodes and commands to the meta group go out. Every step is idempotent and is derived
-//! again from scratch each time, so whoever takes them may die between any two.
+//! Flow: the meta record (what was decided) and what was seen (what the groups' leaders and the nodes say, who was
+//! heard of) come in; control requests to nodes and commands to the meta group go out. Every step is idempotent and is
+//! derived again from scratch each time, so whoever takes them may die between any two.
 //!
 //! ```text
 //! record, seen ─► layout: what topology sees ─► nodes:   states, permits that are over
@@ -12,9 +12,9 @@
 //!                                             ─► leaders: who should lead
 //! ```
 //!
-//! A replica that takes another one's place: `BeginMove` → `CreateReplica` → `AddLearner` → it catches up → the leadership
-//! leaves the replica that leaves → `BeginChange` → `ChangeVoters` → `ObserveMembership` → `EndMove`. What was begun and is
-//! needed no more is abandoned: the new replica is surplus then, and is taken away like any other.
+//! A replica that takes another one's place: `BeginMove` → `CreateReplica` → `AddLearner` → it catches up → the
+//! leadership leaves the replica that leaves → `BeginChange` → `ChangeVoters` → `ObserveMembership` → `EndMove`. What
+//! was begun and is needed no more is abandoned: the new replica is surplus then, and is taken away like any other.
 
 mod changes;
 mod display;
@@ -40,11 +40,9 @@ use self::layout::Layout;
 
 pub(super) use self::groups::is_near;
 
-/// A replica this many entries behind its leader's log has caught up: it may vote and lead (design 5.8).
-pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
-
-/// And this many bytes: what a follower takes within a fraction of a second. Less would never be seen of a learner under
-/// load with large values.
+/// A replica that lags no more bytes than this, nor more than
+/// [`CAUGHT_UP_ENTRIES`](kv_topology::permit::CAUGHT_UP_ENTRIES), may vote and lead: it is what a follower takes
+/// within a fraction of a second. Less would never be seen of a learner under load with large values.
 pub const CAUGHT_UP_BYTES: u64 = 8 << 20;
 
 /// Steps that are taken of one plan at most: each may start a snapshot or an election.
@@ -70,8 +68,8 @@ pub struct Seen {
     pub formed: BTreeSet<GroupId>,
     /// Nodes heard of recently, this one included.
     pub heard: BTreeSet<NodeId>,
-    /// For how long nodes have been silent, as far as this controller can tell: it began to listen when it began to lead.
-    /// Missing: heard of.
+    /// For how long nodes have been silent, as far as this controller can tell: it began to listen when it began to
+    /// lead. Missing: heard of.
     pub silent: BTreeMap<NodeId, Duration>,
     /// Nodes whose disk is nearly full: they get no leaderships and no replicas.
     pub full: BTreeSet<NodeId>,

@@ -88,8 +88,8 @@ impl Planner<'_> {
         self.layout.hosts.iter().map(usable).collect()
     }
 
-    /// The move that was found, or one of the same shard to a better node: where its bytes fit, and where none was given up
-    /// a while ago. Where one was is better than nowhere.
+    /// The move that was found, or one of the same shard to a better node: where its bytes fit, and where none was
+    /// given up a while ago. Where one was is better than nowhere.
     fn suitable(&self, hosts: &[Host], shards: &[Shard], wanted: Move) -> Option<Move> {
         let avoided = |node: NodeId| self.seen.avoided.contains(&(wanted.shard, node));
         // A damaged replica that is replaced on its own node has no other place to go.

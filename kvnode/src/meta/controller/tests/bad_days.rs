@@ -7,6 +7,9 @@ use kv_topology::quorum::odd_voters;
 use super::*;
 use crate::meta::view::membership;
 
+/// So short that nodes are lost within the time between two events.
+const GRACE_MS: u64 = 10_000;
+
 /// What befalls the cluster. Numbers choose among the nodes or shards that there are.
 #[derive(Clone, Debug)]
 enum Event {
@@ -53,6 +56,11 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Event::StaysJoint),
         any.prop_map(Event::LeaderChanges),
     ]
+}
+
+fn fault() -> impl Strategy<Value = Fault> {
+    use Fault::{AnswerLost, Hangs, None, RequestLost};
+    prop::sample::select(vec![None, None, None, RequestLost, AnswerLost, Hangs])
 }
 
 impl World {
@@ -216,6 +224,7 @@ impl World {
 /// A cluster at rest.
 async fn at_rest(nodes: u8, factor: u32, faults: Vec<Fault>) -> Arc<Model> {
     let mut world = World::founded(3, factor);
+    world.set_grace(GRACE_MS);
     for number in 2..=nodes {
         world.register(number);
     }
@@ -276,10 +285,7 @@ proptest! {
     fn the_cluster_becomes_whole(
         nodes in 3_u8..7,
         factor in prop::sample::select(vec![1_u32, 3, 5]),
-        faults in proptest::collection::vec(
-            prop::sample::select(vec![Fault::None, Fault::None, Fault::None, Fault::RequestLost, Fault::AnswerLost, Fault::Hangs]),
-            0..300,
-        ),
+        faults in proptest::collection::vec(fault(), 0..300),
         days in proptest::collection::vec((event(), 0_u64..60_000), 0..32),
     ) {
         let flaw = flaw_after(nodes, factor, faults, &days);
