@@ -81,12 +81,6 @@ impl NodeHands {
         Self { points, ..self }
     }
 
-    fn pass(&self, point: Option<String>) {
-        if let Some(point) = point {
-            (self.points)(&point);
-        }
-    }
-
     fn meta(&self) -> Result<Replica, Refusal> {
         self.replicas.replica(ShardId::META).ok_or_else(|| refusal::not_leader(ShardId::META, None))
     }
@@ -115,9 +109,9 @@ impl Hands for NodeHands {
 
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaOutcome, Refusal> {
         let [before, after] = [Side::Before, Side::After].map(|side| points::of_command(&command, side));
-        self.pass(before);
+        points::pass(&self.points, before);
         let outcomes = self.meta()?.write(vec![operation_of(command)], deadline).await?;
-        self.pass(after);
+        points::pass(&self.points, after);
         meta_outcome(outcomes)
     }
 

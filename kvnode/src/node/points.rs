@@ -18,6 +18,13 @@ pub fn nobody() -> Points {
     Arc::new(|_| {})
 }
 
+/// Tells that a point is reached, where there is one.
+pub fn pass(points: &Points, point: Option<String>) {
+    if let Some(point) = point {
+        points(&point);
+    }
+}
+
 /// Where a step is: nothing of it has happened, or all of it, and nobody was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {

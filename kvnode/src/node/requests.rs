@@ -125,16 +125,10 @@ impl Requests {
             return Err(refusal::internal("an empty control request"));
         };
         let [before, after] = [Side::Before, Side::After].map(|side| points::of_step(&request, side));
-        self.pass(before);
+        points::pass(&self.points, before);
         let response = self.carry_out(request).await?;
-        self.pass(after);
+        points::pass(&self.points, after);
         Ok(ControlResponse { response: Some(response) })
-    }
-
-    fn pass(&self, point: Option<String>) {
-        if let Some(point) = point {
-            (self.points)(&point);
-        }
     }
 
     async fn carry_out(&self, request: Request) -> Result<Response, Refusal> {

@@ -5,5 +5,6 @@ pub mod etcd_cluster;
 pub mod figures;
 pub mod kvctl;
 pub mod machine;
+pub mod patience;
 pub mod record;
 pub mod usage;

@@ -5,8 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use kv_cluster_tests::{Cluster, settled};
+use kv_compare::patience::reach;
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
 use serde::Serialize;
 use tokio::time::sleep;
@@ -17,8 +18,6 @@ use crate::{
     writers::{Call, Writers, client},
 };
 
-/// How often it is looked whether the cluster is whole.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// A disk that is not rebuilt by then will not be.
 const REBUILD_TIMEOUT: Duration = Duration::from_secs(900);
 /// Values that are written at the same time.
@@ -64,7 +63,9 @@ pub async fn measure(options: &Options) -> Result<Filling> {
     // Begun when the leaders are elected: the gap of a kill is measured elsewhere.
     cluster.wait_status(wiped, "a place in the cluster", |status| !status.replicas.is_empty()).await;
     let writers = Writers::start(&cluster.addresses(), keys(), 256)?;
-    whole(&cluster).await?;
+    let wanted = cluster.wanted();
+    reach(&cluster, 0, "whole cluster", REBUILD_TIMEOUT, |status| settled::stands_still(status, wanted))
+        .await?;
     let rebuild_seconds = begun.elapsed().as_secs_f64();
     let filling = writers.finish().await?;
     let failed_calls = filling.iter().flatten().filter(|call| call.error.is_some()).count();
@@ -106,21 +107,4 @@ async fn fill(cluster: &Cluster, options: &Options) -> Result<()> {
         filled.context("a filler")??;
     }
     Ok(())
-}
-
-/// Returns when nothing moves and each shard has all its members.
-async fn whole(cluster: &Cluster) -> Result<()> {
-    let begun = Instant::now();
-    let mut missing = String::new();
-    while begun.elapsed() < REBUILD_TIMEOUT {
-        match cluster.admin(0).cluster_status().await {
-            Ok(status) => match settled::stands_still(&status, cluster.wanted()) {
-                Ok(()) => return Ok(()),
-                Err(left) => missing = left,
-            },
-            Err(status) => status.message().clone_into(&mut missing),
-        }
-        sleep(LOOK_EVERY).await;
-    }
-    bail!("not whole after {} s: {missing}", REBUILD_TIMEOUT.as_secs())
 }

@@ -10,16 +10,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use kv_cluster_tests::{Cluster, Load, LoadPlan, Plan, seed, settled};
-use kv_compare::record;
+use kv_compare::{patience::reach, record};
 use kv_proto::admin::v1::{ClusterStatus, NodeState};
 use serde::Serialize;
-use tokio::time::sleep;
 
-/// How often it is looked whether the cluster is as it should be.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// Longer than a drain of hundreds of replicas takes on two cores.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(1_200);
 /// Writes before and after each event.
@@ -117,7 +114,7 @@ async fn one(cluster: &mut Cluster, event: Event, node: usize, load: &Load) -> R
         Event::Drain => {
             let id = cluster.node_id(node).await;
             cluster.drain(via, node).await;
-            reach(cluster, via, "an empty node", |status| is_drained(status, id)).await?;
+            reach(cluster, via, "empty node", ROUND_TIMEOUT, |status| is_drained(status, id)).await?;
             cluster.undrain(via, node).await;
         }
         Event::Restart => cluster.restart_with_permit(via, node).await,
@@ -128,7 +125,7 @@ async fn one(cluster: &mut Cluster, event: Event, node: usize, load: &Load) -> R
         }
     }
     let wanted = cluster.wanted();
-    reach(cluster, via, "a whole cluster", |status| settled::is_settled(status, wanted)).await?;
+    reach(cluster, via, "whole cluster", ROUND_TIMEOUT, |status| settled::is_settled(status, wanted)).await?;
     let seconds = begun.elapsed().as_secs_f64();
     load.must_progress(STEADY_WRITES).await;
     Ok(Round {
@@ -154,25 +151,4 @@ async fn moves(cluster: &Cluster, via: usize) -> Result<u64> {
     let status = cluster.admin(via).cluster_status().await.context("the status of the cluster")?;
     let ids = status.shards.iter().flat_map(|shard| &shard.replicas).map(|replica| replica.replica_id);
     Ok(ids.max().unwrap_or_default())
-}
-
-async fn reach(
-    cluster: &Cluster,
-    via: usize,
-    what: &str,
-    is_so: impl Fn(&ClusterStatus) -> Result<(), String>,
-) -> Result<()> {
-    let begun = Instant::now();
-    let mut missing = String::new();
-    while begun.elapsed() < ROUND_TIMEOUT {
-        match cluster.admin(via).cluster_status().await {
-            Ok(status) => match is_so(&status) {
-                Ok(()) => return Ok(()),
-                Err(left) => missing = left,
-            },
-            Err(status) => status.message().clone_into(&mut missing),
-        }
-        sleep(LOOK_EVERY).await;
-    }
-    bail!("no {what} after {} s: {missing}", ROUND_TIMEOUT.as_secs())
 }
