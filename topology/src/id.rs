@@ -37,7 +37,7 @@ macro_rules! id {
 
 id!(
     /// A kvnode process and its disk. Minted by the meta group from 1; 0 means none.
-    NodeId(u64), "n"
+    NodeId(u64), "#"
 );
 id!(
     /// A share of the hash slots. Data shards count from 1; 0 is the meta group's.

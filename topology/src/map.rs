@@ -115,13 +115,13 @@ impl ClusterMap {
             .find(|(_, shard)| shard.slots.iter().any(|range| range.contains(slot)))
             .map(|(id, _)| *id)
     }
-    /// The node that a person calls `name`: a node's name (removed nodes excluded) or its id, as `3` or `n3`.
+    /// The node that a person calls `name`: a node's name (removed nodes excluded) or its id, as `3` or `#3`.
     ///
     /// A name wins over an id that looks the same.
     pub fn node_called(&self, name: &str) -> Option<NodeId> {
         let by_name = self.nodes.iter().find(|(_, node)| node.name == name && !node.state.is_gone());
         by_name.map(|(id, _)| *id).or_else(|| {
-            let number = name.strip_prefix('n').unwrap_or(name).parse().ok()?;
+            let number = name.strip_prefix('#').unwrap_or(name).parse().ok()?;
             self.nodes.contains_key(&NodeId(number)).then_some(NodeId(number))
         })
     }
@@ -301,12 +301,12 @@ mod tests {
     fn map_reads_as_text() {
         let expected = "\
 cluster \"c\" epoch 7 replication factor 3
-node n1 n1 Active client host-1:50051 peer host-1:50061 zone \"\" version \"0.1.0\"
-node n2 n2 Active client host-2:50051 peer host-2:50061 zone \"\" version \"0.1.0\"
-node n3 n3 Active client host-3:50051 peer host-3:50061 zone \"\" version \"0.1.0\"
-shard s1 g1 slots 0-1365 replicas r1@n1 r2@n2* r3@n3
-shard s2 g2 slots 1366-2730 replicas r4@n1 r5@n2 r6@n3*
-shard s3 g3 slots 2731-4095 replicas r7@n1* r8@n2 r9@n3
+node #1 n1 Active client host-1:50051 peer host-1:50061 zone \"\" version \"0.1.0\"
+node #2 n2 Active client host-2:50051 peer host-2:50061 zone \"\" version \"0.1.0\"
+node #3 n3 Active client host-3:50051 peer host-3:50061 zone \"\" version \"0.1.0\"
+shard s1 g1 slots 0-1365 replicas r1@#1 r2@#2* r3@#3
+shard s2 g2 slots 1366-2730 replicas r4@#1 r5@#2 r6@#3*
+shard s3 g3 slots 2731-4095 replicas r7@#1* r8@#2 r9@#3
 ";
         assert_eq!(map(3).to_string(), expected);
     }
@@ -342,9 +342,10 @@ shard s3 g3 slots 2731-4095 replicas r7@n1* r8@n2 r9@n3
         assert_eq!(map.node_called("n2"), Some(NodeId(1)), "a name wins");
         assert_eq!(map.node_called("data-1"), Some(NodeId(2)));
         assert_eq!(map.node_called("2"), Some(NodeId(2)));
-        assert_eq!(map.node_called("n4"), None);
+        assert_eq!(map.node_called("#2"), Some(NodeId(2)));
+        assert_eq!(map.node_called("4"), None);
         map.nodes.get_mut(&NodeId(1)).unwrap().state = NodeState::Removed;
-        assert_eq!(map.node_called("n2"), Some(NodeId(2)), "a removed node gives its name up");
+        assert_eq!(map.node_called("n2"), None, "a removed node gives its name up, and a name is no id");
     }
 
     proptest! {

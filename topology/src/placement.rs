@@ -132,14 +132,14 @@ mod tests {
     #[test]
     fn golden_eight_shards_on_three_nodes() {
         let expected = "\
-s1: n1* n2 n3
-s2: n1 n2* n3
-s3: n1 n2 n3*
-s4: n1* n2 n3
-s5: n1 n2* n3
-s6: n1 n2 n3*
-s7: n1* n2 n3
-s8: n1 n2* n3
+s1: #1* #2 #3
+s2: #1 #2* #3
+s3: #1 #2 #3*
+s4: #1* #2 #3
+s5: #1 #2* #3
+s6: #1 #2 #3*
+s7: #1* #2 #3
+s8: #1 #2* #3
 ";
         assert_eq!(placed(8, 3, &["", "", ""]), expected);
     }
@@ -161,7 +161,7 @@ s8: n1 n2* n3
     #[test]
     fn fewer_nodes_than_replicas_hold_one_each() {
         assert_eq!(placed(2, 3, &[]), "s1: \ns2: \n");
-        assert_eq!(placed(2, 3, &["", ""]), "s1: n1* n2\ns2: n1 n2*\n");
+        assert_eq!(placed(2, 3, &["", ""]), "s1: #1* #2\ns2: #1 #2*\n");
     }
 
     #[test]
@@ -172,7 +172,7 @@ s8: n1 n2* n3
             (ShardId(2), holders([1, 2])),
             (ShardId(3), holders([2, 3])),
         ]);
-        // n1 leads two, n2 one, n3 none, and n1 holds nothing that n3 holds.
+        // #1 leads two, #2 one, #3 none, and #1 holds nothing that #3 holds.
         let existing =
             BTreeMap::from([(ShardId(1), NodeId(1)), (ShardId(2), NodeId(1)), (ShardId(3), NodeId(2))]);
         let leaders = spread_leaders(&placement, &existing);

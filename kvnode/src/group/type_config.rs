@@ -84,7 +84,7 @@ pub struct Member {
 
 impl fmt::Display for Member {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "n{}", self.node)
+        write!(formatter, "#{}", self.node)
     }
 }
 

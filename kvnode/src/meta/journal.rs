@@ -109,7 +109,7 @@ fn event(asked: &Command, entry: &JournalEntry) -> String {
         Command::Bootstrap(bootstrap) => founded(bootstrap),
         Command::RegisterNode(register) => registered(register, entry),
         Command::CreateShards(create) => format!("{} data shards created", create.shards.len()),
-        Command::AddReplica(add) => format!("s{}: r{replica} placed on n{node}", add.shard_id),
+        Command::AddReplica(add) => format!("s{}: r{replica} placed on #{node}", add.shard_id),
         Command::ObserveMembership(observe) => {
             format!("s{}: {}", observe.shard_id, seen(observe.membership.as_ref()))
         }
@@ -118,28 +118,28 @@ fn event(asked: &Command, entry: &JournalEntry) -> String {
         Command::BeginMove(begin) => {
             let (shard, from, left) = (begin.shard_id, begin.from_replica_id, entry.other_node_id);
             let why = view::move_reason(begin.reason());
-            format!("s{shard}: r{replica} on n{node} is to take the place of r{from} on n{left} ({why})")
+            format!("s{shard}: r{replica} on #{node} is to take the place of r{from} on #{left} ({why})")
         }
         Command::EndMove(EndMove { shard_id, abandoned, .. }) => {
             let end = if *abandoned { "given up" } else { "done" };
-            format!("s{shard_id}: the move from n{} to r{replica} on n{node} is {end}", entry.other_node_id)
+            format!("s{shard_id}: the move from #{} to r{replica} on #{node} is {end}", entry.other_node_id)
         }
         Command::BeginChange(begin) => {
             format!("s{}: the voters are to be {}", begin.shard_id, replicas(&begin.voter_replica_ids))
         }
         Command::EndChange(end) => format!("s{}: the change of voters did not happen", end.shard_id),
         Command::DropReplica(drop) => {
-            format!("s{}: r{} on n{node} is given up", drop.shard_id, drop.replica_id)
+            format!("s{}: r{} on #{node} is given up", drop.shard_id, drop.replica_id)
         }
         Command::RemoveNode(remove) => removed(*remove),
         Command::SetZone(set) => match set.zone.as_deref() {
-            None => format!("n{node} has the zone that it tells"),
-            Some("") => format!("n{node} is labelled as in no zone"),
-            Some(zone) => format!("n{node} is labelled as in zone {zone}"),
+            None => format!("#{node} has the zone that it tells"),
+            Some("") => format!("#{node} is labelled as in no zone"),
+            Some(zone) => format!("#{node} is labelled as in zone {zone}"),
         },
         Command::SetPolicy(set) => format!("policy: {}", wishes(*set)),
         Command::GrantPermit(grant) => granted(grant),
-        Command::EndPermit(_) => format!("the permit of n{node} is over"),
+        Command::EndPermit(_) => format!("the permit of #{node} is over"),
         Command::ReplaceGroup(replace) => replaced(*replace),
         Command::Note(note) => note.event.clone(),
     }
@@ -155,10 +155,10 @@ fn registered(register: &RegisterNode, entry: &JournalEntry) -> String {
     let node = register.node.clone().unwrap_or_default();
     let (id, name, start) = (entry.node_id, node.name, node.boot_counter);
     let (at, version) = (node.client_address, node.version);
-    let told = format!("n{id} ({name}) registers at {at}, start {start}, version {version}");
+    let told = format!("#{id} ({name}) registers at {at}, start {start}, version {version}");
     match entry.other_node_id {
         0 => told,
-        old => format!("{told}; it takes the name of n{old}, which is removed"),
+        old => format!("{told}; it takes the name of #{old}, which is removed"),
     }
 }
 
@@ -171,7 +171,7 @@ fn wished(leaders: &[PreferredLeader]) -> String {
     let named: Vec<String> = leaders
         .iter()
         .take(NAMED_WISHES)
-        .map(|wish| format!("s{} on n{}", wish.shard_id, wish.node_id))
+        .map(|wish| format!("s{} on #{}", wish.shard_id, wish.node_id))
         .collect();
     let more = match leaders.len().saturating_sub(NAMED_WISHES) {
         0 => String::new(),
@@ -181,7 +181,7 @@ fn wished(leaders: &[PreferredLeader]) -> String {
 }
 
 fn changed_state(set: SetNodeState) -> String {
-    format!("n{} goes from {} to {}", set.node_id, state(set.from()), state(set.to()))
+    format!("#{} goes from {} to {}", set.node_id, state(set.from()), state(set.to()))
 }
 
 /// The word for a node's state.
@@ -204,7 +204,7 @@ fn removed(remove: RemoveNode) -> String {
         (true, false) => " as lost",
         (true, true) => " as lost; loss of data is accepted",
     };
-    format!("n{node_id} is removed{how}")
+    format!("#{node_id} is removed{how}")
 }
 
 fn wishes(set: SetPolicy) -> String {
@@ -219,7 +219,7 @@ fn wishes(set: SetPolicy) -> String {
 
 fn granted(grant: &GrantPermit) -> String {
     let GrantPermit { node_id, ttl_ms, outage_shard_ids, token: _, expected_epoch: _ } = grant;
-    let granted = format!("n{node_id} may be restarted within {ttl_ms} ms");
+    let granted = format!("#{node_id} may be restarted within {ttl_ms} ms");
     if outage_shard_ids.is_empty() {
         return granted;
     }
@@ -291,11 +291,11 @@ mod tests {
             expected_epoch: 1,
         };
         let (event, shard, nodes) = told(Command::BeginMove(begin));
-        assert_eq!(event, "s5: r9 on n4 is to take the place of r2 on n3 (drain)");
+        assert_eq!(event, "s5: r9 on #4 is to take the place of r2 on #3 (drain)");
         assert_eq!((shard, nodes), (Some(5), vec![3, 4]));
         let end = |abandoned| Command::EndMove(EndMove { shard_id: 5, move_id: 1, abandoned });
-        assert_eq!(event_of(end(false)), "s5: the move from n3 to r9 on n4 is done");
-        assert_eq!(event_of(end(true)), "s5: the move from n3 to r9 on n4 is given up");
+        assert_eq!(event_of(end(false)), "s5: the move from #3 to r9 on #4 is done");
+        assert_eq!(event_of(end(true)), "s5: the move from #3 to r9 on #4 is given up");
     }
 
     #[test]
@@ -310,16 +310,16 @@ mod tests {
         let register = Command::RegisterNode(RegisterNode { node: Some(node), name_holder_alive: false });
         let told = told(register);
         let expected =
-            "n4 (n2) registers at host:1, start 8, version 1.2.3; it takes the name of n3, which is removed";
+            "#4 (n2) registers at host:1, start 8, version 1.2.3; it takes the name of #3, which is removed";
         assert_eq!(told, (expected.to_owned(), None, vec![3, 4]));
     }
 
     #[test]
     fn replicas_and_voters_are_told() {
         let add = AddReplica { shard_id: 1, node_id: 4, expected_epoch: 1 };
-        assert_eq!(event_of(Command::AddReplica(add)), "s1: r9 placed on n4");
+        assert_eq!(event_of(Command::AddReplica(add)), "s1: r9 placed on #4");
         let drop = DropReplica { shard_id: 1, replica_id: 9 };
-        assert_eq!(event_of(Command::DropReplica(drop)), "s1: r9 on n4 is given up");
+        assert_eq!(event_of(Command::DropReplica(drop)), "s1: r9 on #4 is given up");
         let begin = BeginChange {
             shard_id: 1,
             group_id: 1,
@@ -346,18 +346,18 @@ mod tests {
     fn nodes_and_their_states_are_told() {
         let (from, to) = (NodeState::Active.into(), NodeState::Draining.into());
         let set = SetNodeState { node_id: 4, from, to };
-        assert_eq!(event_of(Command::SetNodeState(set)), "n4 goes from active to draining");
+        assert_eq!(event_of(Command::SetNodeState(set)), "#4 goes from active to draining");
         let remove = |lost, accept_data_loss| {
             Command::RemoveNode(RemoveNode { node_id: 4, lost, accept_data_loss, alive: false })
         };
-        assert_eq!(event_of(remove(false, false)), "n4 is removed");
-        assert_eq!(event_of(remove(true, false)), "n4 is removed as lost");
-        assert_eq!(event_of(remove(true, true)), "n4 is removed as lost; loss of data is accepted");
+        assert_eq!(event_of(remove(false, false)), "#4 is removed");
+        assert_eq!(event_of(remove(true, false)), "#4 is removed as lost");
+        assert_eq!(event_of(remove(true, true)), "#4 is removed as lost; loss of data is accepted");
         let zone =
             |zone: Option<&str>| Command::SetZone(SetZone { node_id: 4, zone: zone.map(str::to_owned) });
-        assert_eq!(event_of(zone(Some("b"))), "n4 is labelled as in zone b");
-        assert_eq!(event_of(zone(Some(""))), "n4 is labelled as in no zone");
-        assert_eq!(event_of(zone(None)), "n4 has the zone that it tells");
+        assert_eq!(event_of(zone(Some("b"))), "#4 is labelled as in zone b");
+        assert_eq!(event_of(zone(Some(""))), "#4 is labelled as in no zone");
+        assert_eq!(event_of(zone(None)), "#4 has the zone that it tells");
     }
 
     #[test]
@@ -371,12 +371,12 @@ mod tests {
                 expected_epoch: 1,
             })
         };
-        assert_eq!(event_of(grant(vec![])), "n4 may be restarted within 60000 ms");
+        assert_eq!(event_of(grant(vec![])), "#4 may be restarted within 60000 ms");
         let (event, shard, _) = told(grant(vec![1, 2]));
-        assert_eq!(event, "n4 may be restarted within 60000 ms; s1, s2 will be away with it");
+        assert_eq!(event, "#4 may be restarted within 60000 ms; s1, s2 will be away with it");
         assert_eq!(shard, None, "about two of them");
         let end = EndPermit { token: "secret".to_owned() };
-        assert_eq!(event_of(Command::EndPermit(end)), "the permit of n4 is over");
+        assert_eq!(event_of(Command::EndPermit(end)), "the permit of #4 is over");
     }
 
     #[test]
@@ -391,8 +391,8 @@ mod tests {
         let prefer = PreferLeaders { leaders: (1..=10).map(wish).collect(), expected_epoch: 1 };
         let event = event_of(Command::PreferLeaders(prefer));
         assert!(
-            event.starts_with("leaders wished: s1 on n1, s2 on n2, ")
-                && event.ends_with("s8 on n8 and 2 more")
+            event.starts_with("leaders wished: s1 on #1, s2 on #2, ")
+                && event.ends_with("s8 on #8 and 2 more")
         );
     }
 

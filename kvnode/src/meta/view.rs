@@ -17,7 +17,7 @@ use super::machine;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum ViewError {
     /// The number of a state that this version does not know.
-    #[error("n{node} is in state {state}, which this version does not know")]
+    #[error("#{node} is in state {state}, which this version does not know")]
     UnknownNodeState {
         /// The node.
         node: u64,

@@ -208,7 +208,7 @@ impl World {
             }) {
                 let known = self.groups.get(&group).map(|group| view::membership(&group.membership));
                 let votes = known.is_some_and(|known| known.is_voter(ReplicaId(replica)));
-                assert!(!votes, "n{node} deletes r{replica}, which votes in g{group}");
+                assert!(!votes, "#{node} deletes r{replica}, which votes in g{group}");
                 self.deleted.insert(replica);
                 self.damaged.remove(&replica);
             }
@@ -351,14 +351,14 @@ impl World {
     pub(super) fn text(&mut self) -> String {
         let mut lines = String::new();
         for node in self.record.nodes.iter().filter(|node| node.state() != NodeState::Active) {
-            lines += &format!("n{} is {:?}\n", node.node_id, node.state());
+            lines += &format!("#{} is {:?}\n", node.node_id, node.state());
         }
         for shard in self.record.shards.clone() {
             let leader =
-                self.leader_node(shard.group_id).map_or("nobody".to_owned(), |node| format!("n{node}"));
+                self.leader_node(shard.group_id).map_or("nobody".to_owned(), |node| format!("#{node}"));
             let seen = self.groups.get(&shard.group_id).map(|group| view::membership(&group.membership));
             let seen = seen.map_or("not formed".to_owned(), |seen| seen.to_string());
-            let placed = |known: &ReplicaPlacement| format!("r{}@n{}", known.replica_id, known.node_id);
+            let placed = |known: &ReplicaPlacement| format!("r{}@#{}", known.replica_id, known.node_id);
             let nodes: Vec<String> = shard.replicas.iter().map(placed).collect();
             lines += &format!("s{}: {seen} {} led by {leader}\n", shard.shard_id, nodes.join(" "));
         }

@@ -50,7 +50,7 @@ impl CutOff {
     /// What the registry says about this folder by what it knows of its disk; `None`: all is well.
     fn seen_in(known: &NodeRecord, own: &NodeRecord) -> Option<Self> {
         if known.state() == NodeState::Removed {
-            return Some(Self::Removed(format!("n{} was removed from the cluster", known.node_id)));
+            return Some(Self::Removed(format!("#{} was removed from the cluster", known.node_id)));
         }
         let told = !known.boot_id.is_empty() && !own.boot_id.is_empty();
         let another = known.boot_counter == own.boot_counter && told && known.boot_id != own.boot_id;
@@ -128,7 +128,7 @@ async fn watch(own: &NodeRecord, maps: &MapFeed, registered: u64) -> Option<CutO
 /// The cluster took this disk for a new one. Its replicas are not thrown away without a word: they may be all that is left.
 fn forgotten(own: &NodeRecord, now: u64) -> CutOff {
     CutOff::Fenced(format!(
-        "meta was recovered from a time before this disk joined as n{}: to the cluster it would be n{now}",
+        "meta was recovered from a time before this disk joined as #{}: to the cluster it would be #{now}",
         own.node_id
     ))
 }
@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn a_node_that_the_cluster_has_forgotten_waits_for_a_person() {
         let CutOff::Fenced(reason) = forgotten(&start(1, b""), 1_000_004) else { panic!("it is set aside") };
-        assert!(reason.contains("joined as n3") && reason.contains("n1000004"), "{reason}");
+        assert!(reason.contains("joined as #3") && reason.contains("#1000004"), "{reason}");
     }
 
     #[test]

@@ -197,6 +197,14 @@ impl Admin {
         self.set_policy(SetPolicyRequest { lost_node_grace_ms: Some(grace_ms), ..policy_request() }).await
     }
 
+    /// Changes how many replicas may move at a time.
+    ///
+    /// # Errors
+    /// When it is refused, or the node cannot answer.
+    pub async fn set_moves_at_once(&self, moves: u32) -> Result<Policy, Status> {
+        self.set_policy(SetPolicyRequest { moves_at_once: Some(moves), ..policy_request() }).await
+    }
+
     async fn set_policy(&self, request: SetPolicyRequest) -> Result<Policy, Status> {
         Ok(self.client().set_policy(request).await?.into_inner().policy.unwrap_or_default())
     }

@@ -47,7 +47,7 @@ impl Told {
         if event.contains(" may be restarted within ") {
             return Self::PermitGranted;
         }
-        if event.contains("permit of n") && (event.ends_with(" is over") || event.ends_with(" is overdue")) {
+        if event.contains("permit of #") && (event.ends_with(" is over") || event.ends_with(" is overdue")) {
             return Self::PermitOver;
         }
         if let Some((_, why)) = event.split_once(" is to take the place of ") {
@@ -130,9 +130,9 @@ pub fn of_node(entries: &[JournalEntry], node_id: u64) -> Vec<(Told, &JournalEnt
 mod tests {
     use super::*;
 
-    const GRANTED: &str = "n3 may be restarted within 60000 ms";
-    const OVER: &str = "the permit of n3 is over";
-    const OVERDUE: &str = "permit of n3 is overdue";
+    const GRANTED: &str = "#3 may be restarted within 60000 ms";
+    const OVER: &str = "the permit of #3 is over";
+    const OVERDUE: &str = "permit of #3 is overdue";
     const BEGUN: &str = "s1: the voters are to be r1 r2 r7";
     const SEEN: &str = "s1: the group has voters r1 r2 r7";
     const NOT_HAPPENED: &str = "s1: the change of voters did not happen";
@@ -149,12 +149,12 @@ mod tests {
 
     #[test]
     fn events_are_known_by_their_words() {
-        let moved = "s1: r7 on n4 is to take the place of r3 on n3 (drain)";
-        let done = "s1: the move from n3 to r7 on n4 is done";
-        let given_up = "s1: the move from n3 to r7 on n4 is given up";
-        let state = "n3 goes from active to draining";
+        let moved = "s1: r7 on #4 is to take the place of r3 on #3 (drain)";
+        let done = "s1: the move from #3 to r7 on #4 is done";
+        let given_up = "s1: the move from #3 to r7 on #4 is given up";
+        let state = "#3 goes from active to draining";
         let told: Vec<Told> =
-            journal(&[moved, done, given_up, state, "n3 is removed"]).iter().map(Told::by).collect();
+            journal(&[moved, done, given_up, state, "#3 is removed"]).iter().map(Told::by).collect();
         let expected = [
             Told::MoveBegun { why: "drain".to_owned() },
             Told::MoveDone,

@@ -91,7 +91,7 @@ impl Cluster {
     /// When that takes too long.
     pub async fn wait_state(&self, via: usize, node_id: u64, state: NodeState) -> NodeInfo {
         let admin = self.admin(via);
-        let what = format!("n{node_id} in the state {state:?}");
+        let what = format!("#{node_id} in the state {state:?}");
         let reached = wait_until_every(SLOW_POLL, what, DEADLINE, || async {
             let nodes = admin.nodes().await.map_err(|status| in_words(&status))?;
             let known = nodes.into_iter().find(|node| node.node_id == node_id).ok_or("it is not known")?;
@@ -152,7 +152,7 @@ impl Cluster {
     /// When that is not taken in time.
     pub async fn remove(&self, via: usize, node_id: u64, removal: Removal) {
         let id = node_id.to_string();
-        let what = format!("the removal of n{node_id}, {removal:?}");
+        let what = format!("the removal of #{node_id}, {removal:?}");
         let admin = self.admin(via);
         let removed = wait_until_every(SLOW_POLL, what, DEADLINE, || async {
             // Done already is done, and a node that is gone is not known by its id to everybody.

@@ -227,10 +227,10 @@ fn holds_what_is_placed(cluster: &ClusterStatus, node: &NodeView) -> Result<(), 
     let works = |role: Role| matches!(role, Role::Leader | Role::Follower | Role::Learner);
     let wrong = status.replicas.iter().find(|replica| !placed(replica) || !works(replica.role()));
     if let Some(wrong) = wrong {
-        return Err(format!("n{} has {wrong:?}", id(node)));
+        return Err(format!("#{} has {wrong:?}", id(node)));
     }
     let (has, should) = (status.replicas.len(), placed_at(cluster, id(node)).len());
-    if has == should { Ok(()) } else { Err(format!("n{} has {has} of {should} replicas", id(node))) }
+    if has == should { Ok(()) } else { Err(format!("#{} has {has} of {should} replicas", id(node))) }
 }
 
 #[cfg(test)]

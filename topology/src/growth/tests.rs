@@ -144,7 +144,7 @@ fn leadership_waits_for_a_voter_that_stays_and_has_caught_up() {
     group.apply(Step::AddLearner(placement(6)));
     group.alive = nodes([1, 3, 4, 6]);
     group.caught_up = replicas([1, 3, 4, 6]);
-    assert_eq!(group.next(), Some(Step::TransferLeader(placement(3))), "n2 is silent");
+    assert_eq!(group.next(), Some(Step::TransferLeader(placement(3))), "#2 is silent");
     group.caught_up = replicas([1, 3, 6]);
     assert_eq!(group.next(), None, "two of five voters are not enough");
 }

@@ -37,24 +37,24 @@ fn at_risk(staying: usize, needed: usize, why: &[&str]) -> Verdict {
 #[test]
 fn a_quorum_of_voters_that_have_caught_up_must_stay() {
     let three = voters([1, 2, 3]);
-    let refused = |told: &str| at_risk(1, 2, &["r1 on n1 would be away", told]);
+    let refused = |told: &str| at_risk(1, 2, &["r1 on #1 would be away", told]);
     let cases = [
         (good(3), granted(&[])),
         (Evidence { lag_entries: 1_000, ..good(3) }, granted(&[])),
-        (Evidence { lag_entries: 1_001, ..good(3) }, refused("r3 on n3 lags 1001 entries behind")),
+        (Evidence { lag_entries: 1_001, ..good(3) }, refused("r3 on #3 lags 1001 entries behind")),
         (Evidence { lag_bytes: Some(1 << 20), ..good(3) }, granted(&[])),
         (
             Evidence { lag_bytes: Some((1 << 20) + 1), ..good(3) },
-            refused("r3 on n3 lags 1048577 bytes behind"),
+            refused("r3 on #3 lags 1048577 bytes behind"),
         ),
         (Evidence { lag_bytes: None, ..good(3) }, granted(&[])),
         (
             Evidence { lag_bytes: None, lag_entries: 1_001, ..good(3) },
-            refused("r3 on n3 lags 1001 entries behind"),
+            refused("r3 on #3 lags 1001 entries behind"),
         ),
         (Evidence { heard_ms_ago: Some(450), ..good(3) }, granted(&[])),
-        (Evidence { heard_ms_ago: Some(451), ..good(3) }, refused("r3 on n3 was last heard of 451 ms ago")),
-        (Evidence { heard_ms_ago: None, ..good(3) }, refused("r3 on n3 was never heard of")),
+        (Evidence { heard_ms_ago: Some(451), ..good(3) }, refused("r3 on #3 was last heard of 451 ms ago")),
+        (Evidence { heard_ms_ago: None, ..good(3) }, refused("r3 on #3 was never heard of")),
         (Evidence { replica: ReplicaId(9), ..good(3) }, refused("r3 is not known to its leader")),
     ];
     for (third, expected) in cases {
@@ -67,7 +67,7 @@ fn a_quorum_of_voters_that_have_caught_up_must_stay() {
 fn a_node_that_is_down_does_not_stay_whatever_its_leader_says() {
     let (three, five) = (voters([1, 2, 3]), voters(1..=5));
     let of_three = [asked(3, &three, (1..=3).map(good).collect())];
-    assert_eq!(verdict(&of_three, &[3]), at_risk(1, 2, &["r1 on n1 would be away", "r3 on n3 is down"]));
+    assert_eq!(verdict(&of_three, &[3]), at_risk(1, 2, &["r1 on #1 would be away", "r3 on #3 is down"]));
     assert_eq!(verdict(&of_three, &[4]), granted(&[]));
     let of_five = [asked(5, &five, (1..=5).map(good).collect())];
     assert_eq!(verdict(&of_five, &[3]), granted(&[]));
@@ -78,7 +78,7 @@ fn learners_do_not_count() {
     let mut membership = voters([1]);
     membership.learners = [ReplicaId(2)].into();
     let asked = [asked(3, &membership, vec![good(1), good(2)])];
-    assert_eq!(verdict(&asked, &[]), at_risk(0, 1, &["r1 on n1 would be away"]));
+    assert_eq!(verdict(&asked, &[]), at_risk(0, 1, &["r1 on #1 would be away"]));
 }
 
 #[test]

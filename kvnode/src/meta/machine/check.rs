@@ -20,10 +20,10 @@ pub(super) fn shard_index(record: &MetaRecord, shard: u32) -> Result<usize, Refu
 pub(super) fn node_index(record: &MetaRecord, node: u64) -> Result<usize, Refusal> {
     match record.nodes.iter().position(|known| known.node_id == node) {
         Some(index) if is_removed(&record.nodes[index]) => {
-            Err(failed(reason::NODE_IS_GONE, format!("n{node} was removed from the cluster")))
+            Err(failed(reason::NODE_IS_GONE, format!("#{node} was removed from the cluster")))
         }
         Some(index) => Ok(index),
-        None => Err(not_found(reason::NODE_UNKNOWN, format!("there is no n{node}"))),
+        None => Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node}"))),
     }
 }
 
@@ -56,10 +56,10 @@ pub(super) fn check_formed(shard: &ShardRecord) -> Result<&StoredMembership, Ref
 /// The node is active.
 pub(super) fn check_takes_replicas(record: &MetaRecord, node_id: u64) -> Result<(), Refusal> {
     match record.nodes.iter().find(|node| node.node_id == node_id) {
-        None => Err(not_found(reason::NODE_UNKNOWN, format!("there is no n{node_id}"))),
+        None => Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node_id}"))),
         Some(node) if node.state() == NodeState::Active => Ok(()),
         Some(node) => {
-            let message = format!("n{node_id} is {:?} and takes no replicas", node.state());
+            let message = format!("#{node_id} is {:?} and takes no replicas", node.state());
             Err(failed(reason::NODE_TAKES_NO_REPLICAS, message))
         }
     }

@@ -50,7 +50,7 @@ pub(super) fn overdue(record: &mut MetaRecord, permit: usize, log_time_ms: u64) 
         unix_ms: permit.granted_unix_ms.saturating_add(passed_ms),
         log_time_ms,
     };
-    let note = Note { shard_id: None, node_id, event: format!("permit of n{node_id} is overdue") };
+    let note = Note { shard_id: None, node_id, event: format!("permit of #{node_id} is overdue") };
     let command = MetaCommand {
         command: Some(Command::Note(note)),
         actor: ACTOR.to_owned(),

@@ -32,7 +32,7 @@ pub(super) fn begin(record: &mut MetaRecord, begin: BeginMove, told: Told<'_>) -
         if (known.from_replica_id, known.to_node_id) == (from_replica_id, to_node_id) {
             return Ok(found(known));
         }
-        let message = format!("r{} is moving to n{} already", known.from_replica_id, known.to_node_id);
+        let message = format!("r{} is moving to #{} already", known.from_replica_id, known.to_node_id);
         return Err(failed(reason::MOVE_UNDER_WAY, message));
     }
     check_epoch(record, expected_epoch)?;
@@ -76,12 +76,12 @@ fn check_begin(record: &MetaRecord, shard: &ShardRecord, begin: BeginMove) -> Re
     };
     check_takes_replicas(record, to_node_id)?;
     if let Some((held, _)) = all.find(|(replica, node)| *node == to_node_id && *replica != from_replica_id) {
-        let message = format!("r{held} of s{shard_id} is on n{to_node_id}");
+        let message = format!("r{held} of s{shard_id} is on #{to_node_id}");
         return Err(failed(reason::NODE_HOLDS_REPLICA, message));
     }
     if from_node_id == to_node_id && begin.reason() != MoveReason::Damaged {
         let message =
-            format!("r{from_replica_id} is on n{to_node_id}; only a damaged replica is replaced there");
+            format!("r{from_replica_id} is on #{to_node_id}; only a damaged replica is replaced there");
         return Err(failed(reason::NODE_HOLDS_REPLICA, message));
     }
     Ok(from_node_id)

@@ -141,7 +141,7 @@ pub(super) fn register(
         // A new disk under an old name: what the old disk held is gone for good. Where it stands is where the old one stood.
         zone_label.clone_from(&record.nodes[index].zone_label);
         found.other_node_id = record.nodes[index].node_id;
-        take_out(record, index, format!("a new disk took its name (n{node_id})"), told);
+        take_out(record, index, format!("a new disk took its name (#{node_id})"), told);
     }
     record.nodes.push(new_node(node_id, NodeState::Joining, node, zone_label, told));
     record.epoch += 1;
@@ -151,7 +151,7 @@ pub(super) fn register(
 fn removed(node: u64) -> Refusal {
     failed(
         reason::NODE_REMOVED,
-        format!("n{node} was removed from the cluster; its folder must be set aside"),
+        format!("#{node} was removed from the cluster; its folder must be set aside"),
     )
 }
 
@@ -207,7 +207,7 @@ pub(super) fn set_state(
         return Ok(Found::node(node_id));
     }
     if state != from {
-        return Err(failed(reason::NODE_STATE_CHANGED, format!("n{node_id} is {state:?}")));
+        return Err(failed(reason::NODE_STATE_CHANGED, format!("#{node_id} is {state:?}")));
     }
     match to {
         NodeState::Draining => check_drain(record, node_id)?,
@@ -241,7 +241,7 @@ fn check_drain(record: &MetaRecord, node: u64) -> Result<(), Refusal> {
         return Ok(());
     }
     let message = format!(
-        "without n{node} {stay} active nodes would stay, and the replication factor asks for {needed}"
+        "without #{node} {stay} active nodes would stay, and the replication factor asks for {needed}"
     );
     Err(failed(reason::TOO_FEW_NODES, message))
 }
@@ -251,14 +251,14 @@ fn check_empty(record: &MetaRecord, node: u64) -> Result<(), Refusal> {
     if shards.is_empty() {
         return Ok(());
     }
-    Err(failed(reason::NODE_NOT_EMPTY, format!("n{node} has replicas of {}", listed(&shards))))
+    Err(failed(reason::NODE_NOT_EMPTY, format!("#{node} has replicas of {}", listed(&shards))))
 }
 
 /// A node that was let go for a while is not missed before that while is over.
 fn check_loss(record: &MetaRecord, node: u64) -> Result<(), Refusal> {
     match permits::open_permit(record) {
         Some(permit) if permit.node_id == node => {
-            let message = format!("n{node} has a permit to be away for {} ms", permit.ttl_ms);
+            let message = format!("#{node} has a permit to be away for {} ms", permit.ttl_ms);
             Err(failed(reason::PERMIT_OPEN, message))
         }
         Some(_) | None => Ok(()),
@@ -272,7 +272,7 @@ pub(super) fn remove(record: &mut MetaRecord, remove: RemoveNode, told: Told<'_>
         if (1..record.next_node_id).contains(&node_id) {
             return Ok(Found::node(node_id));
         }
-        return Err(not_found(reason::NODE_UNKNOWN, format!("there is no n{node_id}")));
+        return Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node_id}")));
     };
     if is_removed(&record.nodes[index]) {
         return Ok(Found::node(node_id));
@@ -280,7 +280,7 @@ pub(super) fn remove(record: &mut MetaRecord, remove: RemoveNode, told: Told<'_>
     if !lost {
         check_empty(record, node_id)?;
     } else if alive {
-        let message = format!("n{node_id} was heard of just now: drain it, or stop it first");
+        let message = format!("#{node_id} was heard of just now: drain it, or stop it first");
         return Err(failed(reason::NODE_IS_ALIVE, message));
     } else if !accept_data_loss {
         check_no_data_loss(record, node_id)?;
@@ -297,7 +297,7 @@ fn check_no_data_loss(record: &MetaRecord, node: u64) -> Result<(), Refusal> {
     if bereft.is_empty() {
         return Ok(());
     }
-    let message = format!("n{node} has the last replica of {}", listed(&bereft));
+    let message = format!("#{node} has the last replica of {}", listed(&bereft));
     Err(failed(reason::DATA_LOSS_NOT_ACCEPTED, message))
 }
 

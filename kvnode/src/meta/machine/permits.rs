@@ -38,7 +38,7 @@ pub(super) fn check_none_open(record: &MetaRecord) -> Result<(), Refusal> {
     match open_permit(record) {
         None => Ok(()),
         Some(permit) => {
-            let message = format!("n{} has a permit of {} ms to be restarted", permit.node_id, permit.ttl_ms);
+            let message = format!("#{} has a permit of {} ms to be restarted", permit.node_id, permit.ttl_ms);
             Err(failed(reason::PERMIT_OPEN, message))
         }
     }
@@ -52,7 +52,7 @@ pub(super) fn grant(record: &mut MetaRecord, grant: &GrantPermit, told: Told<'_>
     }
     let index = node_index(record, *node_id)?;
     if record.nodes[index].state() == NodeState::Lost {
-        let message = format!("n{node_id} is lost: it needs no permit, and nothing may rely on it");
+        let message = format!("#{node_id} is lost: it needs no permit, and nothing may rely on it");
         return Err(failed(reason::NODE_IS_GONE, message));
     }
     check_none_open(record)?;
@@ -95,11 +95,11 @@ fn check_grant(record: &MetaRecord, grant: &GrantPermit) -> Result<(), Refusal> 
 
 fn granted_before(known: &Permit, node: u64) -> Result<Found, Refusal> {
     if known.node_id != node {
-        let message = format!("this token is that of a permit of n{}", known.node_id);
+        let message = format!("this token is that of a permit of #{}", known.node_id);
         return Err(invalid("token", "PERMIT_TOKEN_IN_USE", message));
     }
     if known.overdue {
-        return Err(failed(reason::PERMIT_UNKNOWN, format!("the permit of n{node} has expired")));
+        return Err(failed(reason::PERMIT_UNKNOWN, format!("the permit of #{node} has expired")));
     }
     Ok(Found::node(node))
 }

@@ -106,7 +106,7 @@ fn check_new_shard(record: &MetaRecord, shard: &ShardRecord, expected: u32) -> R
             return Err(invalid(
                 field,
                 "NODE_HOLDS_NO_REPLICA",
-                format!("n{node} holds no replica of s{expected}"),
+                format!("#{node} holds no replica of s{expected}"),
             ));
         }
     }
@@ -269,7 +269,7 @@ pub(super) fn prefer_leaders(record: &mut MetaRecord, prefer: &PreferLeaders) ->
         let index = shard_index(record, wish.shard_id)?;
         let shard = &record.shards[index];
         if shard.replicas.iter().all(|placement| placement.node_id != wish.node_id) {
-            let message = format!("n{} holds no replica of s{}", wish.node_id, wish.shard_id);
+            let message = format!("#{} holds no replica of s{}", wish.node_id, wish.shard_id);
             return Err(invalid("leaders.node_id", "NODE_HOLDS_NO_REPLICA", message));
         }
         if shard.preferred_leader_node_id != wish.node_id {

@@ -83,7 +83,7 @@ impl fmt::Display for Commanded<'_> {
             Command::Bootstrap(_) => formatter.write_str("bootstraps"),
             Command::RegisterNode(_) => formatter.write_str("registers a node"),
             Command::CreateShards(create) => write!(formatter, "creates {} shards", create.shards.len()),
-            Command::AddReplica(add) => write!(formatter, "adds a replica on n{}", add.node_id),
+            Command::AddReplica(add) => write!(formatter, "adds a replica on #{}", add.node_id),
             Command::DropReplica(drop) => write!(formatter, "drops r{}", drop.replica_id),
             Command::ObserveMembership(observe) => {
                 let seen = observe.membership.as_ref().map(membership).unwrap_or_default();
@@ -91,15 +91,15 @@ impl fmt::Display for Commanded<'_> {
             }
             Command::PreferLeaders(prefer) => {
                 let wish = |wish: &kv_proto::disk::v1::meta_command::PreferredLeader| {
-                    format!("s{}@n{}", wish.shard_id, wish.node_id)
+                    format!("s{}@#{}", wish.shard_id, wish.node_id)
                 };
                 let wishes: Vec<String> = prefer.leaders.iter().map(wish).collect();
                 write!(formatter, "prefers leaders {}", wishes.join(" "))
             }
-            Command::SetNodeState(set) => write!(formatter, "makes n{} {:?}", set.node_id, set.to()),
-            Command::RemoveNode(remove) => write!(formatter, "removes n{}", remove.node_id),
+            Command::SetNodeState(set) => write!(formatter, "makes #{} {:?}", set.node_id, set.to()),
+            Command::RemoveNode(remove) => write!(formatter, "removes #{}", remove.node_id),
             Command::BeginMove(begin) => {
-                write!(formatter, "begins to move r{} to n{}", begin.from_replica_id, begin.to_node_id)
+                write!(formatter, "begins to move r{} to #{}", begin.from_replica_id, begin.to_node_id)
             }
             Command::EndMove(end) if end.abandoned => write!(formatter, "gives up move {}", end.move_id),
             Command::EndMove(end) => write!(formatter, "ends move {}", end.move_id),
@@ -107,9 +107,9 @@ impl fmt::Display for Commanded<'_> {
                 write!(formatter, "begins to change the voters to {}", replicas(&begin.voter_replica_ids))
             }
             Command::EndChange(_) => formatter.write_str("forgets the change of voters"),
-            Command::SetZone(set) => write!(formatter, "labels n{}", set.node_id),
+            Command::SetZone(set) => write!(formatter, "labels #{}", set.node_id),
             Command::SetPolicy(_) => formatter.write_str("sets the policy"),
-            Command::GrantPermit(grant) => write!(formatter, "grants n{} a permit", grant.node_id),
+            Command::GrantPermit(grant) => write!(formatter, "grants #{} a permit", grant.node_id),
             Command::EndPermit(_) => formatter.write_str("ends the permit"),
             Command::Note(note) => write!(formatter, "notes: {}", note.event),
             Command::ReplaceGroup(replace) => write!(formatter, "replaces g{}", replace.expected_group_id),

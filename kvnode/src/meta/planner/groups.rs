@@ -164,7 +164,7 @@ impl Planner<'_> {
             Step::AddReplica { node } => {
                 let command = AddReplica { shard_id, node_id: node.0, expected_epoch: self.epoch() };
                 let held: Vec<String> =
-                    shard.replicas.iter().map(|known| format!("n{}", known.node_id)).collect();
+                    shard.replicas.iter().map(|known| format!("#{}", known.node_id)).collect();
                 let factor = factor_of(self.record, shard);
                 let reason = format!("held by {}, and {factor} replicas are wished for", held.join(" "));
                 self.propose(Subject::Shard(id), Command::AddReplica(command), reason);

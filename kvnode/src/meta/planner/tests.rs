@@ -136,7 +136,7 @@ impl Script {
 fn static_start(nodes: u8, factor: u32, shards: u32) -> Script {
     let expectation = Expectation { nodes: nodes.into(), wait_for_all: true };
     let mut script = Script::new(World::founded(shards, factor), expectation);
-    script.say("n1 founds the cluster, alone so far");
+    script.say("#1 founds the cluster, alone so far");
     script.run();
     script.say("the others join");
     for number in 2..=nodes {
@@ -192,10 +192,10 @@ fn a_node_that_stops_gets_its_leaderships_back_only_when_it_has_come_back() {
         }
         let away = leaders(&script);
         script.run();
-        assert_eq!(leaders(&script), away, "while n{node} stops");
+        assert_eq!(leaders(&script), away, "while #{node} stops");
         script.world.stopping.clear();
         script.run();
-        assert_eq!(leaders(&script), before, "n{node} is back");
+        assert_eq!(leaders(&script), before, "#{node} is back");
     }
 }
 
@@ -258,7 +258,7 @@ fn leaderships_leave_a_draining_node_before_its_replicas_do() {
     };
     assert!(led(&mut script).iter().all(|node| *node != Some(2)), "{}", script.text);
     script.run();
-    assert!(!script.text.contains("makes n2 Lost") && script.text.contains("makes n2 Drained"));
+    assert!(!script.text.contains("makes #2 Lost") && script.text.contains("makes #2 Drained"));
 }
 
 #[test]
@@ -281,7 +281,7 @@ fn a_leader_that_a_person_chose_stays_and_the_others_are_spread_around_it() {
 fn a_silent_node_is_lost_only_after_the_grace_and_never_while_it_has_leave() {
     let mut script = static_start(4, 3, 2);
     let lost = |script: &mut Script| -> bool {
-        script.plan().steps.iter().any(|step| step.to_string().contains("makes n2 Lost"))
+        script.plan().steps.iter().any(|step| step.to_string().contains("makes #2 Lost"))
     };
     script.world.grant(2, 3_600_000).expect("nothing is under way");
     script.world.down.insert(2);

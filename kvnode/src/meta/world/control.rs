@@ -70,7 +70,7 @@ impl World {
         let CreateReplica { shard_id: _, group_id, replica_id } = *create;
         let placed = |known: &ReplicaPlacement| (known.replica_id, known.node_id) == (replica_id, node);
         let is_placed = self.shard_of(group_id).replicas.iter().any(placed);
-        assert!(is_placed, "n{node} was told to create a replica that meta did not place there: {create:?}");
+        assert!(is_placed, "#{node} was told to create a replica that meta did not place there: {create:?}");
         assert!(!self.deleted.contains(&replica_id), "r{replica_id} was deleted, and is asked for again");
         assert_eq!(*self.homes.entry(replica_id).or_insert(node), node, "r{replica_id} is on two nodes");
         if self.damaged.contains(&replica_id) {
@@ -80,7 +80,7 @@ impl World {
         let hosted = self.hosted.entry(node).or_default();
         let other = hosted.iter().find(|(other, group)| **group == group_id && **other != replica_id);
         let in_its_place = other.is_none_or(|(other, _)| self.damaged.contains(other));
-        assert!(in_its_place, "two replicas of g{group_id} on n{node}: r{replica_id} and {other:?}");
+        assert!(in_its_place, "two replicas of g{group_id} on #{node}: r{replica_id} and {other:?}");
         hosted.insert(replica_id, group_id);
         done()
     }

@@ -114,7 +114,7 @@ fn failed(reason: &str, message: String) -> Refusal {
 
 /// For people.
 fn called(node: &NodeRecord) -> String {
-    format!("{} (n{})", node.name, node.node_id)
+    format!("{} (#{})", node.name, node.node_id)
 }
 
 #[cfg(test)]
@@ -182,7 +182,7 @@ mod tests {
             ];
             for refused in refused {
                 assert_eq!(refused.reason, reason, "{state:?}");
-                assert!(refused.message.starts_with("n4 (n4) "), "{}", refused.message);
+                assert!(refused.message.starts_with("n4 (#4) "), "{}", refused.message);
             }
         }
         let refused = drain(&model, request("n9"), until).await.expect_err("there is none");

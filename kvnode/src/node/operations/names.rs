@@ -43,7 +43,7 @@ mod tests {
     fn a_node_is_called_by_name_or_id_and_an_unknown_one_is_refused_with_its_field() {
         let mut record = record(3);
         record.nodes[1].name = "data-2".to_owned();
-        for (name, id) in [("n1", 1), ("1", 1), ("data-2", 2), ("n2", 2)] {
+        for (name, id) in [("n1", 1), ("1", 1), ("data-2", 2), ("#2", 2)] {
             assert_eq!(node(&record, "node", name).expect(name).node_id, id);
         }
         let refused = node(&record, "to_node", "n9").expect_err("there is none");

@@ -158,8 +158,8 @@ fn in_record(record: &MetaRecord, node: &NodeRecord) -> Vec<Objection> {
     };
     let id = node.node_id;
     match node.state() {
-        NodeState::Removed => object(None, NODE_IS_GONE, format!("n{id} was removed from the cluster")),
-        NodeState::Lost => object(None, NODE_IS_GONE, format!("n{id} is lost: it needs no permit")),
+        NodeState::Removed => object(None, NODE_IS_GONE, format!("#{id} was removed from the cluster")),
+        NodeState::Lost => object(None, NODE_IS_GONE, format!("#{id} is lost: it needs no permit")),
         NodeState::Unspecified
         | NodeState::Joining
         | NodeState::Active
@@ -167,7 +167,7 @@ fn in_record(record: &MetaRecord, node: &NodeRecord) -> Vec<Objection> {
         | NodeState::Drained => {}
     }
     if let Some(open) = open_permit(record) {
-        let message = format!("n{} has a permit of {} ms to be restarted", open.node_id, open.ttl_ms);
+        let message = format!("#{} has a permit of {} ms to be restarted", open.node_id, open.ttl_ms);
         object(None, PERMIT_OPEN, message);
     }
     for shard in record.shards.iter().filter(|shard| shard.change.is_some()) {

@@ -41,6 +41,8 @@ async fn a_drain_that_is_cancelled_half_way_stops_and_leaves_a_whole_cluster() {
     let before = cluster.wait_settled(0).await;
     let leaving = random.random_range(0..4);
     let via = (leaving + 1) % 4;
+    // Each node holds two data replicas and more: moved at the same time they would leave at the same time.
+    cluster.order(via, "moves one by one", async |admin: Admin| admin.set_moves_at_once(1).await).await;
     let id = cluster.node_id(leaving).await;
     let held = placed_at(&before, id).len();
     cluster.drain(via, leaving).await;

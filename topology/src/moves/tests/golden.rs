@@ -28,13 +28,13 @@ fn three_nodes_become_five_and_three_again() {
     world.scene("eight shards on three nodes");
     world.add_node("");
     world.add_node("");
-    world.scene("n4 and n5 join");
+    world.scene("#4 and #5 join");
     assert!(world.drain(n(2)));
-    world.scene("n2 drains");
+    world.scene("#2 drains");
     assert!(world.drain(n(4)));
-    world.scene("n4 drains");
+    world.scene("#4 drains");
     assert!(!world.drain(n(1)), "two nodes would stay");
-    world.scene("n1 may not drain");
+    world.scene("#1 may not drain");
     assert_golden("three-five-three", &world);
 }
 
@@ -45,7 +45,7 @@ fn zones_appear() {
     for (node, zone) in (1..).zip(["a", "a", "b", "b", "c", "c"]) {
         world.host(n(node)).zone = zone.to_owned();
     }
-    world.scene("n1 and n2 are in zone a, n3 and n4 in b, n5 and n6 in c");
+    world.scene("#1 and #2 are in zone a, #3 and #4 in b, #5 and #6 in c");
     assert_golden("zones", &world);
 }
 
@@ -54,12 +54,12 @@ fn a_node_is_silent_then_lost_then_back() {
     let mut world = World::new(&[""; 4], 6, 3);
     world.scene("six shards on four nodes");
     world.host(n(2)).there = false;
-    world.scene("n2 is silent");
+    world.scene("#2 is silent");
     world.host(n(2)).state = NodeState::Lost;
-    world.scene("n2 is lost");
+    world.scene("#2 is lost");
     world.host(n(2)).state = NodeState::Active;
     world.host(n(2)).there = true;
-    world.scene("n2 is back");
+    world.scene("#2 is back");
     assert_golden("lost", &world);
 }
 
@@ -83,12 +83,12 @@ fn a_drain_is_cancelled_half_way() {
     let mut world = World::new(&[""; 4], 8, 3);
     world.scene("eight shards on four nodes");
     assert!(world.drain(n(3)));
-    world.say("n3 drains");
+    world.say("#3 drains");
     for _ in 0..7 {
         world.round(&mut || false);
     }
     world.host(n(3)).state = NodeState::Active;
-    world.scene("n3 drains no more");
+    world.scene("#3 drains no more");
     assert_golden("undrain", &world);
 }
 
@@ -98,7 +98,7 @@ fn a_disk_is_replaced() {
     world.scene("four shards on three nodes");
     world.host(n(3)).state = NodeState::Removed;
     world.add_node("");
-    world.scene("the disk of n3 is empty: it is n4 now");
+    world.scene("the disk of #3 is empty: it is #4 now");
     let group = world.groups.values_mut().nth(2).unwrap();
     group.unfit.insert(group.placements[0].replica);
     world.scene("a replica of s2 is damaged");

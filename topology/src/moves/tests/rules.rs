@@ -57,7 +57,7 @@ fn the_most_urgent_replicas_move_first() {
     let all = planned(&nodes, &shards);
     assert_eq!(
         all,
-        ["s3 r303 n3 n4 Removed", "s2 r202 n2 n7 Lost", "s4 r404 n4 n8 Damaged", "s1 r101 n1 n9 Drain"]
+        ["s3 r303 #3 #4 Removed", "s2 r202 #2 #7 Lost", "s4 r404 #4 #8 Damaged", "s1 r101 #1 #9 Drain"]
     );
     let one = next_moves(&nodes, &shards, Limits { at_once: 1, per_node: 1 });
     assert_eq!(told(&one), all[..1]);
@@ -68,7 +68,7 @@ fn the_shard_with_fewest_copies_does_not_wait_behind_others() {
     let mut nodes = hosts(9);
     nodes[0].state = NodeState::Removed;
     let shards = [shard(1, &[1, 2, 3, 4, 5]), shard(2, &[1, 2, 3])];
-    assert_eq!(planned(&nodes, &shards), ["s2 r201 n1 n6 Removed", "s1 r101 n1 n7 Removed"]);
+    assert_eq!(planned(&nodes, &shards), ["s2 r201 #1 #6 Removed", "s1 r101 #1 #7 Removed"]);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn a_shard_with_several_replicas_that_must_leave_moves_one_at_a_time() {
     let mut nodes = hosts(7);
     nodes[0].state = NodeState::Draining;
     nodes[1].state = NodeState::Lost;
-    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3, 4, 5])]), ["s1 r102 n2 n6 Lost"]);
+    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3, 4, 5])]), ["s1 r102 #2 #6 Lost"]);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn a_new_replica_goes_to_the_zone_that_lacks_one_and_there_to_the_least_loaded_n
         .to_vec();
     nodes[0].state = NodeState::Draining;
     let shards = [shard(1, &[1, 2, 3]), shard(2, &[2, 3, 5])];
-    assert_eq!(planned(&nodes, &shards), ["s1 r101 n1 n6 Drain"]);
+    assert_eq!(planned(&nodes, &shards), ["s1 r101 #1 #6 Drain"]);
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn replicas_that_must_leave_do_not_count_for_their_zone() {
     let mut nodes: Vec<Host> = zones.map(|(number, zone)| host(number, zone, NodeState::Active)).to_vec();
     nodes[0].state = NodeState::Lost;
     nodes[1].state = NodeState::Draining;
-    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3])]), ["s1 r101 n1 n4 Lost"]);
+    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3])]), ["s1 r101 #1 #4 Lost"]);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn nodes_that_are_silent_full_or_not_active_are_no_goals() {
     let mut nodes = hosts(4);
     nodes[0].state = NodeState::Draining;
     let shards = [shard(1, &[1, 2, 3])];
-    assert_eq!(planned(&nodes, &shards), ["s1 r101 n1 n4 Drain"]);
+    assert_eq!(planned(&nodes, &shards), ["s1 r101 #1 #4 Drain"]);
     let unfit: [fn(&mut Host); 6] = [
         |host| host.there = false,
         |host| host.has_room = false,
@@ -123,8 +123,8 @@ fn nodes_that_are_silent_full_or_not_active_are_no_goals() {
 fn a_damaged_replica_is_replaced_on_its_node_only_when_no_other_takes_it() {
     let mut damaged = shard(1, &[1, 2, 3]);
     damaged.held[0].fit = false;
-    assert_eq!(planned(&hosts(4), &[damaged.clone()]), ["s1 r101 n1 n4 Damaged"]);
-    assert_eq!(planned(&hosts(3), &[damaged.clone()]), ["s1 r101 n1 n1 Damaged"]);
+    assert_eq!(planned(&hosts(4), &[damaged.clone()]), ["s1 r101 #1 #4 Damaged"]);
+    assert_eq!(planned(&hosts(3), &[damaged.clone()]), ["s1 r101 #1 #1 Damaged"]);
     let mut nodes = hosts(3);
     nodes[0].state = NodeState::Draining;
     assert!(planned(&nodes, &[damaged]).is_empty(), "its node does not take it");
@@ -132,7 +132,7 @@ fn a_damaged_replica_is_replaced_on_its_node_only_when_no_other_takes_it() {
     damaged.held[0].fit = false;
     let mut nodes = hosts(5);
     nodes[1].state = NodeState::Removed;
-    assert_eq!(planned(&nodes, &[damaged]), ["s1 r101 n1 n1 Damaged"], "what is more urgent cannot be done");
+    assert_eq!(planned(&nodes, &[damaged]), ["s1 r101 #1 #1 Damaged"], "what is more urgent cannot be done");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn nothing_moves_in_a_shard_whose_voters_do_not_decide() {
     nodes[1].there = false;
     assert!(planned(&nodes, &shards).is_empty(), "one is lost and one silent");
     nodes[1].there = true;
-    assert_eq!(planned(&nodes, &shards), ["s1 r101 n1 n4 Lost"]);
+    assert_eq!(planned(&nodes, &shards), ["s1 r101 #1 #4 Lost"]);
     shards[0].held.iter_mut().for_each(|held| held.voter = false);
     assert!(planned(&nodes, &shards).is_empty(), "it was never formed");
 }
@@ -179,7 +179,7 @@ fn moves_under_way_count_against_the_limits() {
     let count = |at_once, per_node| next_moves(&nodes, &shards, Limits { at_once, per_node }).len();
     assert_eq!(count(1, 9), 0);
     assert_eq!(count(3, 9), 2);
-    assert_eq!(count(9, 1), 0, "one leaves n1 already");
+    assert_eq!(count(9, 1), 0, "one leaves #1 already");
     assert_eq!(count(9, 3), 2);
     assert_eq!(count(9, 9), 3);
 }
@@ -209,7 +209,7 @@ fn nothing_is_improved_before_everything_is_at_rest() {
     lost[3].there = false;
     assert_eq!(
         planned(&lost, &shards),
-        ["s1 r101 n1 n5 Balance"],
+        ["s1 r101 #1 #5 Balance"],
         "a lost one that holds nothing is not waited for"
     );
     let mut unsettled = shards.clone();
@@ -221,7 +221,7 @@ fn nothing_is_improved_before_everything_is_at_rest() {
     assert!(planned(&nodes, &moving).is_empty(), "a replica moves");
     let mut damaged = shards;
     damaged[1].held[0].fit = false;
-    assert_eq!(planned(&nodes, &damaged), ["s2 r201 n1 n4 Damaged"], "a replica must move");
+    assert_eq!(planned(&nodes, &damaged), ["s2 r201 #1 #4 Damaged"], "a replica must move");
 }
 
 #[test]
@@ -248,14 +248,14 @@ fn a_full_node_keeps_what_it_has_and_takes_nothing() {
 fn learners_count_like_voters() {
     let mut shards = [shard(1, &[1, 2, 3]), shard(2, &[1, 2, 3])];
     shards[1].held[0].voter = false;
-    assert_eq!(planned(&hosts(4), &shards), ["s1 r101 n1 n4 Balance"]);
+    assert_eq!(planned(&hosts(4), &shards), ["s1 r101 #1 #4 Balance"]);
 }
 
 #[test]
 fn zones_come_before_loads() {
     let zones = [(1, "a"), (2, "a"), (3, "b"), (4, "c")];
     let nodes: Vec<Host> = zones.map(|(number, zone)| host(number, zone, NodeState::Active)).to_vec();
-    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3])]), ["s1 r101 n1 n4 Zones"]);
+    assert_eq!(planned(&nodes, &[shard(1, &[1, 2, 3])]), ["s1 r101 #1 #4 Zones"]);
 }
 
 #[test]
@@ -266,7 +266,7 @@ fn a_missing_replica_goes_where_the_others_of_the_cluster_leave_room() {
     }
     let gained = gains(&hosts(4), &shards);
     let goals: Vec<NodeId> = gained.into_values().collect();
-    assert_eq!(goals, [n(3), n(4), n(3)], "n2 holds one already");
+    assert_eq!(goals, [n(3), n(4), n(3)], "#2 holds one already");
 }
 
 #[test]

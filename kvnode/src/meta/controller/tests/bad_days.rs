@@ -163,7 +163,7 @@ impl World {
             !matches!(node.state(), NodeState::Active | NodeState::Drained | NodeState::Removed)
         };
         if let Some(node) = self.record.nodes.iter().find(unsettled) {
-            return Some(format!("n{} is {:?}", node.node_id, node.state()));
+            return Some(format!("#{} is {:?}", node.node_id, node.state()));
         }
         if !self.record.permits.is_empty() {
             return Some("a permit is left".to_owned());
@@ -180,7 +180,7 @@ impl World {
                 .iter()
                 .find(|known| state(known.node_id, &self.record) != Some(NodeState::Active))
             {
-                return Some(format!("s{} is on n{}", shard.shard_id, placement.node_id));
+                return Some(format!("s{} is on #{}", shard.shard_id, placement.node_id));
             }
             if let Some(flaw) = self.flaw_of(&shard, odd_voters(active, factor)) {
                 return Some(format!("s{} {flaw}", shard.shard_id));

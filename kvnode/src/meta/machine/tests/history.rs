@@ -266,7 +266,7 @@ impl Ids {
             let disk = self.nodes.entry(node.node_id).or_insert_with(|| node.disk_uuid.clone());
             prop_assert_eq!(&*disk, &node.disk_uuid, "a node id was reused");
             let was_removed = self.removed.contains(&node.node_id);
-            prop_assert!(!was_removed || node.state() == NodeState::Removed, "n{} came back", node.node_id);
+            prop_assert!(!was_removed || node.state() == NodeState::Removed, "#{} came back", node.node_id);
             if node.state() == NodeState::Removed {
                 self.removed.insert(node.node_id);
             }
@@ -303,7 +303,7 @@ fn check_places(record: &MetaRecord) -> Result<(), TestCaseError> {
     for node in &record.nodes {
         let holds = |shard: &ShardRecord| replicas(shard).iter().any(|(_, held)| *held == node.node_id);
         let is_empty = !record.shards.iter().any(holds);
-        prop_assert!(node.state() != NodeState::Drained || is_empty, "n{} is not empty", node.node_id);
+        prop_assert!(node.state() != NodeState::Drained || is_empty, "#{} is not empty", node.node_id);
         let permitted = record.permits.iter().any(|permit| permit.node_id == node.node_id);
         prop_assert!(node.state() != NodeState::Removed || !permitted);
     }

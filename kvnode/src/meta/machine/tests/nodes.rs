@@ -120,7 +120,7 @@ fn a_new_disk_supersedes_a_silent_holder_of_its_name() {
     let old = cluster.node(2);
     assert_eq!(
         (old.state(), old.state_reason.as_str()),
-        (NodeState::Removed, "a new disk took its name (n3)")
+        (NodeState::Removed, "a new disk took its name (#3)")
     );
     assert_eq!(cluster.node(3).zone_label.as_deref(), Some("b"), "it stands where the old one stood");
     assert!(cluster.record.permits.is_empty(), "a removed node needs no permit");
@@ -298,7 +298,7 @@ fn nodes_that_were_removed_long_ago_are_forgotten_and_stay_removed() {
     }
     let known: Vec<u64> = cluster.record.nodes.iter().map(|node| node.node_id).collect();
     let left: Vec<u64> = [1, 2, 3].into_iter().chain(45..300).collect();
-    assert_eq!(known, left, "n3 is named by groups");
+    assert_eq!(known, left, "#3 is named by groups");
     let back = NodeRecord { node_id: 4, ..numbered(4) };
     assert_eq!(
         cluster.register(back, false),

@@ -70,7 +70,7 @@ fn a_permit_expires_in_log_time_and_its_node_stays_noted() {
     let [entry] = &entries[..] else { panic!("{entries:?}") };
     assert_eq!((entry.sequence, entry.epoch), (before.next_journal_sequence, cluster.record.epoch));
     let command = entry.command.clone().unwrap();
-    let note = Note { shard_id: None, node_id: 2, event: "permit of n2 is overdue".to_owned() };
+    let note = Note { shard_id: None, node_id: 2, event: "permit of #2 is overdue".to_owned() };
     assert_eq!((command.actor.as_str(), command.unix_ms), ("meta", 67_000));
     assert_eq!(command.command, Some(Command::Note(note)));
     assert!(cluster.record.permits[0].overdue && open_permit(&cluster.record).is_none());

@@ -22,12 +22,12 @@ fn at_rest(nodes: u8, factor: u32, shards: u32) -> Script {
 #[test]
 fn one_node_and_two_that_join_later() {
     let mut script = Script::new(World::founded(2, 3), ALONE);
-    script.say("n1 founds a cluster of two shards");
+    script.say("#1 founds a cluster of two shards");
     script.run();
-    script.say("n2 joins");
+    script.say("#2 joins");
     script.world.register(2);
     script.run();
-    script.say("n3 joins");
+    script.say("#3 joins");
     script.world.register(3);
     script.run();
     assert_golden("one-then-three", &script.text);
@@ -46,12 +46,12 @@ fn static_start_of_five() {
 #[test]
 fn a_node_that_does_not_answer() {
     let mut script = Script::new(World::founded(2, 3), Expectation { nodes: 3, wait_for_all: false });
-    script.say("n3 registers and falls silent");
+    script.say("#3 registers and falls silent");
     script.world.register(2);
     script.world.register(3);
     script.world.down.insert(3);
     script.run();
-    script.say("n3 comes back, n2 falls silent when the shards are placed");
+    script.say("#3 comes back, #2 falls silent when the shards are placed");
     script.world.down.clear();
     while script.world.record.shards.len() == 1 {
         let planned = script.plan().steps;
@@ -61,7 +61,7 @@ fn a_node_that_does_not_answer() {
     }
     script.world.down.insert(2);
     script.run();
-    script.say("n2 comes back");
+    script.say("#2 comes back");
     script.world.down.clear();
     script.run();
     assert_golden("silent-node", &script.text);
@@ -70,7 +70,7 @@ fn a_node_that_does_not_answer() {
 #[test]
 fn a_lost_disk_is_replaced() {
     let mut script = at_rest(3, 3, 2);
-    script.say("n3 comes back with an empty disk");
+    script.say("#3 comes back with an empty disk");
     script.world.wipe(3);
     script.run();
     assert_golden("lost-disk", &script.text);
@@ -79,7 +79,7 @@ fn a_lost_disk_is_replaced() {
 #[test]
 fn a_drain_moves_everything_away() {
     let mut script = at_rest(4, 3, 3);
-    script.say("n1 drains");
+    script.say("#1 drains");
     script.world.drain(1).expect("three are enough");
     script.run();
     assert_golden("drain", &script.text);
@@ -88,10 +88,10 @@ fn a_drain_moves_everything_away() {
 #[test]
 fn a_drain_is_cancelled_half_way() {
     let mut script = at_rest(4, 3, 3);
-    script.say("n1 drains");
+    script.say("#1 drains");
     script.world.drain(1).expect("three are enough");
     script.run_to("adds learner");
-    script.say("n1 drains no more");
+    script.say("#1 drains no more");
     script.world.undrain(1).expect("it drains");
     script.run();
     assert_golden("undrain", &script.text);
@@ -100,14 +100,14 @@ fn a_drain_is_cancelled_half_way() {
 #[test]
 fn a_lost_node_is_rebuilt_elsewhere_and_comes_back() {
     let mut script = at_rest(4, 3, 3);
-    script.say("n2 is down for ten minutes");
+    script.say("#2 is down for ten minutes");
     script.world.down.insert(2);
     script.run();
     script.say("ten minutes later");
     script.silence = Duration::from_secs(600);
     script.run_to("begins to change");
     script.run();
-    script.say("n2 comes back");
+    script.say("#2 comes back");
     script.world.down.clear();
     script.run();
     assert_golden("lost", &script.text);
@@ -116,7 +116,7 @@ fn a_lost_node_is_rebuilt_elsewhere_and_comes_back() {
 #[test]
 fn a_node_that_is_removed_for_good() {
     let mut script = at_rest(4, 3, 3);
-    script.say("n3 is removed: it will not come back");
+    script.say("#3 is removed: it will not come back");
     script.world.down.insert(3);
     script.world.remove_lost(3).expect("others hold what it holds");
     script.run();
@@ -126,14 +126,14 @@ fn a_node_that_is_removed_for_good() {
 #[test]
 fn a_damaged_replica_is_replaced_on_its_own_node_when_there_is_no_other() {
     let mut script = at_rest(3, 3, 2);
-    script.say("the replica of s1 on n2 is damaged");
+    script.say("the replica of s1 on #2 is damaged");
     let damaged = script.world.replica_on(2, 1).expect("it holds one");
     script.world.damaged.insert(damaged);
     script.run();
     script.say("a fourth node joins");
     script.world.register(4);
     script.run();
-    script.say("the replica of s2 on n3 is damaged");
+    script.say("the replica of s2 on #3 is damaged");
     let damaged = script.world.replica_on(3, 2).expect("it holds one");
     script.world.damaged.insert(damaged);
     script.run();
@@ -143,11 +143,11 @@ fn a_damaged_replica_is_replaced_on_its_own_node_when_there_is_no_other() {
 #[test]
 fn three_nodes_become_five_and_three_again() {
     let mut script = at_rest(3, 3, 5);
-    script.say("n4 and n5 join");
+    script.say("#4 and #5 join");
     script.world.register(4);
     script.world.register(5);
     script.run();
-    script.say("n4 and n5 drain");
+    script.say("#4 and #5 drain");
     script.world.drain(4).expect("four are enough");
     script.world.drain(5).expect("three are enough");
     script.run();
@@ -168,7 +168,7 @@ fn the_replication_factor_grows_and_shrinks() {
 #[test]
 fn replicas_spread_over_zones() {
     let mut script = at_rest(5, 3, 2);
-    script.say("n1 and n2 are in zone a, n3 and n4 in zone b, n5 in zone c");
+    script.say("#1 and #2 are in zone a, #3 and #4 in zone b, #5 in zone c");
     for (node, zone) in [(1, "a"), (2, "a"), (3, "b"), (4, "b"), (5, "c")] {
         script.world.label(node, zone);
     }
@@ -179,7 +179,7 @@ fn replicas_spread_over_zones() {
 #[test]
 fn a_permit_holds_changes_of_voters() {
     let mut script = at_rest(4, 3, 2);
-    script.say("n1 has a permit for a minute, and n2 drains");
+    script.say("#1 has a permit for a minute, and #2 drains");
     script.world.grant(1, 60_000).expect("nothing is under way");
     script.world.drain(2).expect("three are enough");
     script.run();

@@ -101,7 +101,7 @@ fn a_move_given_up_leaves_nothing_behind() {
         assert!(shard.r#move.is_none() && shard.replicas.len() == 3, "{shard:?}");
         let replica = script.world.replica_on(target.0, shard.group_id);
         let placed = shard.replicas.iter().any(|placement| Some(placement.replica_id) == replica);
-        assert!(replica.is_none() || placed, "n{target} keeps {replica:?}");
+        assert!(replica.is_none() || placed, "#{target} keeps {replica:?}");
     }
 }
 

@@ -92,7 +92,9 @@ async fn main() -> Result<()> {
             break;
         }
         let node = number % cluster.nodes.len();
-        let load = Load::start(LoadPlan::for_minutes(), cluster.addresses(), &mut random);
+        // What earlier loads wrote would be values that nobody wrote.
+        let plan = LoadPlan { prefix: format!("load-{number}/"), ..LoadPlan::for_minutes() };
+        let load = Load::start(plan, cluster.addresses(), &mut random);
         let round = one(&mut cluster, event, node, &load).await?;
         load.finish().await;
         println!("{round}");
