@@ -1,8 +1,9 @@
 //! May a failed attempt be repeated? Pure: what failed and what was asked come in, the decision comes out.
 //!
 //! A read may always be repeated, and so may a write in a session, with the same stamp, and what is done already when it is
-//! done. Any other write only when the store says that it surely did not happen. Everything that has no word of ours in it came from a transport or a proxy, after
-//! the request may have reached a node: for such a write, the outcome is unknown, and repeating it could apply it twice.
+//! done. Any other write only when the store says that it surely did not happen. Everything that has no word of ours in it
+//! came from a transport or a proxy, after the request may have reached a node: for such a write, the outcome is unknown, and
+//! repeating it could apply it twice.
 
 use std::time::Duration;
 

@@ -72,6 +72,11 @@ fn of_refusal(failure: &Failure) -> Option<String> {
         let older = if is_new { " Or is the node of a version that does not know this yet?" } else { "" };
         return Some(format!("{}{older}", client_port(failure)));
     }
+    if failure.operation == "GetJournal" && failure.reason.as_deref() == Some("NODE_UNKNOWN") {
+        let advice = "`kvctl node list` shows the nodes; one that was removed is asked for by its id, as in --node 7: \
+                      `kvctl why --limit 0` tells it";
+        return Some(advice.to_owned());
+    }
     if failure.operation == "Txn" {
         return Some("keys that share a {tag} share a shard, as in `{order-7}/state`".to_owned());
     }
@@ -98,7 +103,7 @@ pub fn of_reason(reason: &str) -> Option<&'static str> {
             "add a node first (`kvnode --join HOST:PORT`), or wish for fewer replicas: \
              `kvctl cluster policy --replication-factor N`"
         }
-        "NODE_STATE_CHANGED" => "its state has changed meanwhile: `kvctl node list` shows it",
+        "NODE_STATE_CHANGED" => "not in the state that it is in: `kvctl node list` shows it",
         "NODE_NOT_EMPTY" => {
             "`kvctl node drain N --wait` empties it first; for one that will not come back, say --lost"
         }

@@ -81,7 +81,7 @@ pub enum Command {
     /// Shards
     #[command(subcommand)]
     Shard(command::shard::Shard),
-    /// Nodes
+    /// Nodes, each called by its name or its id: n3, 3; texts write ids as #3
     #[command(subcommand)]
     Node(command::node::Node),
     /// Wishes of the whole cluster

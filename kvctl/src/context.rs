@@ -6,7 +6,7 @@ use anyhow::Result;
 use bytes::Bytes;
 use kv_client::{Client, ClientBuilder, Routing, admin::NodeState};
 
-use crate::{cli::Global, exit::usage, output::Format, text::KeyFormat};
+use crate::{cli::Global, exit::usage, named::is_called, output::Format, text::KeyFormat};
 
 /// What every command needs.
 #[derive(Clone)]
@@ -70,10 +70,10 @@ impl Context {
         let mut nodes = self.client.nodes().await?;
         // Another node may have the name now.
         nodes.retain(|node| node.state() != NodeState::Removed);
-        let found = nodes.iter().find(|node| node.name == wanted || node.node_id.to_string() == wanted);
+        let found = nodes.iter().find(|node| is_called(wanted, &node.name, node.node_id));
         let Some(node) = found else {
             let known: Vec<String> =
-                nodes.iter().map(|node| format!("{} ({})", node.name, node.node_id)).collect();
+                nodes.iter().map(|node| format!("{} (#{})", node.name, node.node_id)).collect();
             return Err(usage(format!("no node is called `{wanted}`; there are {}", known.join(", "))));
         };
         let address = node.client_address.parse().map_err(kv_client::Error::from)?;

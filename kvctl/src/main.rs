@@ -10,6 +10,7 @@ mod cli;
 mod command;
 mod context;
 mod exit;
+mod named;
 mod output;
 mod text;
 mod time;

@@ -588,7 +588,7 @@ impl RaftMetrics {
                 registry,
                 "kv_raft_fault_tolerance",
                 "Shown where the shard is led: voters that may fail and the rest still decides; -1: no quorum. \
-                 The least of all nodes is the cluster's",
+                 The least of all nodes is the cluster's; a shard that none shows has no leader",
                 Family::default(),
             ),
         }

@@ -23,10 +23,15 @@ pub fn not_applied(reason: &str, message: impl Into<String>) -> Refusal {
 /// Not the leader; `leader` is who is, as far as this node knows.
 pub fn not_leader(shard: ShardId, leader: Option<NodeId>) -> Refusal {
     let (reason, message) = match leader {
-        Some(leader) => (NOT_LEADER, format!("shard {shard} is led by node {leader}")),
-        None => (NO_LEADER, format!("shard {shard} has no leader at the moment")),
+        Some(leader) => (NOT_LEADER, format!("{} is led by node {leader}", called(shard))),
+        None => (NO_LEADER, format!("{} has no leader at the moment", called(shard))),
     };
     Refusal { leader_node_id: leader.map_or(0, NodeId::get), ..of(Kind::NotApplied, reason, message) }
+}
+
+/// A shard in messages. Whoever administers a cluster meets meta without having asked for a shard.
+pub fn called(shard: ShardId) -> String {
+    if shard.is_meta() { "the meta group (shard 0)".to_owned() } else { format!("shard {shard}") }
 }
 
 /// May or may not have happened.

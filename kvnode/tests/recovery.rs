@@ -14,8 +14,8 @@ use clap::Parser;
 use kv_proto::{
     admin::v1::{
         FenceReplica, GetNodeStatusRequest, InspectRequest, InspectResponse, LogPosition, NodeStatus, Phase,
-        ReplaceShardGroup, ReplicaOnDisk, RewriteMeta, RewriteReplica, RewriteRequest, RewriteResponse, Role,
-        admin_client::AdminClient, recovery_client::RecoveryClient,
+        ReplaceGroupRequest, ReplaceShardGroup, ReplicaOnDisk, RewriteMeta, RewriteReplica, RewriteRequest,
+        RewriteResponse, Role, admin_client::AdminClient, recovery_client::RecoveryClient,
     },
     disk::v1::{
         LogEntry, LogId, Member, Membership, MetaCommand, MetaRecord, NodeRecord, NodeState, Operation,
@@ -44,6 +44,9 @@ use tokio::{
 };
 use tonic::{Code, transport::Channel};
 
+#[path = "recovery/deciding.rs"]
+mod deciding;
+
 /// For anything that a node does by itself, on a busy machine.
 const LONG: Duration = Duration::from_secs(30);
 const CLUSTER: &str = "c1";
@@ -70,6 +73,8 @@ async fn config(folder: &Path, flags: &[&str]) -> Config {
 /// A node and a connection to it.
 struct Running {
     node: Node,
+    /// Of clients.
+    address: String,
     channel: Channel,
 }
 
@@ -89,8 +94,9 @@ impl Running {
             }
         });
         let node = started.await.unwrap().unwrap();
-        let channel = Channel::from_shared(format!("http://{}", config.listen.client)).unwrap();
-        Self { node, channel: channel.connect_lazy() }
+        let address = config.listen.client.to_string();
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        Self { node, address, channel: channel.connect_lazy() }
     }
 
     async fn status(&self) -> NodeStatus {
@@ -124,6 +130,12 @@ impl Running {
     async fn rewrite(&self, request: RewriteRequest) -> Result<RewriteResponse, tonic::Status> {
         let answer = RecoveryClient::new(self.channel.clone()).rewrite(request).await;
         answer.map(tonic::Response::into_inner)
+    }
+
+    /// The new group.
+    async fn replace_group(&self, request: ReplaceGroupRequest) -> Result<u64, tonic::Status> {
+        let answer = RecoveryClient::new(self.channel.clone()).replace_group(request).await;
+        answer.map(|answer| answer.into_inner().group_id)
     }
 
     async fn get(&self, key: &'static str) -> Result<Option<Bytes>, tonic::Status> {

@@ -116,6 +116,23 @@ async fn entries_before_a_snapshot_go_when_a_log_is_rewritten_behind_it() {
     assert_eq!((ends.purged, ends.last.map(|last| last.index)), (purged, Some(73)));
 }
 
+/// The snapshot was of a later term than the end of the log, which was never committed.
+#[tokio::test(start_paused = true)]
+async fn entries_beyond_a_snapshot_of_a_later_term_do_not_come_back() {
+    let disk = SimulatedDisk::new(PlantedBug::None);
+    let log = hub(&disk);
+    log.rewrite(vec![rewritten(1, 10, 2, 0)]).await.unwrap();
+    log.rewrite(vec![rewritten(1, 10, 3, 3)]).await.unwrap();
+    log.rewrite(vec![rewritten(1, 10, 3, 6)]).await.unwrap();
+    let purged = Some(LogId { term: 4, replica_id: 9, index: 1 });
+    log.rewrite(vec![Rewrite { purged, ..rewritten(1, 11, 5, 2) }]).await.unwrap();
+    // Read anew from the disk, too.
+    drop(log);
+    let log = hub(&disk);
+    let ends = log.ends(ReplicaId(1)).unwrap();
+    assert_eq!((ends.purged, ends.last.map(|last| (last.term, last.index))), (purged, Some((5, 4))));
+}
+
 #[test]
 fn revisions_and_sessions_that_were_lost_are_not_given_out_again() {
     let engine = Arc::new(MemoryEngine::default());

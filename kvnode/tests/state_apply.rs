@@ -895,6 +895,5 @@ fn a_replica_that_stops_leaves_the_others_of_its_round_alone() {
 #[test]
 fn a_command_for_the_meta_group_is_refused_by_a_data_group() {
     let driven = owning_all();
-    let command = operation(Kind::Meta(kv_proto::disk::v1::MetaCommand::default()));
-    assert_eq!(reason(driven.apply(0, command)).0, "WRONG_SHARD");
+    assert_eq!(reason(driven.apply(0, meta::note(None, 1, "restarted"))).0, "WRONG_SHARD");
 }

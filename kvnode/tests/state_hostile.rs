@@ -14,13 +14,22 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kv_proto::{
     disk::v1::{
-        CloseSession, Get, MetaCommand, NodeRecord, OpenSession, Operation, Txn, TxnOperation, meta_command,
-        operation::Kind, txn_operation,
+        CloseSession, Get, Member, Membership, MetaCommand, MoveReason, NodeRecord, NodeState, OpenSession,
+        Operation, ReplicaPlacement, ShardRecord, SlotRange, StoredMembership, Txn, TxnOperation, VoterSet,
+        meta_command::{
+            AddReplica, BeginChange, BeginMove, Bootstrap, Command, CreateShards, DropReplica, EndChange,
+            EndMove, EndPermit, GrantPermit, Note, ObserveMembership, PreferLeaders, PreferredLeader,
+            RegisterNode, RemoveNode, ReplaceGroup, SetNodeState, SetPolicy, SetZone,
+        },
+        operation::Kind,
+        txn_operation,
     },
     kv::v1::precondition::Condition,
-    peer::v1::{GetKeys, ReadBlob, ReadRequest, ScanPage, read_request::Read},
+    peer::v1::{GetKeys, JournalPage, ReadBlob, ReadRequest, ScanPage, read_request::Read},
 };
+use kv_topology::ShardId;
 use kvnode::{
+    meta::view,
     state::{engine::with_view, memory::MemoryEngine},
     state_machine::{reads::Reader, validate},
 };
@@ -37,7 +46,7 @@ fn operations() -> Vec<Vec<u8>> {
     let guarded =
         kv_proto::disk::v1::Delete { precondition: condition(Condition::ModRevision(3)), ..delete("k") };
     let node = NodeRecord { name: "n9".to_owned(), disk_uuid: vec![9; 16].into(), ..NodeRecord::default() };
-    let register = meta_command::RegisterNode { node: Some(node), name_holder_alive: false };
+    let register = RegisterNode { node: Some(node), name_holder_alive: false };
     let kinds = [
         Kind::Put(put("k", b"value")),
         Kind::Delete(guarded),
@@ -47,10 +56,7 @@ fn operations() -> Vec<Vec<u8>> {
         Kind::UploadChunk(chunk("k", 1, 0, b"chunk")),
         Kind::UploadCommit(commit("k", 1, 1, 5)),
         Kind::UploadAbort(abort("k", 1)),
-        Kind::Meta(MetaCommand {
-            command: Some(meta_command::Command::RegisterNode(register)),
-            ..MetaCommand::default()
-        }),
+        Kind::Meta(MetaCommand { command: Some(Command::RegisterNode(register)), ..MetaCommand::default() }),
     ];
     let in_session = Operation {
         session_id: 1 << 48 | 1,
@@ -96,8 +102,131 @@ fn garbled(messages: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     )
 }
 
+fn started(number: u8) -> NodeRecord {
+    NodeRecord {
+        name: format!("n{number}"),
+        disk_uuid: vec![number; 16].into(),
+        client_address: "host:1".to_owned(),
+        peer_address: "host:2".to_owned(),
+        ..NodeRecord::default()
+    }
+}
+
+/// Commands about nodes, near to what could be decided on a cluster of two of them.
+fn commands_about_nodes() -> Vec<Command> {
+    let state = |from: NodeState, to: NodeState| {
+        Command::SetNodeState(SetNodeState { node_id: 2, from: from.into(), to: to.into() })
+    };
+    let permit = GrantPermit {
+        token: "t".to_owned(),
+        node_id: 2,
+        ttl_ms: 60_000,
+        outage_shard_ids: vec![1],
+        expected_epoch: 4,
+    };
+    vec![
+        Command::RegisterNode(RegisterNode { node: Some(started(2)), name_holder_alive: false }),
+        state(NodeState::Joining, NodeState::Active),
+        state(NodeState::Active, NodeState::Draining),
+        state(NodeState::Active, NodeState::Lost),
+        Command::RemoveNode(RemoveNode { node_id: 2, lost: true, accept_data_loss: true, alive: false }),
+        Command::SetZone(SetZone { node_id: 2, zone: Some("b".to_owned()) }),
+        Command::SetPolicy(SetPolicy { replication_factor: Some(1), ..SetPolicy::default() }),
+        Command::GrantPermit(permit),
+        Command::EndPermit(EndPermit { token: "t".to_owned() }),
+        Command::Note(Note { shard_id: Some(1), node_id: 2, event: "restarted".to_owned() }),
+    ]
+}
+
+/// Commands about the one shard, which has replica 2 on the first node, and its life until it is recovered.
+fn commands_about_shards() -> Vec<Command> {
+    let shard = ShardRecord {
+        shard_id: 1,
+        slots: vec![SlotRange { first: 0, last: 4095 }],
+        replicas: vec![ReplicaPlacement { replica_id: 0, node_id: 1 }],
+        preferred_leader_node_id: 1,
+        initializer_node_id: 1,
+        ..ShardRecord::default()
+    };
+    let membership = Membership {
+        voters: vec![VoterSet { replica_ids: vec![2] }],
+        members: vec![Member { replica_id: 2, node_id: 1 }, Member { replica_id: 3, node_id: 2 }],
+    };
+    let expected_membership = Some(log_id(3));
+    let membership = Some(StoredMembership { log_id: expected_membership, membership: Some(membership) });
+    let (shard_id, group_id, expected_epoch) = (1, 1, 4);
+    let leaders = vec![PreferredLeader { shard_id, node_id: 1 }];
+    let (from_replica_id, to_node_id, reason) = (2, 2, MoveReason::Drain.into());
+    let begin = BeginMove { shard_id, from_replica_id, to_node_id, reason, expected_epoch };
+    let voter_replica_ids = vec![2, 3];
+    let change = BeginChange { shard_id, group_id, voter_replica_ids, expected_membership };
+    let (replica_id, node_id, last) = (2, 1, Some(log_id(4)));
+    let replace = ReplaceGroup { shard_id, expected_group_id: 1, replica_id, node_id, last };
+    vec![
+        Command::CreateShards(CreateShards { shards: vec![shard], expected_epoch: 1 }),
+        Command::ObserveMembership(ObserveMembership { shard_id, group_id, membership }),
+        Command::AddReplica(AddReplica { shard_id, node_id: 2, expected_epoch }),
+        Command::PreferLeaders(PreferLeaders { leaders, expected_epoch, chosen: true }),
+        Command::BeginMove(begin),
+        Command::EndMove(EndMove { shard_id, move_id: 1, abandoned: true }),
+        Command::BeginChange(change),
+        Command::EndChange(EndChange { shard_id, expected_membership }),
+        Command::DropReplica(DropReplica { shard_id, replica_id: 3 }),
+        Command::ReplaceGroup(replace),
+        Command::ReplaceGroup(ReplaceGroup { shard_id: 0, expected_group_id: 0, ..replace }),
+    ]
+}
+
+fn commanded(command: Command) -> Operation {
+    operation(Kind::Meta(MetaCommand { command: Some(command), ..MetaCommand::default() }))
+}
+
+fn commands() -> Vec<Vec<u8>> {
+    let all = commands_about_nodes().into_iter().chain(commands_about_shards());
+    all.map(|command| commanded(command).encode_to_vec()).collect()
+}
+
+fn page() -> JournalPage {
+    JournalPage { before: 9, limit: 3, shard_id: Some(1), node_id: Some(2) }
+}
+
+/// A cluster that was just founded.
+fn meta() -> Driven {
+    let meta = Driven::of_shard(Arc::new(MemoryEngine::new()), REPLICA, ShardId::META).unwrap();
+    let bootstrap = Bootstrap {
+        cluster_id: "c".to_owned(),
+        token: "t".to_owned(),
+        shards: 1,
+        replication_factor: 1,
+        node: Some(started(1)),
+    };
+    meta.apply(0, commanded(Command::Bootstrap(bootstrap)));
+    meta
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn whatever_command_of_meta_decodes_leaves_a_record_that_is_a_map(
+        encoded in prop::collection::vec(garbled(commands()), 1..24),
+        page in garbled(vec![page().encode_to_vec()]),
+    ) {
+        let meta = meta();
+        for operation in encoded.iter().filter_map(|bytes| Operation::decode(bytes.as_slice()).ok()) {
+            let passed = validate(&operation).is_ok();
+            let index = meta.applied().map_or(0, |applied| applied + 1);
+            if meta.round(&[proposal(index, index * 10_000, vec![operation])]).is_err() {
+                prop_assert!(!passed, "every replica of meta would stop");
+                return Ok(());
+            }
+            let record = meta.replica.lock().unwrap().meta().cloned().unwrap();
+            prop_assert!(view::cluster_map(&record).is_ok(), "{record:?}");
+        }
+        if let Ok(page) = JournalPage::decode(page.as_slice()) {
+            prop_assert!(meta.try_read(Read::Journal(page)).is_ok());
+        }
+    }
 
     #[test]
     fn whatever_operation_decodes_is_applied_or_refused(

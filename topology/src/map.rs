@@ -35,6 +35,14 @@ impl NodeState {
         matches!(self, Self::Active)
     }
 
+    /// Whether the node is counted on: it is there or about to be, and neither leaves nor was given up.
+    pub const fn stays(self) -> bool {
+        match self {
+            Self::Joining | Self::Active => true,
+            Self::Draining | Self::Drained | Self::Lost | Self::Removed => false,
+        }
+    }
+
     /// Whether the node never comes back: what it held must be rebuilt elsewhere.
     pub const fn is_gone(self) -> bool {
         matches!(self, Self::Removed)

@@ -135,8 +135,8 @@ pub fn gains(hosts: &[Host], shards: &[Shard]) -> BTreeMap<ShardId, NodeId> {
 }
 
 /// Which replicas a shard that has more than its factor should lose, down to it: learners that could not vote first, then
-/// unfit ones, those on nodes that are lost or removed, other learners, those on draining nodes, on silent ones, in a zone
-/// with many, on a full node.
+/// unfit ones, those on nodes that are lost or removed, those on draining nodes, other learners, those on silent nodes, in a
+/// zone with many, on a full node.
 ///
 /// The new replica of a move under way is kept if it can be. The last fit one is never among them. What is left to choose
 /// differs from shard to shard, so that the loads of the nodes stay about even.

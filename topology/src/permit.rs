@@ -8,11 +8,13 @@ use std::collections::BTreeSet;
 
 use crate::{Membership, NodeId, ReplicaId, ShardId, quorum::majority};
 
-/// A replica this many entries behind the commit index of its group, or fewer, has caught up.
+/// A replica this many entries behind its group, or fewer, has caught up: it counts for a permit, may vote, and may lead. How
+/// many bytes it may lack beside that is for each of the three to say.
 pub const CAUGHT_UP_ENTRIES: u64 = 1_000;
 
-/// The same in bytes of the log.
-pub const CAUGHT_UP_BYTES: u64 = 1 << 20;
+/// A replica that lacks more bytes of what is committed does not count for a permit. Little, since until it has them a restart
+/// would make writes wait.
+const STAYING_BYTES: u64 = 1 << 20;
 
 /// A node that was heard of within so many heartbeats is there. Design 5.8 says two; one more since a heartbeat is left out
 /// when an answer has just come, and the next one goes out up to two ticks late.
@@ -140,7 +142,7 @@ impl Absent<'_> {
             return Some(format!("{who} would be away"));
         }
         if self.down.contains(&node) {
-            return Some(format!("{who} is down"));
+            return Some(format!("{who} counts as down: stopping, silent, or not back yet"));
         }
         match heard_ms_ago {
             None => return Some(format!("{who} was never heard of")),
@@ -152,7 +154,7 @@ impl Absent<'_> {
         if lag_entries > CAUGHT_UP_ENTRIES {
             return Some(format!("{who} lags {lag_entries} entries behind"));
         }
-        let lag_bytes = lag_bytes.filter(|bytes| *bytes > CAUGHT_UP_BYTES)?;
+        let lag_bytes = lag_bytes.filter(|bytes| *bytes > STAYING_BYTES)?;
         Some(format!("{who} lags {lag_bytes} bytes behind"))
     }
 }

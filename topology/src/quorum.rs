@@ -26,6 +26,18 @@ pub fn odd_voters(nodes: usize, factor: usize) -> usize {
     voters - usize::from(voters > 0 && voters.is_multiple_of(2))
 }
 
+/// The meta group has at least so many replicas, as far as there are nodes for them, whatever the replication factor.
+const META_REPLICAS_MIN: usize = 3;
+
+/// How many replicas the meta group should have: as many as a data shard, and at least three as far as nodes stay
+/// ([`NodeState::stays`](crate::map::NodeState::stays)).
+///
+/// With one copy of everything it goes down with the nodes: a drain that leaves two of them, or one, must come to its end.
+/// Of two replicas one votes and the other learns, as everywhere: two voters tolerate no more than one, and need both.
+pub fn meta_factor(replication_factor: usize, staying: usize) -> usize {
+    replication_factor.max(META_REPLICAS_MIN.min(staying))
+}
+
 /// Who takes part in a group: its voters, and its learners, which only follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Membership {
@@ -126,6 +138,14 @@ mod tests {
         assert_eq!(by_nodes(3), [0, 1, 1, 3, 3, 3, 3, 3]);
         assert_eq!(by_nodes(5), [0, 1, 1, 3, 3, 5, 5, 5]);
         assert_eq!(by_nodes(7), [0, 1, 1, 3, 3, 5, 5, 7]);
+    }
+
+    #[test]
+    fn meta_has_three_replicas_as_far_as_nodes_stay_and_no_fewer_than_data_shards() {
+        let by_staying = |factor| (0..5).map(|staying| meta_factor(factor, staying)).collect::<Vec<_>>();
+        assert_eq!(by_staying(1), [1, 1, 2, 3, 3]);
+        assert_eq!(by_staying(3), [3; 5]);
+        assert_eq!(by_staying(5), [5; 5]);
     }
 
     #[test]

@@ -56,7 +56,7 @@ impl Membership {
 
     /// The node of this name or id.
     pub fn find(&self, nodes: u64, name: &str) -> Result<u64, Status> {
-        let id = name.strip_prefix('n').unwrap_or(name).parse().ok();
+        let id = name.strip_prefix(['n', '#']).unwrap_or(name).parse().ok();
         let found = id.filter(|id| (1..=nodes).contains(id));
         found.ok_or_else(|| refusal(Code::NotFound, "NODE_UNKNOWN", &[], None))
     }

@@ -1,6 +1,6 @@
 //! `admin.v1.Recovery` of nodes of pretence: disks that are shown, and rewritten as they are asked to be.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use kv_proto::admin::v1::{self as proto, recovery_server::Recovery};
 use tonic::{Request, Response, Status};
@@ -12,6 +12,8 @@ use super::FakeNode;
 pub struct Disks {
     /// By node id. A node without one has an empty disk.
     pub by_node: BTreeMap<u64, proto::InspectResponse>,
+    /// What a disk becomes once it was looked at.
+    pub then: BTreeMap<u64, proto::InspectResponse>,
     /// Who was asked to rewrite what, in order.
     pub rewrites: Vec<(u64, proto::RewriteRequest)>,
     /// Who was asked to let meta decide what, in order.
@@ -21,6 +23,23 @@ pub struct Disks {
 /// The new group of a shard.
 pub const fn new_group(shard: u32) -> u64 {
     50 + shard as u64
+}
+
+/// How long a node may look for a leader before it lets meta decide.
+const DECISION_TAKES: Duration = Duration::from_secs(7);
+
+/// As the caller's library writes it.
+fn timeout_of<T>(request: &Request<T>) -> Duration {
+    let told = request.metadata().get("grpc-timeout").and_then(|told| told.to_str().ok()).unwrap_or("0S");
+    let (digits, unit) = told.split_at(told.len() - 1);
+    let number: u64 = digits.parse().unwrap_or(0);
+    match unit {
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        other => panic!("a unit of time: {other}"),
+    }
 }
 
 fn alone(replica_id: u64) -> Option<proto::MembershipOnDisk> {
@@ -50,7 +69,11 @@ impl Recovery for FakeNode {
         &self,
         _: Request<proto::InspectRequest>,
     ) -> Result<Response<proto::InspectResponse>, Status> {
-        let disk = self.shared.state().disks.by_node.get(&self.id).cloned();
+        let mut state = self.shared.state();
+        let disk = state.disks.by_node.get(&self.id).cloned();
+        if let Some(then) = state.disks.then.remove(&self.id) {
+            state.disks.by_node.insert(self.id, then);
+        }
         Ok(Response::new(disk.unwrap_or_default()))
     }
 
@@ -89,6 +112,10 @@ impl Recovery for FakeNode {
         &self,
         request: Request<proto::ReplaceGroupRequest>,
     ) -> Result<Response<proto::ReplaceGroupResponse>, Status> {
+        let time = timeout_of(&request);
+        if time < DECISION_TAKES {
+            return Err(Status::failed_precondition(format!("{time:?} are too short for a decision")));
+        }
         let request = request.into_inner();
         let shard = request.replace.map_or(0, |replace| replace.shard_id);
         self.shared.state().disks.decisions.push((self.id, request));

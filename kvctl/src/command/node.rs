@@ -16,12 +16,13 @@ use crate::{
     actor::{self, Because},
     context::Context,
     exit::Exit,
+    named::{met, unmet},
     output::{self, Format},
 };
 
 pub use list::{json_of, table};
 
-/// Nodes. Each is named by its name or its id.
+/// Nodes. Each is called by its name or its id.
 #[derive(Debug, Subcommand)]
 pub enum Node {
     /// Names, addresses, state, what each leads and holds, and how far it lags
@@ -65,7 +66,7 @@ impl Undrain {
             UndrainNodeRequest { node: self.node.clone(), actor: actor::name(), reason: self.because.reason };
         let reply = context.client.undrain_node(request).await?;
         let state = state_name(reply.state());
-        let text = format!("{} is {state}", called(&self.node));
+        let text = format!("{} is {state}", met(&self.node, reply.node_id));
         done(context, &text, &json!({ "node": reply.node_id, "state": state }))
     }
 }
@@ -86,14 +87,9 @@ impl HandOver {
     async fn run(self, context: &Context) -> Result<Exit> {
         let request = HandOverRequest { node: self.node.clone(), permit_token: self.permit };
         context.client.hand_over(request).await?;
-        let text = format!("{} leads nothing any more: restart it now", called(&self.node));
+        let text = format!("{} leads nothing any more: restart it now", unmet(&self.node));
         done(context, &text, &json!({ "handed_over": true }))
     }
-}
-
-/// A node in a sentence, as the command line names it: `n3`, or `node 3` by its id.
-pub fn called(node: &str) -> String {
-    if node.bytes().all(|byte| byte.is_ascii_digit()) { format!("node {node}") } else { node.to_owned() }
 }
 
 /// Says that something is done.

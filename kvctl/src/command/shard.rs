@@ -7,9 +7,10 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     actor::{self, Because},
-    command::node::{called, done, name_of},
+    command::node::{done, name_of},
     context::Context,
     exit::Exit,
+    named::met,
     output::{self, Format},
 };
 
@@ -34,7 +35,8 @@ impl Shard {
 
 /// Lets another replica of a shard lead. Refused when there is none on that node that is alive and has caught up.
 ///
-/// The balance may move the leader again later.
+/// It goes on leading there, also after restarts, until the leadership is transferred again, the node drains, is lost or has
+/// no voter of the shard any more, or another node joins or is undrained: then all leaders are spread evenly anew.
 #[derive(Debug, Args)]
 pub struct Transfer {
     /// The shard, by number; `meta` or 0: the meta group
@@ -56,7 +58,7 @@ impl Transfer {
             reason: self.because.reason,
         };
         let reply = context.client.transfer_leader(request).await?;
-        let text = format!("{} leads {}", called(&self.to), title(self.shard));
+        let text = format!("{} leads {}", met(&self.to, reply.leader_node_id), title(self.shard));
         done(context, &text, &json!({ "shard": self.shard, "leader_node": reply.leader_node_id }))
     }
 }

@@ -2,9 +2,13 @@
 
 use std::io::{self, IsTerminal as _};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Args, Parser};
 use rustyline::{DefaultEditor, error::ReadlineError};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    task::spawn_blocking,
+};
 
 use crate::{
     cli::Command,
@@ -16,7 +20,8 @@ use crate::{
 /// Reads commands line by line, from a person or from a pipe. The exit code is that of the last command.
 ///
 /// Lines are split into words as a shell does it, with quotes and backslashes; one that begins with # is a comment. Each
-/// value that `get` prints ends with a line end.
+/// value that `get` prints ends with a line end. Ctrl-C ends the command that runs, and, where lines come from a pipe, the
+/// shell with it.
 #[derive(Debug, Args)]
 pub struct Shell {}
 
@@ -38,16 +43,35 @@ impl Shell {
             return interactive(context).await;
         }
         let mut last = Exit::Ok;
-        let mut line = String::new();
-        // Not locked in between: a command may read what follows, as `put --stdin` does.
-        while io::stdin().read_line(&mut line)? > 0 {
-            if let Some(exit) = execute(context, &line).await {
-                last = exit;
+        loop {
+            let mut interrupt = interrupts()?;
+            let line = tokio::select! {
+                biased;
+                _ = interrupt.recv() => return Ok(Exit::Interrupted),
+                line = spawn_blocking(next_line) => line.context("the reader of lines panicked")??,
+            };
+            let Some(line) = line else { return Ok(last) };
+            match execute(context, &line).await {
+                // Whoever wrote the lines that follow counted on this one.
+                Some(Exit::Interrupted) => return Ok(Exit::Interrupted),
+                Some(exit) => last = exit,
+                None => {}
             }
-            line.clear();
         }
-        Ok(last)
     }
+}
+
+/// The next line of standard input, which is not locked in between: a command may read what follows, as `put --stdin` does.
+fn next_line() -> io::Result<Option<String>> {
+    let mut line = String::new();
+    let length = io::stdin().read_line(&mut line)?;
+    Ok((length > 0).then_some(line))
+}
+
+/// Of Ctrl-C, from now on. Once anybody has asked for them they no longer end the process, and nothing undoes that: so a shell
+/// minds them all.
+fn interrupts() -> Result<Signal> {
+    signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")
 }
 
 async fn interactive(context: &Context) -> Result<Exit> {
@@ -98,10 +122,7 @@ async fn execute(context: &Context, line: &str) -> Option<Exit> {
         }
         Ok(Line { output, command }) => {
             let context = context.in_shell(output);
-            Some(match Box::pin(command.run(&context)).await {
-                Ok(exit) => exit,
-                Err(error) => exit::report(&error),
-            })
+            Some(interruptibly(&context, command).await.unwrap_or_else(|error| exit::report(&error)))
         }
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Ok };
@@ -110,6 +131,33 @@ async fn execute(context: &Context, line: &str) -> Option<Exit> {
             Some(exit)
         }
     }
+}
+
+/// Runs a command to its end, or until Ctrl-C. Those that mind it themselves, as `node drain --wait`, are heard first.
+async fn interruptibly(context: &Context, command: Command) -> Result<Exit> {
+    if matches!(command, Command::Dev(_)) {
+        // It takes its time to stop its nodes.
+        return Box::pin(command.run(context)).await;
+    }
+    let mut interrupt = interrupts()?;
+    let impatient = tokio::spawn(end_at_the_second(interrupts()?));
+    let outcome = tokio::select! {
+        biased;
+        outcome = Box::pin(command.run(context)) => outcome,
+        _ = interrupt.recv() => {
+            eprintln!("interrupted: what was asked for may have been done, or may be yet");
+            Ok(Exit::Interrupted)
+        }
+    };
+    impatient.abort();
+    outcome
+}
+
+/// A command that waits for standard input does not hear of the first one.
+async fn end_at_the_second(mut interrupt: Signal) {
+    interrupt.recv().await;
+    interrupt.recv().await;
+    std::process::exit(Exit::Interrupted as i32);
 }
 
 /// Splits a line into words, as a POSIX shell does with quotes and backslashes, and without expansions.

@@ -1,10 +1,12 @@
 //! `kvctl why`: the journal.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use clap::Args;
 use kv_client::{
     Client,
-    admin::{GetJournalRequest, JournalEntry},
+    admin::{GetJournalRequest, JournalEntry, NodeInfo, NodeState},
 };
 use serde_json::json;
 
@@ -39,7 +41,14 @@ impl Why {
         let mut entries = self.newest(&context.client).await?;
         entries.reverse();
         match context.format {
-            Format::Table => table(&entries)?,
+            Format::Table => {
+                table(&entries)?;
+                // What was asked for is told already: who else does not answer is no failure.
+                let nodes = context.client.nodes().await.unwrap_or_default();
+                if let Some(legend) = legend(&entries, &nodes) {
+                    eprintln!("{legend}");
+                }
+            }
             Format::Json => output::json(&entries.iter().map(document).collect())?,
         }
         Ok(Exit::Ok)
@@ -83,6 +92,17 @@ fn table(entries: &[JournalEntry]) -> Result<()> {
         [time::utc(entry.unix_ms), show(&entry.actor), show(&entry.event), show(&entry.reason)]
     };
     output::table(["TIME", "WHO", "WHAT", "WHY"], entries.iter().map(row).collect())
+}
+
+/// Whose ids these are: the journal calls nodes by them, since names come again.
+fn legend(entries: &[JournalEntry], nodes: &[NodeInfo]) -> Option<String> {
+    let meant: BTreeSet<u64> = entries.iter().flat_map(|entry| entry.node_ids.iter().copied()).collect();
+    let named = nodes.iter().filter(|node| meant.contains(&node.node_id)).map(|node| {
+        let gone = if node.state() == NodeState::Removed { ", removed" } else { "" };
+        format!("#{} is {}{gone}", node.node_id, node.name)
+    });
+    let named: Vec<String> = named.collect();
+    (!named.is_empty()).then(|| named.join("; "))
 }
 
 fn document(entry: &JournalEntry) -> serde_json::Value {

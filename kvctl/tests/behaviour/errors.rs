@@ -205,17 +205,17 @@ async fn a_scheme_and_the_environment_are_understood() {
 async fn a_named_node_is_asked() {
     let cluster = FakeCluster::start(3).await;
     against(&cluster, &["put", "k", "v"]).expect(0);
-    for (name, id) in [("n3", 3), ("2", 2)] {
+    for (name, id) in [("n3", 3), ("2", 2), ("#1", 1)] {
         against(&cluster, &["get", "k", "--node", name, "--serve-at-node", "--stale"]).expect(0);
         assert_eq!(cluster.asked("Get").last(), Some(&id));
     }
     let run = against(&cluster, &["get", "k", "--node", "n9"]);
-    assert!(run.err.contains("n1 (1), n2 (2), n3 (3)"), "{run:?}");
+    assert!(run.err.contains("n1 (#1), n2 (#2), n3 (#3)"), "{run:?}");
     run.expect(2);
     cluster.change(|membership| {
         membership.states.insert(3, NodeState::Removed);
     });
     let run = against(&cluster, &["get", "k", "--node", "n3"]);
-    assert!(run.err.contains("there are n1 (1), n2 (2)\n"), "one that was removed is not asked: {run:?}");
+    assert!(run.err.contains("there are n1 (#1), n2 (#2)\n"), "one that was removed is not asked: {run:?}");
     run.expect(2);
 }

@@ -1,17 +1,18 @@
 //! What is wished of nodes, and of the cluster: drains, removals, permits, labels, policy, the journal.
 
 use std::{
+    io::Write as _,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use kv_client::{Code, admin::NodeState};
-use kv_proto::admin::v1::{JournalEntry, Objection};
+use kv_proto::admin::v1::{JournalEntry, Objection, Permit};
 use serde_json::{Value as Json, json};
 use tokio::time::sleep;
 
 use crate::{
-    against,
+    Run, against,
     fake::{
         FakeCluster,
         membership::UNIX_MS,
@@ -29,12 +30,55 @@ fn lines(text: &str) -> Vec<Json> {
     text.lines().map(parsed).collect()
 }
 
+/// Waits for it.
+async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited until {what}");
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// It looks at the cluster again and again.
+async fn until_it_looked_twice(cluster: &FakeCluster) {
+    until("it had looked twice", || cluster.count("GetClusterStatus") >= 2).await;
+}
+
+/// Runs kvctl with an input that does not end, and presses Ctrl-C when it is time.
+async fn interrupted(
+    cluster: &FakeCluster,
+    arguments: &[&str],
+    input: &str,
+    is_time: impl Fn() -> bool,
+) -> Run {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_kvctl"))
+        .args(["--addr", &cluster.addresses(), "--timeout", "60s"])
+        .args(arguments)
+        .env_remove("KVCTL_ADDR")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    stdin.write_all(input.as_bytes()).unwrap();
+    until("it was time for Ctrl-C", is_time).await;
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    until("it had ended", || child.try_wait().unwrap().is_some()).await;
+    let output = child.wait_with_output().unwrap();
+    Run {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8_lossy(&output.stdout).into_owned(),
+        err: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
 #[tokio::test]
 async fn a_drain_returns_at_once_and_says_how_to_go_on() {
     let cluster = FakeCluster::start(4).await;
     let run = against(&cluster, &["node", "drain", "n3", "--reason", "new disk"]);
     assert!(run.err.contains("node drain n3 --wait") && run.err.contains("node undrain n3"), "{run:?}");
-    assert_eq!(run.expect(0), "n3 is draining\n");
+    assert_eq!(run.expect(0), "n3 (#3) is draining\n");
     let asked = cluster.state().membership.asked.clone();
     assert!(
         matches!(&asked[..], [("DrainNode", actor, reason)] if actor.starts_with("kvctl") && reason == "new disk")
@@ -43,7 +87,7 @@ async fn a_drain_returns_at_once_and_says_how_to_go_on() {
         parsed(&against(&cluster, &["-o", "json", "node", "drain", "3"]).expect(0))["state"],
         "draining"
     );
-    assert_eq!(against(&cluster, &["node", "undrain", "3"]).expect(0), "node 3 is active\n");
+    assert_eq!(against(&cluster, &["node", "undrain", "3"]).expect(0), "node #3 is active\n");
     assert_eq!(cluster.state().membership.state(3), NodeState::Active);
 }
 
@@ -52,15 +96,15 @@ async fn a_drain_is_waited_for_and_shows_what_is_left() {
     let cluster = FakeCluster::start(4).await;
     let run = against(&cluster, &["--timeout", "2s", "node", "drain", "n3", "--wait"]);
     for line in [
-        "n3: 3 replicas (3.0 GiB) of 3 left",
-        "n3: 1 replica (1.0 GiB) of 3 left, none moves at the moment, about",
+        "n3 (#3): 3 replicas (3.0 GiB) of 3 left",
+        "n3 (#3): 1 replica (1.0 GiB) of 3 left, none moves at the moment, about",
     ] {
         assert!(run.err.contains(line), "{run:?}");
     }
     assert!(run.err.contains("kvctl node remove n3"), "{run:?}");
-    assert_eq!(run.expect(0), "n3 is drained: it holds nothing any more\n");
+    assert_eq!(run.expect(0), "n3 (#3) is drained: it holds nothing any more\n");
     let out = against(&cluster, &["node", "drain", "3", "--wait"]).expect(0);
-    assert_eq!(out, "node 3 is drained: it holds nothing any more\n");
+    assert_eq!(out, "node #3 is drained: it holds nothing any more\n");
 }
 
 #[tokio::test]
@@ -76,25 +120,71 @@ async fn a_drain_that_is_waited_for_is_told_to_programs_line_by_line() {
 #[tokio::test]
 async fn ctrl_c_ends_the_waiting_and_not_the_drain() {
     let cluster = FakeCluster::start(4).await;
-    cluster.change(|membership| membership.holds_drains = true);
-    let child = Command::new(env!("CARGO_BIN_EXE_kvctl"))
-        .args(["--addr", &cluster.addresses(), "node", "drain", "n3", "--wait"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while cluster.count("GetClusterStatus") < 2 {
-        assert!(Instant::now() < deadline, "waited until it had looked twice");
-        sleep(Duration::from_millis(1)).await;
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let output = child.wait_with_output().unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(told.contains("goes on") && told.contains("kvctl node undrain n3"), "{told}");
-    assert_eq!(output.status.code(), Some(130));
+    cluster.change(|membership| {
+        membership.holds_drains = true;
+        membership.permits = vec![Permit { node_id: 2, ..Permit::default() }];
+    });
+    let has_looked = || cluster.count("GetClusterStatus") >= 2;
+    let run = interrupted(&cluster, &["node", "drain", "n3", "--wait"], "", has_looked).await;
+    assert!(run.err.contains("goes on") && run.err.contains("kvctl node undrain n3"), "{run:?}");
+    assert!(run.err.contains("none leaves while #2 has a permit"), "{run:?}");
+    run.expect(130);
     assert_eq!(cluster.state().membership.state(3), NodeState::Draining);
+}
+
+#[tokio::test]
+async fn ctrl_c_before_the_answer_says_that_the_drain_may_have_begun() {
+    let cluster = FakeCluster::start(4).await;
+    (1..=4).for_each(|node| cluster.script(node, [Fault::Hang, Fault::Hang]));
+    let is_asked = || cluster.count("DrainNode") >= 1;
+    let run = interrupted(&cluster, &["node", "drain", "#3", "--wait"], "", is_asked).await;
+    assert!(run.err.contains("whether the drain of node #3 was begun"), "{run:?}");
+    run.expect(130);
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_the_lines_of_a_shell_and_not_the_drain_that_one_of_them_waited_for() {
+    let cluster = FakeCluster::start(4).await;
+    cluster.change(|membership| membership.holds_drains = true);
+    let has_looked = || cluster.count("GetClusterStatus") >= 2;
+    let lines = "node drain n3 --wait\nput k v\n";
+    let run = interrupted(&cluster, &["shell"], lines, has_looked).await;
+    assert!(run.err.contains("goes on") && !run.err.contains("interrupted"), "{run:?}");
+    run.expect(130);
+    assert_eq!((cluster.count("Put"), cluster.state().membership.state(3)), (0, NodeState::Draining));
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_a_shell_also_after_a_drain_that_was_waited_for() {
+    for hangs in [true, false] {
+        let cluster = FakeCluster::start(4).await;
+        if hangs {
+            // The first call is that for the drain.
+            cluster.script(1, [Fault::None]);
+            (1..=4).for_each(|node| cluster.script(node, [Fault::Hang, Fault::Hang]));
+        }
+        let is_asked = || cluster.count("Get") >= 1;
+        let run = interrupted(&cluster, &["shell"], "node drain n3 --wait\nget k\n", is_asked).await;
+        assert!(run.out.contains("n3 (#3) is drained"), "{run:?}");
+        run.expect(130);
+    }
+}
+
+#[tokio::test]
+async fn a_node_is_called_by_its_id_as_texts_write_it_and_advice_can_be_pasted() {
+    let cluster = FakeCluster::start(4).await;
+    let run = against(&cluster, &["node", "drain", "#3"]);
+    assert!(run.err.contains("kvctl node drain 3 --wait") && !run.err.contains("drain #3"), "{run:?}");
+    assert_eq!(run.expect(0), "node #3 is draining\n");
+    let run = against(&cluster, &["node", "permit", "#2"]);
+    assert!(
+        run.err.contains("node #2 may be restarted") && run.err.contains("permit 2 --release"),
+        "{run:?}"
+    );
+    assert_eq!(
+        against(&cluster, &["shard", "transfer", "1", "--to", "#2"]).expect(0),
+        "node #2 leads shard 1\n"
+    );
 }
 
 #[tokio::test]
@@ -105,11 +195,7 @@ async fn a_drain_that_somebody_cancels_is_an_error() {
     let waiting = tokio::task::spawn_blocking(move || {
         kvctl(&["--addr", &addresses, "node", "drain", "n3", "--wait"], b"")
     });
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while cluster.count("GetClusterStatus") < 2 {
-        assert!(Instant::now() < deadline, "waited until it had looked twice");
-        sleep(Duration::from_millis(1)).await;
-    }
+    until_it_looked_twice(&cluster).await;
     against(&cluster, &["node", "undrain", "n3"]).expect(0);
     let run = waiting.await.unwrap();
     assert!(run.err.contains("was cancelled") && run.err.contains("kvctl why --node 3"), "{run:?}");
@@ -124,11 +210,7 @@ async fn the_waiting_outlives_nodes_that_do_not_answer() {
     let waiting = tokio::task::spawn_blocking(move || {
         kvctl(&["--addr", &address, "--timeout", "100ms", "node", "drain", "n3", "--wait"], b"")
     });
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while cluster.count("GetClusterStatus") < 2 {
-        assert!(Instant::now() < deadline, "waited until it had looked twice");
-        sleep(Duration::from_millis(1)).await;
-    }
+    until_it_looked_twice(&cluster).await;
     cluster.kill(1).await;
     let back_at = Instant::now() + Duration::from_millis(500);
     while Instant::now() < back_at {
@@ -160,7 +242,7 @@ async fn refusals_are_told_with_what_to_do() {
     }
     against(&cluster, &["node", "remove", "n3", "--accept-data-loss"]).expect(2);
     let out = against(&cluster, &["node", "remove", "n3", "--lost", "--accept-data-loss"]).expect(0);
-    assert_eq!(out, "n3 is removed\n");
+    assert_eq!(out, "n3 (#3) is removed\n");
 }
 
 #[tokio::test]
@@ -233,7 +315,7 @@ async fn a_refused_permit_names_each_shard_that_would_suffer() {
     assert_eq!((&told["objections"][0]["shard"], &told["objections"][1]["shard"]), (&json!(5), &json!(0)));
     cluster.change(|membership| membership.objections.clear());
     let out = against(&cluster, &["node", "permit", "n2", "--dry-run"]).expect(0);
-    assert_eq!(out, "n2 may be restarted now\n");
+    assert_eq!(out, "n2 (#2) may be restarted now\n");
     assert!(cluster.state().membership.permits.is_empty());
     let restless = Fault::Refuse(refusal(Code::Unavailable, "EPOCH_MOVED_ON", &[], None));
     cluster.script(1, [restless.clone()]);
@@ -256,7 +338,7 @@ async fn a_permit_whose_answer_is_lost_is_said_to_end_by_itself() {
 #[tokio::test]
 async fn labels_are_set_and_taken_away() {
     let cluster = FakeCluster::start(1).await;
-    assert_eq!(against(&cluster, &["node", "label", "n1", "zone=b"]).expect(0), "n1 is in zone b\n");
+    assert_eq!(against(&cluster, &["node", "label", "n1", "zone=b"]).expect(0), "n1 (#1) is in zone b\n");
     let listed = parsed(&against(&cluster, &["-o", "json", "node", "list"]).expect(0));
     assert_eq!((&listed[0]["zone"], &listed[0]["zone_labelled"]), (&json!("b"), &json!(true)));
     let told = parsed(&against(&cluster, &["-o", "json", "node", "label", "n1", "zone-"]).expect(0));
@@ -270,11 +352,14 @@ async fn labels_are_set_and_taken_away() {
 #[tokio::test]
 async fn a_leader_is_transferred_to_a_node_that_can_lead() {
     let cluster = FakeCluster::start(3).await;
-    assert_eq!(against(&cluster, &["shard", "transfer", "2", "--to", "n2"]).expect(0), "n2 leads shard 2\n");
+    assert_eq!(
+        against(&cluster, &["shard", "transfer", "2", "--to", "n2"]).expect(0),
+        "n2 (#2) leads shard 2\n"
+    );
     assert_eq!(cluster.state().leaders, [1, 2]);
     assert_eq!(
         against(&cluster, &["shard", "transfer", "meta", "--to", "1"]).expect(0),
-        "node 1 leads meta\n"
+        "node #1 leads meta\n"
     );
     cluster.change(|membership| {
         membership.gone.insert((1, 3));
@@ -328,10 +413,15 @@ async fn the_journal_ends_with_the_newest() {
     assert_eq!(sequences(&["--limit", "0", "--node", "n1"]), [2, 4, 6, 8]);
     assert_eq!(sequences(&["--shard", "2"]), [2, 5, 8]);
     assert_eq!(sequences(&["--shard", "meta", "--limit", "1"]), [6]);
-    let table = against(&cluster, &["why", "--limit", "1"]).expect(0);
+    let run = against(&cluster, &["why", "--limit", "1"]);
+    assert_eq!(run.err, "#1 is n1\n");
+    let table = run.expect(0);
     let line = "2026-11-22 16:54:36Z   controller at n1   move 8 is done   it has\\ncaught up";
     assert_eq!(table.lines().map(str::trim_end).next_back(), Some(line), "{table}");
     against(&cluster, &["why", "--shard", "1", "--node", "n1"]).expect(2);
+    let run = against(&cluster, &["why", "--node", "n9"]);
+    assert!(run.err.contains("NODE_UNKNOWN") && run.err.contains("one that was removed"), "{run:?}");
+    run.expect(1);
 }
 
 #[tokio::test]

@@ -177,6 +177,35 @@ async fn a_node_that_is_not_named_and_not_given_up_stops_everything() {
 }
 
 #[tokio::test]
+async fn a_node_that_is_named_and_does_not_answer_stops_everything() {
+    let cluster = survivors(1).await;
+    let nodes = format!("{},127.0.0.1:1", cluster.addresses());
+    let given = ["--nodes", &nodes, "--without", "n2", "--without", "n3"];
+    let run = against(&cluster, &[&["recover", "all"], &given[..], &["--yes", CLUSTER_ID]].concat());
+    assert!(run.err.contains("127.0.0.1:1 was not inspected"), "{run:?}");
+    assert!(run.err.contains("nothing is decided without it"), "{run:?}");
+    run.expect(1);
+    assert_eq!(rewrites(&cluster), 0);
+    let run = against(&cluster, &[&["recover", "inspect"], &given[..]].concat());
+    assert!(run.err.contains("warning: 127.0.0.1:1 was not inspected"), "{run:?}");
+    assert!(run.expect(0).contains("shard 1: 1 of its voters survive"));
+}
+
+#[tokio::test]
+async fn what_somebody_else_does_while_one_reads_is_not_written_over() {
+    let cluster = survivors(1).await;
+    let grown = disk(1, 200);
+    cluster.state().disks.then.insert(1, grown);
+    let all = ["all", "--without", "n2", "--without", "n3"];
+    let run = recover(&cluster, &all, &format!("{CLUSTER_ID}\n"));
+    assert!(run.err.contains("not any more as they were shown; nothing was changed"), "{run:?}");
+    run.expect(4);
+    assert_eq!(rewrites(&cluster), 0);
+    recover(&cluster, &all, &format!("{CLUSTER_ID}\n")).expect(0);
+    assert_eq!(rewrites(&cluster), 1);
+}
+
+#[tokio::test]
 async fn a_shard_is_decided_where_meta_runs_and_written_where_it_survives() {
     let cluster = survivors(2).await;
     // The second node has no replica of the shard, and runs.

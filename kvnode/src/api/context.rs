@@ -121,6 +121,8 @@ impl<S: Store> Context<S> {
             options,
             deadline_ms: deadline::left_ms(deadline, Instant::now()),
             keyspace_id: KEYSPACE.get(),
+            // The router knows it, where it asks another node.
+            group_id: 0,
             read: Some(read),
         };
         let ReadResponse { context, read } =

@@ -13,14 +13,15 @@ use kv_proto::{
     disk::v1 as disk,
     peer::v1::{GroupDescription, Progress, Refusal},
 };
-use kv_topology::{NodeId, ReplicaId, ShardId};
+use kv_topology::{NodeId, ReplicaId, ShardId, permit::CAUGHT_UP_ENTRIES};
 use openraft::{
     ChangeMembers, Raft,
     errors::{ClientWriteError, InitializeError, RaftError},
+    metrics::RaftMetrics,
     raft::Precondition,
     storage::RaftStateMachine,
 };
-use openraft_rt::{AsyncRuntime, watch::WatchReceiver};
+use openraft_rt::{AsyncRuntime, Instant as _, watch::WatchReceiver};
 use tokio::time::timeout;
 
 use super::{
@@ -36,10 +37,14 @@ use crate::{
     refusal,
 };
 
-/// How far a transfer target may lag behind the leader's log, entries.
-pub const TRANSFER_LAG_ENTRIES_MAX: u64 = 1_000;
 /// A target that has not taken over by then: it needs a sync of its log and one round of votes. An election follows.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A member whose node was heard of within so many heartbeats is there: one is left out when an answer has just come, and the
+/// next one goes out up to two ticks late.
+const HEARD_HEARTBEATS: u32 = 3;
+/// A replica that has answered nothing for so many heartbeats stands still, whatever is heard of its node. More than a node
+/// may be silent for, since an answer that comes late counts for nothing.
+const UNANSWERED_HEARTBEATS: u32 = 8;
 
 /// The group's membership as one replica sees and changes it.
 pub struct Membership<'a, RT, SM>
@@ -147,7 +152,11 @@ where
         self.begin_transfer(target).await?;
         match timeout(TRANSFER_TIMEOUT, self.successor()).await {
             Ok(Ok(leader)) if leader == target.get() => Ok(()),
-            Ok(Ok(leader)) => Err(unfit(format!("r{leader} leads now, and not {target}"))),
+            // It may still become the leader: whoever leads now decides.
+            Ok(Ok(leader)) => {
+                let message = format!("r{leader} leads now, and not {target}");
+                Err(refusal::not_applied(refusal::NOT_LEADER, message))
+            }
             Ok(Err(stopped)) => Err(stopped),
             Err(_) => Err(refusal::outcome_unknown(format!(
                 "replica {target} has not taken over within {} ms",
@@ -218,12 +227,12 @@ where
         let progress = replication.iter().map(|(replica, matching)| {
             let matching = matching.as_ref().map(|id| id.index);
             let here = *replica == metrics.id;
-            let node = stored.membership().get_node(replica).map(|member| NodeId(member.node));
+            let silence = self.silence(&metrics, *replica);
             let lacks = |matching| self.log.bytes_between(matching, committed_index);
             Progress {
                 replica_id: *replica,
                 matching_index: matching.unwrap_or(0),
-                heard_ms_ago: if here { Some(0) } else { node.and_then(|node| self.heard_ms_ago(node)) },
+                heard_ms_ago: if here { Some(0) } else { silence.map(whole_ms) },
                 lag_bytes: if here { Some(0) } else { matching.and_then(lacks) },
             }
         });
@@ -247,33 +256,36 @@ where
         metrics.membership_config.nodes().any(|(_, member)| member.node == node.get())
     }
 
-    fn heard_ms_ago(&self, node: NodeId) -> Option<u64> {
-        let heard = (self.heard)(node)?;
-        Some(u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX))
+    /// Whether another member is there, as a leader knows it.
+    pub(super) fn is_heard(&self, metrics: &RaftMetrics<TypeConfig<RT>>, replica: u64) -> bool {
+        self.silence(metrics, replica).is_some_and(|silence| silence <= self.heartbeats(HEARD_HEARTBEATS))
     }
 
-    /// Whether the node of another member was heard of within three heartbeats: one is left out when an answer has just come,
-    /// and the next one goes out up to two ticks late.
-    pub(super) fn is_heard(&self, replica: u64) -> bool {
-        let metrics = self.raft.server_metrics();
-        let member = metrics.borrow_watched().membership_config.membership().get_node(&replica).copied();
-        let limit = Duration::from_millis(self.raft.config().heartbeat_interval * 3);
-        let heard = member.and_then(|member| (self.heard)(NodeId(member.node)));
-        heard.is_some_and(|at| at.elapsed() <= limit)
+    /// See [`silence`].
+    fn silence(&self, metrics: &RaftMetrics<TypeConfig<RT>>, replica: u64) -> Option<Duration> {
+        let member = metrics.membership_config.membership().get_node(&replica)?;
+        let of_node = (self.heard)(NodeId(member.node))?.elapsed();
+        let answered = metrics.heartbeat.as_ref().and_then(|all| all.get(&replica).copied().flatten());
+        silence(of_node, answered.map(|sent| sent.elapsed()), self.heartbeats(UNANSWERED_HEARTBEATS))
+    }
+
+    fn heartbeats(&self, count: u32) -> Duration {
+        Duration::from_millis(self.raft.config().heartbeat_interval) * count
     }
 
     fn check_target(&self, target: ReplicaId) -> Result<(), Refusal> {
         let group = self.describe()?;
         let metrics = self.raft.metrics();
-        let voter = metrics.borrow_watched().membership_config.voter_ids().any(|id| id == target.get());
+        let metrics = metrics.borrow_watched();
+        let voter = metrics.membership_config.voter_ids().any(|id| id == target.get());
         let lag = group
             .progress
             .iter()
             .find(|progress| progress.replica_id == target.get())
             .map(|progress| group.last_log_index.saturating_sub(progress.matching_index));
         match lag {
-            Some(lag) if voter && lag <= TRANSFER_LAG_ENTRIES_MAX => {
-                if self.is_heard(target.get()) {
+            Some(lag) if voter && lag <= CAUGHT_UP_ENTRIES => {
+                if self.is_heard(&metrics, target.get()) {
                     Ok(())
                 } else {
                     Err(unfit(format!("replica {target} has not been heard of lately")))
@@ -315,4 +327,35 @@ fn unfit(message: String) -> Refusal {
 
 fn stopped() -> Refusal {
     refusal::not_applied(refusal::STOPPING, "the replica has stopped")
+}
+
+/// For how long nothing was heard of a member: of its node, or of the replica itself when it stands still on a node that lives,
+/// as one does that is quarantined. `answered`: since it was sent what it has answered last in this term. `None`: it never did.
+fn silence(of_node: Duration, answered: Option<Duration>, limit: Duration) -> Option<Duration> {
+    match answered {
+        Some(answered) if answered <= limit => Some(of_node),
+        Some(answered) => Some(answered.max(of_node)),
+        None => (of_node > limit).then_some(of_node),
+    }
+}
+
+fn whole_ms(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_answers_nothing_is_silent_however_loud_its_node_is() {
+        let ms = Duration::from_millis;
+        let silence = |of_node, answered: Option<u64>| silence(ms(of_node), answered.map(ms), ms(1_200));
+        assert_eq!(silence(100, Some(160)), Some(ms(100)));
+        assert_eq!(silence(100, Some(1_200)), Some(ms(100)), "an answer may be late");
+        assert_eq!(silence(100, Some(1_201)), Some(ms(1_201)));
+        assert_eq!(silence(9_000, Some(2_000)), Some(ms(9_000)));
+        assert_eq!(silence(100, None), None, "it has answered this leader nothing yet");
+        assert_eq!(silence(9_000, None), Some(ms(9_000)));
+    }
 }

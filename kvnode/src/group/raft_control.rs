@@ -83,7 +83,7 @@ where
         let mut voters: Vec<(u64, u64)> = metrics
             .membership_config
             .voter_ids()
-            .filter(|id| *id != metrics.id && self.membership().is_heard(*id))
+            .filter(|id| *id != metrics.id && self.membership().is_heard(&metrics, *id))
             .map(|id| (replication.get(&id).and_then(Option::as_ref).map_or(0, |log| log.index), id))
             .collect();
         voters.sort_unstable_by(|one, other| other.cmp(one));

@@ -20,8 +20,8 @@ use futures::{
     FutureExt,
     future::{BoxFuture, OptionFuture},
 };
-use kv_proto::peer::v1::{ReadIndexResponse, ReadRequest, ReadResponse, Refusal};
-use kv_topology::{NodeId, ShardId};
+use kv_proto::peer::v1::{ReadIndexRequest, ReadIndexResponse, ReadRequest, ReadResponse, Refusal};
+use kv_topology::{GroupId, NodeId, ShardId};
 use openraft::{
     Raft, ReadPolicy,
     errors::{LinearizableReadError, RaftError},
@@ -70,7 +70,7 @@ pub trait AskLeader: Send + Sync + 'static {
     fn read_index(
         &self,
         leader: NodeId,
-        shard: ShardId,
+        request: ReadIndexRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<ReadIndexResponse, Refusal>>;
 }
@@ -125,6 +125,7 @@ impl ReadGate {
     /// The handle and the task that drives it; the task ends when all handles are gone.
     pub fn new<RT, SM>(
         shard: ShardId,
+        group: GroupId,
         raft: Raft<TypeConfig<RT>, SM>,
         state: Arc<dyn ReadState>,
         leader: Arc<dyn AskLeader>,
@@ -136,7 +137,8 @@ impl ReadGate {
     {
         let (queue, waiting) = mpsc::channel(READS_WAITING_MAX);
         let current = Current::default();
-        let task = Task { shard, raft, state: state.clone(), leader, waiting, current: current.clone() };
+        let task =
+            Task { shard, group, raft, state: state.clone(), leader, waiting, current: current.clone() };
         let stuck = Arc::default();
         (Self { shard, state, queue, stuck, current, metrics: metrics.clone() }, task.run())
     }
@@ -233,8 +235,8 @@ impl ReadGate {
             }
             Ok(Err(_)) => Err(stopped()),
             Err(_) => Err(refusal::deadline_exceeded(format!(
-                "shard {} could not confirm a read index before the deadline",
-                self.shard
+                "{} could not confirm a read index before the deadline",
+                refusal::called(self.shard)
             ))),
         }
     }
@@ -250,6 +252,7 @@ where
     SM: RaftStateMachine<TypeConfig<RT>>,
 {
     shard: ShardId,
+    group: GroupId,
     raft: Raft<TypeConfig<RT>, SM>,
     state: Arc<dyn ReadState>,
     leader: Arc<dyn AskLeader>,
@@ -368,7 +371,8 @@ where
     /// The same from the leader on another node.
     async fn ask(&self, leader: Option<NodeId>, deadline: Instant) -> Result<ReadPoint, Refusal> {
         let Some(leader) = leader else { return Err(refusal::not_leader(self.shard, None)) };
-        let asked = self.leader.read_index(leader, self.shard, deadline);
+        let request = ReadIndexRequest { shard_id: self.shard.get(), group_id: self.group.get() };
+        let asked = self.leader.read_index(leader, request, deadline);
         let response = timeout_at(deadline, asked).await.unwrap_or_else(|_| Err(no_quorum(self.shard)))?;
         Ok(ReadPoint { index: response.index, term: response.term, leader_here: false })
     }
@@ -392,7 +396,10 @@ impl NotHere {
 }
 
 fn no_quorum(shard: ShardId) -> Refusal {
-    refusal::not_applied(refusal::NO_LEADER, format!("the leader of shard {shard} reaches no quorum"))
+    refusal::not_applied(
+        refusal::NO_LEADER,
+        format!("the leader of {} reaches no quorum", refusal::called(shard)),
+    )
 }
 
 /// The node that leads, as far as this replica knows.

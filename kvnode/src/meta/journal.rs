@@ -10,8 +10,8 @@ use kv_proto::{
     disk::v1::{
         JournalEntry, NodeState, StoredMembership,
         meta_command::{
-            Bootstrap, Command, EndMove, GrantPermit, PreferLeaders, PreferredLeader, RegisterNode,
-            RemoveNode, ReplaceGroup, SetNodeState, SetPolicy,
+            Bootstrap, Command, EndMove, GrantPermit, PreferLeaders, RegisterNode, RemoveNode, ReplaceGroup,
+            SetNodeState, SetPolicy,
         },
     },
 };
@@ -113,7 +113,7 @@ fn event(asked: &Command, entry: &JournalEntry) -> String {
         Command::ObserveMembership(observe) => {
             format!("s{}: {}", observe.shard_id, seen(observe.membership.as_ref()))
         }
-        Command::PreferLeaders(PreferLeaders { leaders, .. }) => wished(leaders),
+        Command::PreferLeaders(prefer) => wished(prefer),
         Command::SetNodeState(set) => changed_state(*set),
         Command::BeginMove(begin) => {
             let (shard, from, left) = (begin.shard_id, begin.from_replica_id, entry.other_node_id);
@@ -167,7 +167,8 @@ fn seen(membership: Option<&StoredMembership>) -> String {
     format!("the group has {seen}")
 }
 
-fn wished(leaders: &[PreferredLeader]) -> String {
+fn wished(prefer: &PreferLeaders) -> String {
+    let PreferLeaders { leaders, chosen, expected_epoch: _ } = prefer;
     let named: Vec<String> = leaders
         .iter()
         .take(NAMED_WISHES)
@@ -177,7 +178,8 @@ fn wished(leaders: &[PreferredLeader]) -> String {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
-    format!("leaders wished: {}{more}", named.join(", "))
+    let verb = if *chosen { "chosen" } else { "wished" };
+    format!("leaders {verb}: {}{more}", named.join(", "))
 }
 
 fn changed_state(set: SetNodeState) -> String {
@@ -232,7 +234,7 @@ fn replaced(replace: ReplaceGroup) -> String {
     let ReplaceGroup { shard_id, expected_group_id, replica_id, node_id, last } = replace;
     let last = last.unwrap_or_default();
     format!(
-        "s{shard_id}: g{expected_group_id} has lost its quorum for good; the shard goes on with r{replica_id} on n{node_id} \
+        "s{shard_id}: g{expected_group_id} has lost its quorum for good; the shard goes on with r{replica_id} on #{node_id} \
          alone, whose log ends at term {}, index {}",
         last.term, last.index
     )
@@ -248,7 +250,7 @@ mod tests {
         LogId, Member, Membership, MetaCommand, MoveReason, NodeRecord, ShardRecord, VoterSet,
         meta_command::{
             AddReplica, BeginChange, BeginMove, CreateShards, DropReplica, EndChange, EndPermit, Note,
-            ObserveMembership, SetZone,
+            ObserveMembership, PreferredLeader, SetZone,
         },
     };
 
@@ -388,8 +390,11 @@ mod tests {
         assert_eq!(subjects(&kept).shards, BTreeSet::from([1, 2, 3]));
         assert_eq!(entry(&kept).event, "3 data shards created");
         let wish = |shard_id: u32| PreferredLeader { shard_id, node_id: u64::from(shard_id) };
-        let prefer = PreferLeaders { leaders: (1..=10).map(wish).collect(), expected_epoch: 1 };
+        let prefer =
+            PreferLeaders { leaders: (1..=10).map(wish).collect(), expected_epoch: 1, chosen: false };
         let event = event_of(Command::PreferLeaders(prefer));
+        let one = PreferLeaders { leaders: vec![wish(5)], expected_epoch: 1, chosen: true };
+        assert_eq!(event_of(Command::PreferLeaders(one)), "leaders chosen: s5 on #5");
         assert!(
             event.starts_with("leaders wished: s1 on #1, s2 on #2, ")
                 && event.ends_with("s8 on #8 and 2 more")

@@ -24,6 +24,15 @@ pub enum ViewError {
         /// The number.
         state: i32,
     },
+    /// Nodes of a newer version have raised it.
+    #[error(
+        "the cluster is at feature level {level}, this version knows {}: start a newer one",
+        machine::FEATURE_LEVEL
+    )]
+    FeatureLevel {
+        /// That of the cluster.
+        level: u32,
+    },
     /// Not within 0 to 4,095, or empty.
     #[error("s{shard} claims slots {first}-{last}")]
     SlotRange {
@@ -44,6 +53,10 @@ pub enum ViewError {
 /// # Errors
 /// When the record describes no possible map.
 pub fn cluster_map(record: &disk::MetaRecord) -> Result<ClusterMap, ViewError> {
+    let level = record.feature_level;
+    if level > machine::FEATURE_LEVEL {
+        return Err(ViewError::FeatureLevel { level });
+    }
     let node = |node: &disk::NodeRecord| {
         let state = node_state(node.node_id, node.state)?;
         let entry = NodeEntry {
@@ -275,6 +288,14 @@ fn slot_range(shard: u32, first: u32, last: u32) -> Result<SlotRange, ViewError>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cluster_of_a_newer_version_is_not_read_as_if_it_were_one_of_this() {
+        let at = |feature_level| disk::MetaRecord { feature_level, ..disk::MetaRecord::default() };
+        assert!(cluster_map(&at(machine::FEATURE_LEVEL)).is_ok());
+        let error = cluster_map(&at(machine::FEATURE_LEVEL + 1)).unwrap_err();
+        assert!(error.to_string().contains("start a newer one"), "{error}");
+    }
 
     #[test]
     fn what_goes_on_is_shown_without_tokens() {

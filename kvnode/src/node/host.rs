@@ -240,7 +240,7 @@ impl<RT: AsyncRuntime> Host<RT> {
         let (proposer, proposing) =
             Proposer::new(shard, raft.clone(), state.clone(), view.clone(), &parts.metrics);
         let (gate, reading) =
-            ReadGate::new(shard, raft.clone(), state.clone(), parts.leader.clone(), &parts.metrics);
+            ReadGate::new(shard, group, raft.clone(), state.clone(), parts.leader.clone(), &parts.metrics);
         parts.spawner.spawn("proposer", proposing);
         parts.spawner.spawn("read gate", reading);
         let (node, heard) = (parts.node, self.heard());

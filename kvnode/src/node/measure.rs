@@ -1,9 +1,6 @@
 //! Which part of the node feeds which metrics, and the gauges that are read when somebody looks.
 
-use std::time::Duration;
-
 use kv_proto::disk::v1::{MetaRecord, NodeState};
-use tokio::time::Instant;
 
 use super::{core::Core, memory::MemoryPlan, readiness, tolerance::tolerance};
 use crate::{
@@ -109,14 +106,12 @@ pub fn gauges(core: &Core) {
     set(&meters.groups.proposals, replicas.iter().map(|replica| replica.proposer.admitted_bytes()).sum());
     set(&meters.groups.reads, replicas.iter().map(|replica| replica.gate.waiting()).sum());
     member.transport.measure();
-    let me = member.identity.node;
-    let alive = |node| node == me || is_heard(member.transport.heard_from(node));
     measure_sessions(core, &replicas);
     for replica in &replicas {
         // Only leaders know.
         let Ok(group) = replica.control.describe() else { continue };
         let shard = ShardLabels { shard: replica.shard.get() };
-        metrics.raft.fault_tolerance.get_or_create(&shard).set(tolerance(&group, alive));
+        metrics.raft.fault_tolerance.get_or_create(&shard).set(tolerance(&group));
     }
 }
 
@@ -151,13 +146,6 @@ fn measure_sessions(core: &Core, replicas: &[Replica]) {
         metrics.open.get_or_create(&shard).set(open as u64);
         metrics.outcomes.get_or_create(&shard).set(outcomes as u64);
     }
-}
-
-/// Followers answer heartbeats: one that was not heard of for so long has failed.
-const SILENCE_MAX: Duration = Duration::from_secs(3);
-
-fn is_heard(at: Option<Instant>) -> bool {
-    at.is_some_and(|at| at.elapsed() <= SILENCE_MAX)
 }
 
 fn set(queue: &QueueMetric, length: usize) {

@@ -195,6 +195,13 @@ impl Member {
         }
     }
 
+    /// Answers as if another node had asked.
+    #[cfg(test)]
+    pub(super) async fn answer(&self, from: NodeId, body: Body) -> Body {
+        let frame = Frame { body: Some(body), ..Frame::default() };
+        self.answers.handle(from, frame).await
+    }
+
     /// Stops the replicas, then everything that speaks to other nodes. Their databases may be closed after it.
     pub async fn stop(&self) {
         self.host.stop_all().await;
@@ -291,6 +298,8 @@ fn fence(
     transport: &Transport,
     spawner: &Spawner,
 ) {
+    // Before anybody can ask for a step.
+    transport.set_recoveries(maps.registry.view().record.recoveries);
     let given_up = watch::run(maps.clone(), stores.log.clone(), replicas.clone(), transport.clone());
     spawner.spawn("fence", given_up);
 }

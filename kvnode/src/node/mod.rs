@@ -378,8 +378,8 @@ async fn act(core: &Core, formed: Formed) -> anyhow::Result<()> {
         Formed::Bootstrap | Formed::Joined(_) | Formed::Resume => {
             if let Some(identity) = core.identity().filter(|_| core.member.get().is_none()) {
                 let others = startup::addresses_to_ask(&formation::intent(&core.config));
-                recovery::news::hear(&core.maps, identity.node, &others).await;
-                recovery::watch::before_start(&core.stores.log, &core.maps.map()).await?;
+                let known = recovery::news::hear(&core.maps, &identity, &others).await;
+                recovery::watch::before_start(&core.stores.log, &known).await?;
                 core.become_member(identity).await?;
             }
             core.finish_founding().await

@@ -10,7 +10,7 @@ use kv_proto::{
         ReadResponse, Refusal, WriteRequest, frame::Body,
     },
 };
-use kv_topology::{GroupId, NodeId, ShardId};
+use kv_topology::{GroupId, NodeId};
 use prost::Message;
 use tokio::time::Instant;
 
@@ -107,13 +107,12 @@ impl AskLeader for OverTransport {
     fn read_index(
         &self,
         leader: NodeId,
-        shard: ShardId,
+        request: ReadIndexRequest,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<ReadIndexResponse, Refusal>> {
         let this = self.clone();
         async move {
-            let request = Body::ReadIndexRequest(ReadIndexRequest { shard_id: shard.get() });
-            match this.ask(leader, Lane::Raft, request, deadline).await? {
+            match this.ask(leader, Lane::Raft, Body::ReadIndexRequest(request), deadline).await? {
                 Body::ReadIndexResponse(response) => Ok(response),
                 _ => Err(unexpected(leader)),
             }

@@ -41,7 +41,9 @@ impl CutOff {
     /// What a refusal of the meta group says about this folder; `None`: nothing that lasts.
     fn said_by(refused: &Refusal) -> Option<Self> {
         match refused.reason.as_str() {
-            reason::DISK_CLONED_OR_RESTORED => Some(Self::Fenced(refused.message.clone())),
+            reason::DISK_CLONED_OR_RESTORED | reason::NODE_FORGOTTEN => {
+                Some(Self::Fenced(refused.message.clone()))
+            }
             reason::NODE_REMOVED => Some(Self::Removed(refused.message.clone())),
             _ => None,
         }
@@ -157,6 +159,11 @@ mod tests {
             })
         };
         assert_eq!(said("DISK_CLONED_OR_RESTORED"), Some(CutOff::Fenced("why".to_owned())));
+        assert_eq!(
+            said("NODE_FORGOTTEN"),
+            Some(CutOff::Fenced("why".to_owned())),
+            "it may be all that is left"
+        );
         assert_eq!(said("NODE_REMOVED"), Some(CutOff::Removed("why".to_owned())));
         assert_eq!(said("NOT_APPLIED_NO_LEADER"), None);
     }

@@ -9,8 +9,8 @@ use kv_proto::{
     disk::v1::{Operation, OwnSlots, ReplicaDescriptor, operation},
     peer::v1::{
         ControlRequest, ControlResponse, CreateReplica, Done, InitializeGroup, NodeDescription,
-        ReadIndexResponse, ReadRequest, Refusal, WriteRequest, WriteResponse, control_request::Request,
-        control_response::Response, frame::Body, outcome, refusal::Kind,
+        ReadIndexRequest, ReadIndexResponse, ReadRequest, Refusal, WriteRequest, WriteResponse,
+        control_request::Request, control_response::Response, frame::Body, outcome, refusal::Kind,
     },
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     group::replica::Replica,
+    recovery::fence::replaced_by,
     refusal,
     router::{Maps, Replicas, Router, store::Store},
 };
@@ -78,7 +79,7 @@ impl Requests {
     /// Answers one request of a node. Raft frames and snapshots never come here.
     pub async fn answer(&self, from: NodeId, body: Body) -> Body {
         let answered = match body {
-            Body::ReadIndexRequest(request) => self.read_index(from, ShardId(request.shard_id)).await,
+            Body::ReadIndexRequest(request) => self.read_index(from, request).await,
             Body::WriteRequest(request) => self.write(request).await,
             Body::ReadRequest(request) => self.read(request).await,
             Body::ControlRequest(request) => self.control(request).await.map(Body::ControlResponse),
@@ -87,9 +88,12 @@ impl Requests {
         answered.unwrap_or_else(Body::Refusal)
     }
 
-    async fn read_index(&self, from: NodeId, shard: ShardId) -> Result<Body, Refusal> {
-        let replica = self.replica(shard)?;
-        if !replica.control.has_member_on(from) {
+    async fn read_index(&self, from: NodeId, request: ReadIndexRequest) -> Result<Body, Refusal> {
+        let ReadIndexRequest { shard_id: shard, group_id } = request;
+        let replica = self.replica(ShardId(shard))?;
+        self.check_group(&replica, group_id)?;
+        let given_up = group_id != 0 && GroupId(group_id) < replica.group;
+        if given_up || !replica.control.has_member_on(from) {
             // What its replica lacks will not come any more: it reads elsewhere at once instead of waiting for it.
             let message = format!("node {from} has no replica in the group of shard {shard} any more");
             let leader_node_id = replica.control.leader().map_or(0, NodeId::get);
@@ -102,6 +106,7 @@ impl Requests {
 
     async fn write(&self, request: WriteRequest) -> Result<Body, Refusal> {
         let replica = self.replica(ShardId(request.shard_id))?;
+        self.check_group(&replica, request.group_id)?;
         let _share = self.forwarded.admit(&request.operations)?;
         let outcomes = replica.write(request.operations, deadline(request.deadline_ms)).await?;
         Ok(Body::WriteResponse(WriteResponse { outcomes }))
@@ -112,6 +117,7 @@ impl Requests {
         // A read learns of damaged bytes, and asks nobody else here. Writes and read indexes are asked of the leader,
         // which is elsewhere by now.
         let replica = self.replicas.replica(shard).ok_or_else(|| self.replicas.absence(shard))?;
+        self.check_group(&replica, request.group_id)?;
         let response = replica.read(&request, deadline(request.deadline_ms)).await?;
         Ok(Body::ReadResponse(response))
     }
@@ -176,6 +182,10 @@ impl Requests {
             let message = format!("r{replica_id} of shard {shard_id} is placed nowhere any more");
             return Err(refusal::of(Kind::FailedPrecondition, refusal::REPLICA_UNKNOWN, message));
         }
+        if let Some(later) = replaced_by(&self.maps.map(), &replica) {
+            let message = format!("shard {shard_id} goes on in {later}, {} was given up", GroupId(group_id));
+            return Err(refusal::of(Kind::FailedPrecondition, refusal::GROUP_REPLACED, message));
+        }
         self.hosting.clone().create(create).await
     }
 
@@ -194,6 +204,18 @@ impl Requests {
             Some(outcome::Result::Refusal(refused)) => Err(refused),
             _ => Ok(()),
         }
+    }
+
+    /// Who asks knows of a later group than the replica here is of: that one was given up, and this node has not heard of it.
+    /// What it acknowledged would be lost.
+    fn check_group(&self, replica: &Replica, asked: u64) -> Result<(), Refusal> {
+        if replica.group >= GroupId(asked) {
+            return Ok(());
+        }
+        self.maps.refresh();
+        let message =
+            format!("{} of {} was given up: the shard lives in group {asked}", replica.id, replica.group);
+        Err(refusal::not_applied(refusal::STARTING, message))
     }
 
     fn replica(&self, shard: ShardId) -> Result<Replica, Refusal> {

@@ -9,12 +9,9 @@ use kv_proto::{
     disk::v1::{Membership, VoterSet},
     peer::v1::GroupDescription,
 };
-use kv_topology::{NodeId, ReplicaId};
+use kv_topology::{NodeId, ReplicaId, permit::CAUGHT_UP_ENTRIES};
 
-use crate::{
-    data_dir::Level,
-    group::{membership::TRANSFER_LAG_ENTRIES_MAX, replica::Replica},
-};
+use crate::{data_dir::Level, group::replica::Replica};
 
 /// For so many ticks it is remembered who was asked: at two a second for ten seconds, in which a node that stops is gone.
 const REMEMBERED_TICKS: u64 = 20;
@@ -80,7 +77,7 @@ fn successor(
         let member = members.iter().find(|member| member.replica_id == id);
         member.is_some_and(|member| level_of(NodeId(member.node_id)) == Level::Enough)
     };
-    let caught_up = |matching: u64| group.last_log_index.saturating_sub(matching) <= TRANSFER_LAG_ENTRIES_MAX;
+    let caught_up = |matching: u64| group.last_log_index.saturating_sub(matching) <= CAUGHT_UP_ENTRIES;
     group
         .progress
         .iter()

@@ -31,12 +31,15 @@ const READ_TIMEOUT: Duration = Duration::from_secs(5);
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether the cluster goes on without this replica for good, as far as `record` tells: its id was minted, its group was
-/// formed, and nothing in the record names it: no placement, no move, no change of voters, no membership.
+/// formed, and nothing in the record names it: no placement, no move, no change of voters, no membership. A replica of a later
+/// group than the record knows is never judged: its shard was recovered, and whoever tells this record has not heard of it.
 pub fn is_superfluous(record: &MetaRecord, replica: &ReplicaDescriptor) -> bool {
     let id = replica.replica_id;
     let minted = id < record.next_replica_id;
-    let formed =
-        record.shards.iter().any(|shard| shard.shard_id == replica.shard_id && shard.observed.is_some());
+    let tells_of_it = |shard: &ShardRecord| {
+        shard.shard_id == replica.shard_id && shard.observed.is_some() && shard.group_id >= replica.group_id
+    };
+    let formed = record.shards.iter().any(tells_of_it);
     // In any shard: of a replica whose log was lost, the shard may not be known.
     minted && formed && !record.shards.iter().any(|shard| names(shard, id))
 }
@@ -159,8 +162,11 @@ impl<RT: AsyncRuntime, S: Store> Sweep<RT, S> {
         let all = condemned.len();
         let ends = condemned.into_iter().map(|replica| async move {
             self.host.retire(replica).await;
-            let ended = timeout(END_TIMEOUT, self.stores.state.machine_ended(replica)).await;
-            ended.is_ok().then_some(replica)
+            let ended = timeout(END_TIMEOUT, self.stores.state.machine_ended(replica)).await.is_ok();
+            if !ended {
+                tracing::warn!(replica = replica.get(), "a replica that is to be removed has not ended yet");
+            }
+            ended.then_some(replica)
         });
         let ended: Vec<ReplicaId> = futures::future::join_all(ends).await.into_iter().flatten().collect();
         (self.points)("retired-replicas");
@@ -251,7 +257,7 @@ mod tests {
         let moved =
             |from_replica_id, to_replica_id| Some(Move { from_replica_id, to_replica_id, ..Move::default() });
         type Change = fn(&mut MetaRecord);
-        let changes: [(&str, Change); 9] = [
+        let changes: [(&str, Change); 10] = [
             ("a placement", |record| record.shards[2].replicas.push(placement(DOUBTED))),
             ("a placement of another shard", |record| record.shards[1].replicas.push(placement(DOUBTED))),
             ("a voter", |record| record.shards[2].observed = Some(observed(&[DOUBTED, 102], &[]))),
@@ -262,6 +268,7 @@ mod tests {
             }),
             ("an id that is not minted yet", |record| record.next_replica_id = DOUBTED),
             ("a group that was not seen", |record| record.shards[2].observed = None),
+            ("a record of before its group", |record| record.shards[2].group_id = 1),
             ("an unknown shard", |record| record.shards.truncate(2)),
             ("a record of nothing", |record| *record = MetaRecord::default()),
         ];

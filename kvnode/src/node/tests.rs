@@ -6,9 +6,12 @@ use clap::Parser;
 use kv_proto::{
     admin::v1::{BootstrapRequest, NodeInfo, Phase},
     disk::v1::{Founding, ReplicaDescriptor},
-    peer::v1::{ControlRequest, CreateReplica, control_request},
+    peer::v1::{
+        ControlRequest, CreateReplica, ReadIndexRequest, ReadRequest, ScanPage, WriteRequest,
+        control_request, frame::Body, read_request,
+    },
 };
-use kv_topology::ReplicaId;
+use kv_topology::{NodeId, ReplicaId};
 use rand::{SeedableRng, rngs::StdRng};
 use tempfile::TempDir;
 use tokio::{
@@ -38,13 +41,16 @@ fn fatal() -> Fatal {
 
 async fn config(folder: &Path, flags: &[&str]) -> Config {
     let mut line = vec!["kvnode".to_owned(), "--node-name".to_owned(), "n1".to_owned()];
-    line.extend(["--ballast", "0", "--shards", "1", "--data-dir"].map(str::to_owned));
+    line.extend(["--ballast", "0", "--data-dir"].map(str::to_owned));
     line.push(folder.display().to_string());
     for flag in ["--client-listen", "--peer-listen", "--http-listen"] {
         let free = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         line.extend([flag.to_owned(), free.local_addr().expect("bound").to_string()]);
     }
     line.extend(flags.iter().map(|flag| (*flag).to_owned()));
+    if !flags.contains(&"--shards") {
+        line.extend(["--shards", "1"].map(str::to_owned));
+    }
     validate(&Flags::parse_from(line), ByteCount(1 << 30)).expect("a valid configuration")
 }
 
@@ -316,5 +322,71 @@ async fn a_replica_that_is_known_to_be_placed_nowhere_is_not_created() {
     let refused = member.control(member.identity.node, request, Instant::now() + LONG).await;
     assert_eq!(refused.expect_err("it was removed").reason, refusal::REPLICA_UNKNOWN);
     assert!(!runs(&node, ReplicaId(dropped)));
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_replica_of_a_group_that_was_given_up_is_created() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1"]).await;
+    wait_ready(&node).await;
+    let mut record = (*node.core.meta()).clone();
+    let minted = record.next_replica_id;
+    record.epoch += 100;
+    for shard in record.shards.iter_mut().filter(|shard| shard.shard_id == 1) {
+        shard.group_id += 1;
+    }
+    node.core.maps.offer(record);
+    let create = CreateReplica { shard_id: 1, group_id: 1, replica_id: minted };
+    let request = ControlRequest { request: Some(control_request::Request::CreateReplica(create)) };
+    let member = node.core.member.get().expect("a member");
+    let refused = member.control(member.identity.node, request, Instant::now() + LONG).await;
+    assert_eq!(refused.expect_err("its group is over").reason, refusal::GROUP_REPLACED);
+    assert!(!runs(&node, ReplicaId(minted)));
+    node.stop().await;
+}
+
+/// A node that comes back with what was given up is asked by one that has heard of it, before it has heard of it itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_an_earlier_group_answers_nobody_who_knows_a_later_one() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1", "--shards", "2"]).await;
+    wait_ready(&node).await;
+    let member = node.core.member.get().expect("a member");
+    let group = member.replicas.all().iter().find(|own| own.shard.get() == 1).map(|own| own.group.get());
+    let group = group.expect("a replica of the shard");
+    let read = Some(read_request::Read::Scan(ScanPage { limit: 1, max_bytes: 1, ..ScanPage::default() }));
+    let read = |group_id| ReadRequest {
+        shard_id: 1,
+        deadline_ms: 10_000,
+        group_id,
+        read: read.clone(),
+        ..ReadRequest::default()
+    };
+    let write =
+        |group_id| WriteRequest { shard_id: 1, deadline_ms: 10_000, group_id, ..WriteRequest::default() };
+    for body in [Body::ReadRequest(read(group + 1)), Body::WriteRequest(write(group + 1))] {
+        match member.answer(NodeId(9), body).await {
+            Body::Refusal(refused) => assert_eq!(refused.reason, refusal::STARTING, "{refused:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    for known in [0, group] {
+        let answered = member.answer(NodeId(9), Body::ReadRequest(read(known))).await;
+        assert!(matches!(answered, Body::ReadResponse(_)), "{answered:?}");
+    }
+    // Only of the very group that asks: what a later one has acknowledged is not in an earlier one's log.
+    let own = member.replicas.all().into_iter().max_by_key(|own| own.group).expect("replicas");
+    let index = async |group_id: u64| {
+        let request = ReadIndexRequest { shard_id: own.shard.get(), group_id };
+        match member.answer(own.node, Body::ReadIndexRequest(request)).await {
+            Body::ReadIndexResponse(_) => String::new(),
+            Body::Refusal(refused) => refused.reason,
+            other => panic!("{other:?}"),
+        }
+    };
+    let group = own.group.get();
+    let heard = [index(group - 1).await, index(group).await, index(group + 1).await];
+    assert_eq!(heard, [refusal::NO_REPLICA, "", refusal::STARTING]);
     node.stop().await;
 }

@@ -38,15 +38,16 @@ pub fn unread(descriptor: &ReplicaDescriptor, why: &str) -> ReplicaOnDisk {
         removed,
         replaced_by_group_id,
     } = descriptor;
-    let reasons =
-        [quarantine_reason.as_str(), if *removed { "it was removed from its group" } else { "" }, why];
-    let reason = reasons.into_iter().find(|reason| !reason.is_empty()).unwrap_or_default();
+    let removed = if *removed { "it was removed from its group" } else { "" };
+    let unusable = [why, removed].into_iter().find(|reason| !reason.is_empty());
+    let reason = unusable.unwrap_or(quarantine_reason);
     ReplicaOnDisk {
         shard_id: *shard_id,
         group_id: *group_id,
         replica_id: *replica_id,
         quarantine_reason: reason.to_owned(),
-        replaced_by_group_id: *replaced_by_group_id,
+        // It tells that the bytes are sound.
+        replaced_by_group_id: if unusable.is_none() { *replaced_by_group_id } else { 0 },
         ..ReplicaOnDisk::default()
     }
 }
@@ -64,6 +65,7 @@ pub fn record(record: &MetaRecord, of_replica: bool) -> RecordOnDisk {
         group_id: shard.group_id,
         replicas: shard.replicas.iter().map(placement).collect(),
         replaced: shard.replaced.as_ref().map(replaced),
+        formed: shard.observed.is_some() || shard.replaced.is_some(),
     });
     RecordOnDisk {
         epoch: record.epoch,
@@ -118,4 +120,39 @@ fn replaced(replaced: &ReplacedGroup) -> ReplacedShardGroup {
 
 fn position(id: &LogId) -> LogPosition {
     LogPosition { term: id.term, replica_id: id.replica_id, index: id.index }
+}
+
+#[cfg(test)]
+mod tests {
+    use kv_proto::disk::v1::ShardRecord;
+
+    use super::*;
+
+    #[test]
+    fn only_what_can_be_read_and_stays_passes_for_sound() {
+        let given_up = ReplicaDescriptor {
+            replica_id: 5,
+            quarantine_reason: "shard 2 goes on in group 12".to_owned(),
+            replaced_by_group_id: 12,
+            ..ReplicaDescriptor::default()
+        };
+        let told = |descriptor: &ReplicaDescriptor, why: &str| {
+            let told = unread(descriptor, why);
+            (told.quarantine_reason, told.replaced_by_group_id)
+        };
+        assert_eq!(told(&given_up, ""), ("shard 2 goes on in group 12".to_owned(), 12));
+        assert_eq!(told(&given_up, "a bit"), ("a bit".to_owned(), 0));
+        let leaving = ReplicaDescriptor { removed: true, ..given_up };
+        assert_eq!(told(&leaving, ""), ("it was removed from its group".to_owned(), 0));
+    }
+
+    #[test]
+    fn a_record_tells_which_groups_were_there() {
+        let observed = ShardRecord { observed: Some(StoredMembership::default()), ..ShardRecord::default() };
+        let begun_anew = ShardRecord { replaced: Some(ReplacedGroup::default()), ..ShardRecord::default() };
+        let shards = vec![ShardRecord::default(), observed, begun_anew];
+        let told = record(&MetaRecord { shards, ..MetaRecord::default() }, false);
+        let formed: Vec<bool> = told.shards.iter().map(|shard| shard.formed).collect();
+        assert_eq!(formed, [false, true, true]);
+    }
 }

@@ -23,7 +23,8 @@ pub struct OnDisk {
     pub descriptor: ReplicaDescriptor,
     /// Its vote.
     pub vote: Vote,
-    /// How far it has come: the last entry of its log, or that of its state if a snapshot was put in and the log not cut yet.
+    /// How far it has come, in Raft's order: the last entry of its log, or that of its state if a snapshot was put in and the
+    /// log not cut yet.
     /// `None`: it never had anything.
     pub last: Option<LogId>,
     /// The last entry of the log itself, purged or not.
@@ -119,9 +120,11 @@ pub async fn read(
     Ok(OnDisk { membership: newest.unwrap_or_else(|| found.applied_membership.clone()), ..found })
 }
 
+/// In Raft's order: of a log that is longer than a snapshot of a later term, the end was never committed.
 fn later(one: Option<LogId>, other: Option<LogId>) -> Option<LogId> {
+    let reach = |id: &LogId| (id.term, id.index);
     match (one, other) {
-        (Some(one), Some(other)) => Some(if other.index > one.index { other } else { one }),
+        (Some(one), Some(other)) => Some(if reach(&other) > reach(&one) { other } else { one }),
         (one, other) => one.or(other),
     }
 }
@@ -227,5 +230,12 @@ mod tests {
         assert_eq!(later(at(3), at(7)), at(7), "a snapshot that the log was not cut for");
         assert_eq!(later(at(7), at(3)), at(7));
         assert_eq!(later(None, at(3)), at(3));
+        let of_later_term = Some(LogId { term: 3, replica_id: 6, index: 5 });
+        assert_eq!(
+            later(at(7), of_later_term),
+            of_later_term,
+            "a snapshot in place of what was never committed"
+        );
+        assert_eq!(later(of_later_term, at(7)), of_later_term);
     }
 }

@@ -9,7 +9,7 @@ use kv_proto::{
     },
     disk::v1::{MetaCommand, MetaRecord, ReplicaDescriptor, meta_command::Command},
     kv::v1::ReadOptions,
-    peer::v1::{ReadRequest, Refusal, ScanPage, read_request::Read},
+    peer::v1::{ReadRequest, Refusal, ScanPage, read_request::Read, refusal::Kind},
 };
 use kv_topology::{ReplicaId, ShardId};
 use tokio::{
@@ -35,6 +35,7 @@ use crate::{
     refusal,
     router::{Maps as _, store::Store},
     state::on_disk::Foreseen,
+    state_machine::replica::ReadyEntry,
 };
 
 /// The node was not started with `--recovery`, or was.
@@ -48,6 +49,10 @@ const GROUP_IS_ALIVE: &str = "GROUP_IS_ALIVE";
 
 /// A group that answers nothing for so long has no leader: several elections.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// What is left after that for the decision, at least: meta may be electing.
+const DECISION: Duration = Duration::from_secs(2);
+/// Who asks waits less long than it takes to see that a group has no leader.
+const DEADLINE_TOO_SHORT: &str = "DEADLINE_TOO_SHORT";
 
 /// Who this node is: the answer to Inspect without replicas and record.
 pub type Head = Box<dyn Fn() -> InspectResponse + Send + Sync>;
@@ -80,7 +85,7 @@ impl Site {
         let mut meta: Option<OnDisk> = None;
         for descriptor in self.stores.log.descriptors() {
             let is_out = !descriptor.quarantine_reason.is_empty() || descriptor.removed;
-            if is_out && descriptor.replaced_by_group_id == 0 {
+            if is_out && (descriptor.replaced_by_group_id == 0 || descriptor.removed) {
                 replicas.push(inspect::unread(&descriptor, ""));
                 continue;
             }
@@ -95,21 +100,33 @@ impl Site {
             }
         }
         replicas.sort_by_key(|replica: &ReplicaOnDisk| (replica.shard_id, replica.replica_id));
-        let record = Some(self.record(meta).await);
-        InspectResponse { replicas, record, ..(self.head)() }
+        let (record, settled) = self.records(meta).await;
+        InspectResponse { replicas, record: Some(record), settled, ..(self.head)() }
     }
 
-    /// The newest that this node knows: what its own replica of meta comes to, or what it heard.
-    async fn record(&self, meta: Option<OnDisk>) -> RecordOnDisk {
-        let kept = self.stores.kept.meta();
-        let Some(meta) = meta else { return inspect::record(&kept, false) };
-        match self.foresee(&meta, &[]).await {
+    /// The newest that this node knows: what its own replica of meta comes to, or what it heard. And what of that is surely
+    /// decided, when it is not the same.
+    async fn records(&self, meta: Option<OnDisk>) -> (RecordOnDisk, Option<RecordOnDisk>) {
+        let (kept, heard) = (self.stores.kept.meta(), self.maps.meta());
+        let heard = if heard.epoch > kept.epoch { heard } else { Arc::new(kept) };
+        let only_heard = || (inspect::record(&heard, false), None);
+        let Some(meta) = meta else { return only_heard() };
+        let foreseen = async {
+            let whole = self.foresee(&meta, &[]).await?.record;
+            Ok::<_, Refusal>((whole, self.surely(&meta).await?.record))
+        };
+        match foreseen.await {
             // A replica that was put there and never had anything knows less than the node.
-            Ok(foreseen) if foreseen.record.epoch > 0 => inspect::record(&foreseen.record, true),
-            Ok(_) => inspect::record(&kept, false),
+            Ok((whole, _)) if whole.epoch == 0 => only_heard(),
+            Ok((whole, surely)) => {
+                let decided = if heard.epoch > surely.epoch { &heard } else { &surely };
+                let differs = !meta.is_alone() && *decided != whole;
+                let settled = differs.then(|| inspect::record(decided, false));
+                (inspect::record(&whole, true), settled)
+            }
             Err(refused) => {
                 tracing::error!(reason = refused.reason, message = refused.message, "meta cannot be read");
-                inspect::record(&kept, false)
+                only_heard()
             }
         }
     }
@@ -119,6 +136,17 @@ impl Site {
         let mut entries = on_disk::unapplied(&self.stores.log, meta).await.map_err(internal)?;
         let appended = rewrite.iter().flat_map(|rewrite| rewrite.entries.iter().cloned());
         entries.extend(appended.map(on_disk::ready_entry));
+        self.applied(meta, entries).await
+    }
+
+    /// The state of meta as far as its replica knew it to be committed.
+    async fn surely(&self, meta: &OnDisk) -> Result<Foreseen, Refusal> {
+        let mut entries = on_disk::unapplied(&self.stores.log, meta).await.map_err(internal)?;
+        entries.retain(|entry| meta.committed.is_some_and(|committed| entry.id.index <= committed.index));
+        self.applied(meta, entries).await
+    }
+
+    async fn applied(&self, meta: &OnDisk, entries: Vec<ReadyEntry>) -> Result<Foreseen, Refusal> {
         let (state, id) = (self.stores.state.clone(), meta.id());
         let foreseen =
             self.stores.state.blocking("foresee meta", move || state.foresee_meta(id, &entries)).await;
@@ -274,6 +302,12 @@ impl Site {
                 "meta cannot decide on itself: it is recovered offline",
             ));
         }
+        // Cut short, a group that elects would pass for one without a leader.
+        if deadline < Instant::now() + SIGN_OF_LIFE + DECISION {
+            let message =
+                format!("give it longer than {:?}: that is how long it may take", SIGN_OF_LIFE + DECISION);
+            return Err(failed(DEADLINE_TOO_SHORT, message));
+        }
         if self.is_alive(shard).await {
             let message = format!("shard {shard} has a leader, and serves");
             return Err(failed(GROUP_IS_ALIVE, message));
@@ -299,7 +333,28 @@ impl Site {
             ..ReadRequest::default()
         };
         let asked = self.store.read(request, Instant::now() + SIGN_OF_LIFE);
-        timeout(SIGN_OF_LIFE, asked).await.is_ok_and(|answer| answer.is_ok())
+        match timeout(SIGN_OF_LIFE, asked).await {
+            Ok(Ok(_)) => true,
+            Ok(Err(refused)) => is_sign_of_life(refused.kind()),
+            Err(_) => false,
+        }
+    }
+}
+
+/// Whether such a refusal comes from a group that works, or may: a group that is only busy must not be given up.
+fn is_sign_of_life(kind: Kind) -> bool {
+    match kind {
+        Kind::ResourceExhausted
+        | Kind::WrongShard
+        | Kind::InvalidArgument
+        | Kind::FailedPrecondition
+        | Kind::NotFound => true,
+        Kind::Unspecified
+        | Kind::NotApplied
+        | Kind::OutcomeUnknown
+        | Kind::DeadlineExceeded
+        | Kind::DataLoss
+        | Kind::Internal => false,
     }
 }
 
@@ -313,4 +368,17 @@ fn check_cluster(head: &InspectResponse, asked: &str) -> Result<(), Refusal> {
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
 fn internal(error: impl std::fmt::Display) -> Refusal {
     refusal::internal(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_is_only_busy_is_alive() {
+        assert!(is_sign_of_life(Kind::ResourceExhausted));
+        for none in [Kind::NotApplied, Kind::OutcomeUnknown, Kind::DeadlineExceeded, Kind::DataLoss] {
+            assert!(!is_sign_of_life(none), "{none:?}");
+        }
+    }
 }

@@ -84,6 +84,8 @@ pub const UPLOAD_OFFSET: &str = "UPLOAD_OFFSET";
 pub const DISK_CLONED_OR_RESTORED: &str = "DISK_CLONED_OR_RESTORED";
 /// The node was removed from the cluster.
 pub const NODE_REMOVED: &str = "NODE_REMOVED";
+/// The node joined in what meta has lost: the cluster was recovered from a time before. A person must see to its folder.
+pub const NODE_FORGOTTEN: &str = "NODE_FORGOTTEN";
 /// A permit is open: voters do not change meanwhile, no other permit is granted, and its node is not called lost.
 pub const PERMIT_OPEN: &str = "PERMIT_OPEN";
 /// A change of voters was begun and not seen to its end.

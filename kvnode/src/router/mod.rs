@@ -195,7 +195,8 @@ impl store::Store for Router {
         let mut in_doubt = false;
         loop {
             let replica = self.replicas.replica(shard);
-            let target = self.target(&course, replica.as_ref(), &self.maps.map(), route::for_write);
+            let map = self.maps.map();
+            let target = self.target(&course, replica.as_ref(), &map, route::for_write);
             // Operations are counted references: a clone for the next attempt copies no values.
             let result = match (target, replica) {
                 (Target::Here, Some(replica)) => replica.write(operations.clone(), deadline).await,
@@ -204,6 +205,7 @@ impl store::Store for Router {
                         shard_id: shard.get(),
                         operations: operations.clone(),
                         deadline_ms: left_ms(deadline),
+                        group_id: group_of(&map, shard),
                     };
                     self.peers.write(node, request, deadline).await
                 }
@@ -252,7 +254,8 @@ impl store::Store for Router {
                 (Target::Here, Some(replica)) => replica.read(&request, deadline).await,
                 (_, None) if here_only => return Err(self.replicas.absence(shard)),
                 (Target::At(node), _) => {
-                    let request = ReadRequest { deadline_ms: left_ms(deadline), ..request.clone() };
+                    let (deadline_ms, group_id) = (left_ms(deadline), group_of(&map, shard));
+                    let request = ReadRequest { deadline_ms, group_id, ..request.clone() };
                     self.peers.read(node, request, deadline).await
                 }
                 (Target::Nobody | Target::Here, _) => Err(self.nobody(&course)),
@@ -297,6 +300,11 @@ fn keeper(request: &ReadRequest) -> Option<NodeId> {
         | read_request::Read::Journal(_) => None,
     };
     pin.map(|pin| NodeId(pin.node_id))
+}
+
+/// The group in which a shard lives; 0: not known.
+fn group_of(map: &ClusterMap, shard: ShardId) -> u64 {
+    map.shards.get(&shard).map_or(0, |entry| entry.group.get())
 }
 
 /// Time left, ms, for a request to another node.

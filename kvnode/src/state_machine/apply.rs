@@ -211,7 +211,7 @@ impl Done {
 
 /// Applies an operation, unless its session knows what it came to.
 fn once(step: &mut Step<'_, '_>, operation: &Operation, index: u64) -> Result<Done, Rejection> {
-    let Some(kind) = &operation.kind else {
+    let Some(kind) = operation.kind.as_ref().filter(|kind| is_known(step, kind)) else {
         return Err(Rejection::Stop(ApplyError::UnknownOperation { index }));
     };
     validate::check_stamp(operation, kind)?;
@@ -235,6 +235,14 @@ fn once(step: &mut Step<'_, '_>, operation: &Operation, index: u64) -> Result<Do
     let (branch, version) = replay::kept(&result);
     step.sessions.keep(&stamp, now_ms, step.group.revision, branch, version);
     Ok(Done::now(step, result))
+}
+
+/// Whether this version does what all others do. A command that it does not know is none of those that are refused: whoever
+/// knows it applies it. And what is written at a higher feature level may mean more than it shows here.
+fn is_known(step: &Step<'_, '_>, kind: &operation::Kind) -> bool {
+    let level = step.meta.as_deref().map_or(0, |record| record.feature_level);
+    let is_unknown = matches!(kind, operation::Kind::Meta(MetaCommand { command: None, .. }));
+    !is_unknown && level <= machine::FEATURE_LEVEL
 }
 
 fn dispatch(

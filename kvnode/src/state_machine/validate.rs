@@ -103,6 +103,8 @@ pub(crate) fn check_shape(kind: &Kind) -> Result<(), Refusal> {
             }
             Ok(())
         }
+        // As with an operation, what an older node passes on has lost the command that it did not know.
+        Kind::Meta(command) if command.command.is_none() => Err(refusal::invalid("command", "is not known")),
         Kind::Tick(_) | Kind::CloseSession(_) | Kind::Recovered(_) | Kind::Meta(_) => Ok(()),
     }
 }

@@ -80,6 +80,11 @@ const INBOXES: usize = 4096;
 /// The asker knows only of a meta group that was given up.
 const META_WAS_RECOVERED: &str = "META_WAS_RECOVERED";
 
+/// Whether it asks for something that a replica here answers.
+fn is_for_a_shard(frame: &Frame) -> bool {
+    matches!(&frame.body, Some(Body::ReadIndexRequest(_) | Body::WriteRequest(_) | Body::ReadRequest(_)))
+}
+
 /// Whether it asks for a change that only meta may wish.
 fn is_step(frame: &Frame) -> bool {
     let Some(Body::ControlRequest(request)) = &frame.body else { return false };
@@ -181,6 +186,10 @@ impl Dispatch {
             let message =
                 "meta was recovered, and this node has not heard of it: it decides nothing any more";
             return reply.refuse(refusal::Kind::FailedPrecondition, META_WAS_RECOVERED, message);
+        }
+        if self.peer.is_ahead() && is_for_a_shard(&frame) {
+            let message = "meta was recovered, and this node has not heard what of its replicas was given up";
+            return reply.refuse(refusal::Kind::NotApplied, crate::refusal::STARTING, message);
         }
         let (handler, from) = (self.shared.handler.clone(), self.from);
         let (crew, length) = match &frame.body {

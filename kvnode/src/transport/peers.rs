@@ -196,6 +196,12 @@ impl Peer {
         self.recoveries.load(Relaxed) < self.own_recoveries.load(Relaxed)
     }
 
+    /// Whether this node knows of a recovery of meta of which we have not heard: what runs here may be of groups that were given
+    /// up, and is no answer to it.
+    pub(super) fn is_ahead(&self) -> bool {
+        self.recoveries.load(Relaxed) > self.own_recoveries.load(Relaxed)
+    }
+
     /// How full the disk of this node was when it was last heard. A level of a newer version counts as full.
     pub(super) fn disk(&self) -> DiskLevel {
         DiskLevel::try_from(self.disk.load(Relaxed)).unwrap_or(DiskLevel::DiskHard)

@@ -4,7 +4,7 @@ use std::{future::Future, sync::Arc, time::Duration};
 
 use kv_proto::{
     admin::v1::{
-        ClusterEvent, DrainNodeRequest, GetJournalRequest, HandOverRequest, ReleasePermitRequest,
+        ClusterEvent, DrainNodeRequest, GetJournalRequest, HandOverRequest, Phase, ReleasePermitRequest,
         RemoveNodeRequest, RequestPermitRequest, SetNodeLabelsRequest, SetPolicyRequest,
         TransferLeaderRequest, UndrainNodeRequest, WatchClusterRequest, admin_client::AdminClient,
     },
@@ -182,6 +182,52 @@ async fn a_watch_tells_the_state_at_once_and_again_after_each_change() {
     assert_eq!(harness.taken(Limit::Streams), 2);
     drop((events, newer));
     until("the places of the watches", || harness.taken(Limit::Streams) == 0).await;
+}
+
+#[tokio::test]
+async fn a_watch_that_nobody_reads_misses_states_but_never_the_newest_and_none_comes_twice() {
+    let harness = Harness::start().await;
+    let mut admin = harness.admin().await;
+    let mut events = watch(&mut admin, 0).await;
+    // What another node has told may be ahead of this one.
+    let mut ahead = watch(&mut admin, 30).await;
+    let mut last = next(&mut events).await;
+    for epoch in 5..=40 {
+        harness.node.reach(epoch);
+    }
+    while last < 40 {
+        let epoch = next(&mut events).await;
+        assert!(epoch > last, "{epoch} after {last}");
+        last = epoch;
+    }
+    assert_eq!(last, 40);
+    assert!(next(&mut ahead).await > 30, "what is known is not told again");
+    // Late, older news change nothing.
+    harness.node.reach(39);
+    harness.node.reach(41);
+    assert_eq!(next(&mut events).await, 41);
+}
+
+#[tokio::test]
+async fn a_node_that_is_out_of_its_cluster_sends_those_who_watch_elsewhere() {
+    let harness = Harness::start().await;
+    let mut admin = harness.admin().await;
+    let mut events = watch(&mut admin, 0).await;
+    assert_eq!(next(&mut events).await, 4);
+    harness.node.enter(Phase::Failed);
+    harness.node.reach(5);
+    let elsewhere = (Code::Unavailable, "NOT_APPLIED_STREAM_ENDED".to_owned());
+    let ended = loop {
+        match within("the end", events.message()).await {
+            Ok(event) => assert_eq!(event.expect("an end with a reason").epoch, 5, "it had heard of it"),
+            Err(status) => break told(&status),
+        }
+    };
+    assert_eq!(ended, elsewhere);
+    // It would hear of no later state.
+    assert_eq!(end(&mut watch(&mut admin, 5).await).await, elsewhere);
+    harness.node.enter(Phase::Running);
+    assert_eq!(next(&mut watch(&mut admin, 0).await).await, 5);
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use kv_proto::{
     admin::v1::{
         BootstrapRequest, BootstrapResponse, DrainNodeRequest, DrainNodeResponse, GetJournalRequest,
         GetJournalResponse, HandOverRequest, HandOverResponse, JournalEntry, NodeInfo, NodeState, NodeStatus,
-        Objection, Policy, ReleasePermitRequest, ReleasePermitResponse, RemoveNodeRequest,
+        Objection, Phase, Policy, ReleasePermitRequest, ReleasePermitResponse, RemoveNodeRequest,
         RemoveNodeResponse, RequestPermitRequest, RequestPermitResponse, SetNodeLabelsRequest,
         SetNodeLabelsResponse, SetPolicyRequest, SetPolicyResponse, TransferLeaderRequest,
         TransferLeaderResponse, UndrainNodeRequest, UndrainNodeResponse,
@@ -29,6 +29,7 @@ pub const TOKEN: &str = "secret";
 /// A node without a cluster. What it is asked about is always node 3.
 pub struct FakeNode {
     registry: Registry,
+    phase: Mutex<Phase>,
     asked: Mutex<Vec<String>>,
     refusal: Mutex<Option<Refusal>>,
 }
@@ -44,7 +45,12 @@ fn record(epoch: u64) -> MetaRecord {
 impl Default for FakeNode {
     fn default() -> Self {
         let registry = Registry::new(record(4), Box::new(|_| {})).expect("a possible map");
-        Self { registry, asked: Mutex::default(), refusal: Mutex::default() }
+        Self {
+            registry,
+            phase: Mutex::new(Phase::Running),
+            asked: Mutex::default(),
+            refusal: Mutex::default(),
+        }
     }
 }
 
@@ -52,6 +58,11 @@ impl FakeNode {
     /// The record is at this epoch from now on.
     pub fn reach(&self, epoch: u64) {
         self.registry.offer(record(epoch));
+    }
+
+    /// It is in this phase from now on.
+    pub fn enter(&self, phase: Phase) {
+        *lock(&self.phase) = phase;
     }
 
     /// The next operation is refused.
@@ -73,7 +84,8 @@ impl FakeNode {
 
 impl Node for FakeNode {
     fn status(&self) -> NodeStatus {
-        NodeStatus { cluster_id: "fake".to_owned(), ready: true, ..NodeStatus::default() }
+        let phase = (*lock(&self.phase)).into();
+        NodeStatus { cluster_id: "fake".to_owned(), ready: true, phase, ..NodeStatus::default() }
     }
 
     async fn status_of(&self, _: NodeInfo, _: Instant) -> Option<NodeStatus> {

@@ -184,6 +184,27 @@ fn who_lags_is_told_in_bytes() {
 }
 
 #[test]
+fn a_replica_that_stands_still_on_a_node_that_lives_counts_as_silent() {
+    play(5, 3, async |world| {
+        let nodes = world.node_ids();
+        let led_by = leader(&world, &nodes).await;
+        let still = but(&nodes, led_by)[0];
+        // Its node goes on talking, and nothing is written: by its log it lacks nothing.
+        control(&world, still).stop().await;
+        sleep(CALM).await;
+        let group = described(&world, led_by);
+        let Progress { matching_index, heard_ms_ago, .. } = progress(&group, still);
+        assert_eq!(matching_index, group.committed_index);
+        assert!(heard_ms_ago.is_some_and(|ms| ms >= 4_000), "{heard_ms_ago:?}");
+        let runs = but(&but(&nodes, led_by), still)[0];
+        let Progress { heard_ms_ago, .. } = progress(&group, runs);
+        assert!(heard_ms_ago.is_some_and(|ms| ms < 1_000), "{heard_ms_ago:?}");
+        let refused = control(&world, led_by).transfer_leader(replica_of(still)).await;
+        assert_eq!(reason(refused), refusal::TARGET_NOT_READY);
+    });
+}
+
+#[test]
 fn a_transfer_returns_when_the_target_leads() {
     for seed in 0..8 {
         play(seed, 3, async |world| {

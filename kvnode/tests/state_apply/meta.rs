@@ -12,11 +12,13 @@ use kv_proto::{
 };
 use kv_topology::{ReplicaId, ShardId};
 use kvnode::{
-    meta::journal,
+    meta::{journal, machine::FEATURE_LEVEL},
     state::{
+        Batch,
         keys::{Kind as RecordKind, Name, Scope},
         memory::MemoryEngine,
     },
+    state_machine::validate,
 };
 use prost::Message;
 
@@ -62,7 +64,7 @@ fn register(number: u8) -> Operation {
     asked(Command::RegisterNode(RegisterNode { node: Some(node(number)), name_holder_alive: false }))
 }
 
-fn note(shard_id: Option<u32>, node_id: u64, event: &str) -> Operation {
+pub fn note(shard_id: Option<u32>, node_id: u64, event: &str) -> Operation {
     asked(Command::Note(Note { shard_id, node_id, event: event.to_owned() }))
 }
 
@@ -118,6 +120,32 @@ fn the_record_is_read_as_the_commands_left_it() {
     assert_eq!(&read, driven.replica.lock().unwrap().meta().unwrap().as_ref());
 }
 
+/// What all others apply and this replica does not know would make its record another one.
+#[test]
+fn a_command_of_a_newer_version_stops_the_replica_and_is_not_proposed() {
+    let driven = founded();
+    let before = driven.dump();
+    // As prost decodes a kind of command that it does not know.
+    let unknown = operation(Kind::Meta(MetaCommand { actor: "newer".to_owned(), ..MetaCommand::default() }));
+    assert!(validate(&unknown).is_err());
+    let stopped = driven.round(&[proposal(2, 2_000, vec![unknown])]).unwrap_err();
+    assert!(stopped.contains("this version does not know"), "{stopped}");
+    assert_eq!(driven.dump(), before);
+}
+
+#[test]
+fn at_a_higher_feature_level_nothing_is_applied() {
+    let driven = founded();
+    let higher = MetaRecord { feature_level: FEATURE_LEVEL + 1, ..record(&driven) };
+    let mut batch = Batch::default();
+    batch.put(Scope::new(REPLICA, kv_topology::Generation(1)).meta(), higher.encode_to_vec());
+    driven.engine.write(batch).unwrap();
+    let again = Driven::of_shard(driven.engine.clone(), REPLICA, ShardId::META).unwrap();
+    let stopped = again.round(&[proposal(2, 2_000, vec![register(3)])]).unwrap_err();
+    assert!(stopped.contains("this version does not know"), "{stopped}");
+    assert_eq!(record(&again), higher);
+}
+
 #[test]
 fn commands_that_change_something_are_journaled_and_others_are_not() {
     let driven = founded();
@@ -135,7 +163,7 @@ fn commands_that_change_something_are_journaled_and_others_are_not() {
         events(&all.entries),
         [
             "restarted",
-            "n2 (n2) registers at host-2:50051, start 0, version ",
+            "#2 (n2) registers at host-2:50051, start 0, version ",
             "n1 founds cluster c: 2 shards, replication factor 1",
         ]
     );
@@ -202,7 +230,7 @@ fn a_permit_expires_with_any_entry_of_a_later_log_time() {
     assert!(expired.permits[0].overdue);
     assert_eq!(expired.epoch, 4);
     let newest = page(&driven, JournalPage { limit: 1, ..JournalPage::default() });
-    assert_eq!(events(&newest.entries), ["permit of n2 is overdue"]);
+    assert_eq!(events(&newest.entries), ["permit of #2 is overdue"]);
     assert_eq!((newest.entries[0].epoch, newest.entries[0].log_time_ms), (4, 61_000));
     assert_eq!(newest.entries[0].command.as_ref().unwrap().actor, "meta");
 }

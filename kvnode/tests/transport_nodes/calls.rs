@@ -2,7 +2,11 @@
 
 use std::time::Duration;
 
-use kv_proto::peer::v1::{ReadIndexResponse, VoteRequest, WriteRequest, frame::Body, refusal};
+use kv_proto::peer::v1::{
+    AddLearner, ChangeVoters, ControlRequest, CreateReplica, DescribeGroup, DescribeNode, FetchMap, HandOver,
+    InitializeGroup, ReadIndexResponse, ReadRequest, RemoveLearner, TransferLeader, VoteRequest,
+    WriteRequest, control_request::Request, frame::Body, refusal,
+};
 use kv_topology::{GroupId, NodeId};
 use kvnode::{
     runtime::Tasks,
@@ -129,6 +133,70 @@ async fn a_replica_that_is_not_there_is_answered_removed() {
     let vote = Body::VoteRequest(VoteRequest::default());
     assert_eq!(ask(&one, 2, vote, 5).await, Err(CallError::Removed));
     assert_eq!(one.transport.counters()[0].1.removed_answers, 1);
+}
+
+/// The reason of the refusal with which a node answers.
+async fn refused(from: &Node, to: u64, body: Body) -> String {
+    match ask(from, to, body, 5).await {
+        Err(CallError::Refused(refused)) => refused.reason,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_controller_that_has_not_heard_of_a_recovery_decides_nothing_at_those_who_have() {
+    const BEHIND: &str = "META_WAS_RECOVERED";
+    let (_tasks, _network, one, two) = pair(&Limits::default());
+    let control = |request| Body::ControlRequest(ControlRequest { request: Some(request) });
+    let steps = || {
+        [
+            Request::CreateReplica(CreateReplica::default()),
+            Request::InitializeGroup(InitializeGroup::default()),
+            Request::AddLearner(AddLearner::default()),
+            Request::ChangeVoters(ChangeVoters::default()),
+            Request::RemoveLearner(RemoveLearner::default()),
+            Request::TransferLeader(TransferLeader::default()),
+            Request::HandOver(HandOver::default()),
+        ]
+    };
+    for step in steps() {
+        assert_eq!(refused(&one, 2, control(step)).await, "", "the handler is asked");
+    }
+    two.transport.set_recoveries(1);
+    for step in steps() {
+        assert_eq!(refused(&one, 2, control(step.clone())).await, BEHIND, "{step:?}");
+    }
+    for question in [
+        Request::FetchMap(FetchMap::default()),
+        Request::DescribeGroup(DescribeGroup::default()),
+        Request::DescribeNode(DescribeNode::default()),
+    ] {
+        assert_eq!(refused(&one, 2, control(question)).await, "", "it may ask, and hears of it");
+    }
+    assert_eq!(one.transport.ahead(), Some(two.id));
+    one.transport.set_recoveries(1);
+    assert_eq!(one.transport.ahead(), None);
+    for step in steps() {
+        assert_eq!(refused(&one, 2, control(step)).await, "");
+    }
+}
+
+/// What runs there may be of groups that were given up: a write that such a one acknowledged would be lost.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_not_heard_of_a_recovery_answers_nothing_for_its_shards_to_those_who_have() {
+    let (_tasks, _network, one, two) = pair(&Limits::default());
+    let requests = || {
+        [question(5), Body::WriteRequest(WriteRequest::default()), Body::ReadRequest(ReadRequest::default())]
+    };
+    one.transport.set_recoveries(1);
+    for request in requests() {
+        assert_eq!(refused(&one, 2, request.clone()).await, "NOT_APPLIED_STARTING", "{request:?}");
+    }
+    two.transport.set_recoveries(1);
+    assert!(ask(&one, 2, question(5), 5).await.is_ok());
+    // And the other way round: what was not given up answers everybody.
+    two.transport.set_recoveries(2);
+    assert!(ask(&one, 2, question(5), 5).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]

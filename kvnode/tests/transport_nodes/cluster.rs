@@ -51,10 +51,10 @@ impl Handler for Echo {
     async fn handle(&self, _: NodeId, frame: Frame) -> Body {
         match frame.body {
             Some(
-                Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE })
+                Body::ReadIndexRequest(ReadIndexRequest { shard_id: SILENCE, .. })
                 | Body::WriteRequest(WriteRequest { shard_id: SILENCE, .. }),
             ) => std::future::pending().await,
-            Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id })) => {
+            Some(Body::ReadIndexRequest(ReadIndexRequest { shard_id, .. })) => {
                 Body::ReadIndexResponse(ReadIndexResponse { index: shard_id.into(), term: 1 })
             }
             _ => Body::Refusal(Refusal::default()),
@@ -63,7 +63,7 @@ impl Handler for Echo {
 }
 
 pub fn question(shard_id: u32) -> Body {
-    Body::ReadIndexRequest(ReadIndexRequest { shard_id })
+    Body::ReadIndexRequest(ReadIndexRequest { shard_id, group_id: 0 })
 }
 
 pub struct Node {

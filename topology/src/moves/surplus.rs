@@ -14,8 +14,9 @@ enum Reason {
     Unfit,
     /// Its node is lost or removed.
     Gone,
-    NotVoting,
+    /// Before one that does not vote: where that one stays, this one would have to go.
     Draining,
+    NotVoting,
     Silent,
     /// Any other.
     Spare,
@@ -36,10 +37,13 @@ pub(super) fn surplus(scene: &Scene<'_>, shard: &Shard) -> BTreeSet<ReplicaId> {
             let zone = scene.zone_of(held.node);
             kept.iter().filter(|other| scene.zone_of(other.node) == zone).count()
         };
+        let fit = kept.iter().filter(|held| held.fit).count();
         let has_room = |held: &Held| scene.host(held.node).is_some_and(|host| host.has_room);
         let worst = kept
             .iter()
             .enumerate()
+            // Whatever speaks against the last fit one: with it the data would go.
+            .filter(|(_, held)| !held.fit || fit > 1)
             .min_by_key(|(_, held)| (reason(scene, shard, held), Reverse(in_zone(held)), has_room(held)));
         let Some(at) = worst.map(|(at, _)| at) else { break };
         surplus.insert(kept.remove(at).replica);
@@ -58,10 +62,10 @@ fn reason(scene: &Scene<'_>, shard: &Shard, held: &Held) -> Reason {
         Reason::Gone
     } else if comes {
         Reason::Coming
-    } else if !held.voter {
-        Reason::NotVoting
     } else if scene.wish(held) == Some(Why::Drain) {
         Reason::Draining
+    } else if !held.voter {
+        Reason::NotVoting
     } else if scene.is_sound(held) {
         Reason::Spare
     } else {

@@ -67,7 +67,8 @@ fn a_quorum_of_voters_that_have_caught_up_must_stay() {
 fn a_node_that_is_down_does_not_stay_whatever_its_leader_says() {
     let (three, five) = (voters([1, 2, 3]), voters(1..=5));
     let of_three = [asked(3, &three, (1..=3).map(good).collect())];
-    assert_eq!(verdict(&of_three, &[3]), at_risk(1, 2, &["r1 on #1 would be away", "r3 on #3 is down"]));
+    let down = "r3 on #3 counts as down: stopping, silent, or not back yet";
+    assert_eq!(verdict(&of_three, &[3]), at_risk(1, 2, &["r1 on #1 would be away", down]));
     assert_eq!(verdict(&of_three, &[4]), granted(&[]));
     let of_five = [asked(5, &five, (1..=5).map(good).collect())];
     assert_eq!(verdict(&of_five, &[3]), granted(&[]));

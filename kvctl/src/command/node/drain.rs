@@ -8,7 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use clap::Args;
 use indicatif::ProgressBar;
-use kv_client::{Client, admin::DrainNodeRequest};
+use kv_client::{
+    Client,
+    admin::{DrainNodeRequest, DrainNodeResponse},
+};
 use serde_json::{Value as Json, json};
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -16,8 +19,8 @@ use tokio::{
 };
 
 use super::{
-    called, done,
-    empty::{Emptying, Left, Look},
+    done,
+    empty::{Emptying, Look, Progress},
     state_name,
 };
 use crate::{
@@ -25,6 +28,7 @@ use crate::{
     command::progress,
     context::Context,
     exit::Exit,
+    named::{met, unmet, word},
     output::{self, Format},
     time,
 };
@@ -53,48 +57,59 @@ pub struct Drain {
 impl Drain {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
-        let request =
-            DrainNodeRequest { node: self.node.clone(), actor: actor::name(), reason: self.because.reason };
-        let reply = context.client.drain_node(request).await?;
         if self.wait {
-            return wait(context, &self.node, reply.node_id).await;
+            return self.begin_and_wait(context).await;
         }
-        let state = state_name(reply.state());
-        let exit = done(
-            context,
-            &format!("{} is {state}", called(&self.node)),
-            &json!({ "node": reply.node_id, "state": state }),
-        )?;
+        let reply = self.begin(&context.client).await?;
+        let (called, state) = (met(&self.node, reply.node_id), state_name(reply.state()));
+        let document = json!({ "node": reply.node_id, "state": state });
+        let exit = done(context, &format!("{called} is {state}"), &document)?;
         if context.format == Format::Table {
             eprintln!("{}", how_to_go_on(&self.node));
         }
         Ok(exit)
     }
+
+    async fn begin(&self, client: &Client) -> Result<DrainNodeResponse> {
+        let (node, reason) = (self.node.clone(), self.because.reason.clone());
+        Ok(client.drain_node(DrainNodeRequest { node, actor: actor::name(), reason }).await?)
+    }
+
+    /// Until the node is empty or will not be, or Ctrl-C.
+    async fn begin_and_wait(&self, context: &Context) -> Result<Exit> {
+        let name = &self.node;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
+        let begun = tokio::select! {
+            biased;
+            _ = interrupt.recv() => {
+                let called = unmet(name);
+                eprintln!("`kvctl node list` tells whether the drain of {called} was begun; {}", how_to_go_on(name));
+                return Ok(Exit::Interrupted);
+            }
+            begun = self.begin(&context.client) => begun?,
+        };
+        let mut display = Display::new(context.format, name, begun.node_id);
+        let end = tokio::select! {
+            biased;
+            _ = interrupt.recv() => None,
+            end = follow(&context.client, &mut display, begun.node_id) => Some(end),
+        };
+        display.clear();
+        let exit = match end {
+            Some(Ok(end)) => return display.ended(end),
+            Some(Err(error)) => Err(error),
+            None => Ok(Exit::Interrupted),
+        };
+        eprintln!("the drain of {} goes on without you: {}", display.called(), how_to_go_on(name));
+        exit
+    }
 }
 
 fn how_to_go_on(node: &str) -> String {
+    let node = word(node);
     format!(
         "`kvctl node drain {node} --wait` shows how far it is, `kvctl node undrain {node}` cancels it, also half way"
     )
-}
-
-/// Until the node is empty or will not be, or Ctrl-C.
-async fn wait(context: &Context, name: &str, node: u64) -> Result<Exit> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for Ctrl-C")?;
-    let mut display = Display::new(context.format, name, node);
-    let end = tokio::select! {
-        biased;
-        _ = interrupt.recv() => None,
-        end = follow(&context.client, &mut display, node) => Some(end?),
-    };
-    display.clear();
-    match end {
-        Some(end) => display.ended(end),
-        None => {
-            eprintln!("the drain of {} goes on without you: {}", called(name), how_to_go_on(name));
-            Ok(Exit::Interrupted)
-        }
-    }
 }
 
 /// How a drain ended.
@@ -115,7 +130,7 @@ async fn follow(client: &Client, display: &mut Display, node: u64) -> Result<End
         match client.cluster_status().await {
             Ok(status) => match emptying.look(&status, begun.elapsed()) {
                 Look::Old => {}
-                Look::Draining { left, total, time_left } => display.goes_on(left, total, time_left)?,
+                Look::Draining(progress) => display.goes_on(progress)?,
                 Look::Drained => return Ok(End::Drained),
                 Look::Cancelled => return Ok(End::Cancelled),
                 Look::Lost => return Ok(End::Lost),
@@ -135,8 +150,8 @@ struct Display {
     name: String,
     node: u64,
     bar: Option<ProgressBar>,
-    /// What was printed last.
-    shown: Option<(usize, usize)>,
+    /// What was printed last: replicas that are left, those that move, and who has a permit.
+    shown: Option<(usize, usize, Option<u64>)>,
     /// What went wrong last.
     noted: Option<String>,
 }
@@ -154,18 +169,23 @@ impl Display {
         }
     }
 
-    fn goes_on(&mut self, left: Left, total: usize, time_left: Option<Duration>) -> Result<()> {
+    fn called(&self) -> String {
+        met(&self.name, self.node)
+    }
+
+    fn goes_on(&mut self, progress: Progress) -> Result<()> {
         self.noted = None;
         if let Some(bar) = &self.bar {
-            bar.set_message(words(&self.name, left, total, time_left));
+            bar.set_message(words(&self.called(), progress));
             return Ok(());
         }
-        if self.shown.replace((left.replicas, left.moving)) == Some((left.replicas, left.moving)) {
+        let news = Some((progress.left.replicas, progress.left.moving, progress.permit));
+        if std::mem::replace(&mut self.shown, news) == news {
             return Ok(());
         }
         match self.format {
-            Format::Table => eprintln!("{}", words(&self.name, left, total, time_left)),
-            Format::Json => output::line(&self.document(left, total, time_left).to_string())?,
+            Format::Table => eprintln!("{}", words(&self.called(), progress)),
+            Format::Json => output::line(&self.document(progress).to_string())?,
         }
         Ok(())
     }
@@ -190,8 +210,7 @@ impl Display {
     }
 
     fn ended(&self, end: End) -> Result<Exit> {
-        let (name, state) = (&self.name, end.state());
-        let called = called(name);
+        let (name, called, state) = (word(&self.name), self.called(), end.state());
         if self.format == Format::Json {
             output::line(&json!({ "node": self.node, "state": state }).to_string())?;
         }
@@ -218,7 +237,8 @@ impl Display {
         Ok(Exit::Error)
     }
 
-    fn document(&self, left: Left, total: usize, time_left: Option<Duration>) -> Json {
+    fn document(&self, progress: Progress) -> Json {
+        let Progress { left, total, time_left, permit } = progress;
         json!({
             "node": self.node,
             "state": "draining",
@@ -227,6 +247,7 @@ impl Display {
             "bytes_left": left.bytes,
             "moves": left.moving,
             "ms_left": time_left.map(time::ms),
+            "permit_node": permit,
         })
     }
 }
@@ -242,26 +263,32 @@ impl End {
     }
 }
 
-fn words(name: &str, left: Left, total: usize, time_left: Option<Duration>) -> String {
+fn words(called: &str, progress: Progress) -> String {
+    let Progress { left, total, time_left, permit } = progress;
     let moving = match left.moving {
         0 => "none moves at the moment".to_owned(),
         1 => "1 moves".to_owned(),
         moving => format!("{moving} move"),
     };
     let time_left = time_left.map_or(String::new(), |left| format!(", about {} left", time::about(left)));
-    format!("{}: {} of {total} left, {moving}{time_left}", called(name), left.words())
+    let held = permit.map_or(String::new(), |node| format!("; none leaves while #{node} has a permit"));
+    format!("{called}: {} of {total} left, {moving}{time_left}{held}", left.words())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::empty::Left, *};
 
     #[test]
     fn what_is_left_is_told_with_the_time_that_it_takes() {
         let left = Left { replicas: 5, bytes: Some(3 << 30), moving: 2 };
-        let text = words("n3", left, 9, Some(Duration::from_secs(200)));
-        assert_eq!(text, "n3: 5 replicas (3.0 GiB) of 9 left, 2 move, about 3 min left");
+        let progress = Progress { left, total: 9, time_left: Some(Duration::from_secs(200)), permit: None };
+        assert_eq!(words("n3", progress), "n3: 5 replicas (3.0 GiB) of 9 left, 2 move, about 3 min left");
         let left = Left { replicas: 1, bytes: None, moving: 0 };
-        assert_eq!(words("n3", left, 9, None), "n3: 1 replica of 9 left, none moves at the moment");
+        let progress = Progress { left, time_left: None, permit: Some(2), ..progress };
+        assert_eq!(
+            words("n3", progress),
+            "n3: 1 replica of 9 left, none moves at the moment; none leaves while #2 has a permit"
+        );
     }
 }

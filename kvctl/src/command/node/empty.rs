@@ -56,14 +56,7 @@ pub enum Look {
     /// The asked node has not heard of it yet, or not of what another one has told.
     Old,
     /// It goes on.
-    Draining {
-        /// What is still there.
-        left: Left,
-        /// The most replicas that were seen there.
-        total: usize,
-        /// As long as it takes at the rate so far; `None`: nothing has moved yet.
-        time_left: Option<Duration>,
-    },
+    Draining(Progress),
     /// The node is empty.
     Drained,
     /// Somebody cancelled it.
@@ -72,6 +65,19 @@ pub enum Look {
     Lost,
     /// The node is not part of the cluster any more.
     Removed,
+}
+
+/// How far a drain has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is still there.
+    pub left: Left,
+    /// The most replicas that were seen there.
+    pub total: usize,
+    /// As long as it takes at the rate so far; `None`: nothing has moved yet.
+    pub time_left: Option<Duration>,
+    /// The node with an open permit: until that is over no voters change, and no replica leaves.
+    pub permit: Option<u64>,
 }
 
 /// One drain that is being watched.
@@ -100,7 +106,7 @@ impl Emptying {
         let state = info.map_or(NodeState::Removed, |info| info.state());
         let is_news = self.first.is_some() || at > NEWS_MAX;
         match state {
-            NodeState::Draining => self.draining(Left::of(status, self.node), at),
+            NodeState::Draining => Look::Draining(self.draining(status, at)),
             NodeState::Drained => Look::Drained,
             NodeState::Lost => Look::Lost,
             NodeState::Active | NodeState::Joining if is_news => Look::Cancelled,
@@ -109,13 +115,16 @@ impl Emptying {
         }
     }
 
-    fn draining(&mut self, left: Left, at: Duration) -> Look {
+    fn draining(&mut self, status: &ClusterStatus, at: Duration) -> Progress {
+        let left = Left::of(status, self.node);
         let (since, first) = *self.first.get_or_insert((at, left));
         self.total = self.total.max(left.replicas);
-        Look::Draining {
+        let open = status.permits.iter().find(|permit| !permit.overdue);
+        Progress {
             left,
             total: self.total,
             time_left: time_left(first, left, at.saturating_sub(since)),
+            permit: open.map(|permit| permit.node_id),
         }
     }
 }
@@ -138,7 +147,9 @@ fn view(status: &ClusterStatus, node: u64) -> Option<&NodeView> {
 
 #[cfg(test)]
 mod tests {
-    use kv_client::admin::{Move, NodeInfo, NodeStatus, ReplicaPlacement, ReplicaStatus, ShardStatus};
+    use kv_client::admin::{
+        Move, NodeInfo, NodeStatus, Permit, ReplicaPlacement, ReplicaStatus, ShardStatus,
+    };
 
     use super::*;
 
@@ -174,14 +185,17 @@ mod tests {
         }
     }
 
+    fn look(left: Left, total: usize, time_left: Option<Duration>) -> Look {
+        Look::Draining(Progress { left, total, time_left, permit: None })
+    }
+
     #[test]
     fn what_is_left_and_how_long_it_takes_follow_from_the_rate_so_far() {
         let mut emptying = Emptying::of(3);
         let left = |replicas| Left { replicas, bytes: Some(replicas as u64 * 100), moving: 1 };
-        let look = emptying.look(&status(NodeState::Draining, 8), SECOND);
-        assert_eq!(look, Look::Draining { left: left(8), total: 8, time_left: None });
-        let look = emptying.look(&status(NodeState::Draining, 6), SECOND * 5);
-        assert_eq!(look, Look::Draining { left: left(6), total: 8, time_left: Some(SECOND * 12) });
+        assert_eq!(emptying.look(&status(NodeState::Draining, 8), SECOND), look(left(8), 8, None));
+        let seen = emptying.look(&status(NodeState::Draining, 6), SECOND * 5);
+        assert_eq!(seen, look(left(6), 8, Some(SECOND * 12)));
         assert_eq!(emptying.look(&status(NodeState::Drained, 0), SECOND * 9), Look::Drained);
     }
 
@@ -192,8 +206,20 @@ mod tests {
         let mut silent = status(NodeState::Draining, 1);
         silent.nodes[0].status = None;
         let left = Left { replicas: 1, bytes: None, moving: 1 };
-        let look = emptying.look(&silent, SECOND * 6);
-        assert_eq!(look, Look::Draining { left, total: 4, time_left: Some(SECOND * 2) });
+        assert_eq!(emptying.look(&silent, SECOND * 6), look(left, 4, Some(SECOND * 2)));
+    }
+
+    #[test]
+    fn an_open_permit_is_seen_and_an_overdue_one_holds_nothing() {
+        let permit_of = |overdue| {
+            let permits = vec![Permit { node_id: 2, overdue, ..Permit::default() }];
+            let status = ClusterStatus { permits, ..status(NodeState::Draining, 4) };
+            match Emptying::of(3).look(&status, SECOND) {
+                Look::Draining(progress) => progress.permit,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!((permit_of(false), permit_of(true)), (Some(2), None));
     }
 
     #[test]

@@ -5,11 +5,12 @@ use clap::Args;
 use kv_client::admin::SetNodeLabelsRequest;
 use serde_json::json;
 
-use super::{called, done};
+use super::done;
 use crate::{
     actor,
     context::Context,
     exit::{Exit, usage},
+    named::met,
 };
 
 /// The one label that there is.
@@ -29,14 +30,15 @@ impl Label {
     /// Runs to the end.
     pub async fn run(self, context: &Context) -> Result<Exit> {
         let zone = parse(&self.label)?;
-        let node = called(&self.node);
+        let request =
+            SetNodeLabelsRequest { node: self.node.clone(), zone: zone.clone(), actor: actor::name() };
+        let reply = context.client.set_node_labels(request).await?;
+        let node = met(&self.node, reply.node_id);
         let text = match &zone {
             Some(zone) if zone.is_empty() => format!("{node} has no zone"),
             Some(zone) => format!("{node} is in zone {zone}"),
             None => format!("{node} has no label any more: the zone that it was started with counts"),
         };
-        let request = SetNodeLabelsRequest { node: self.node, zone: zone.clone(), actor: actor::name() };
-        let reply = context.client.set_node_labels(request).await?;
         done(context, &text, &json!({ "node": reply.node_id, "zone_label": zone }))
     }
 }

@@ -37,7 +37,7 @@ pub fn table(status: &ClusterStatus) -> Result<()> {
             info.version.clone(),
             or_unknown(counts.as_ref().map(|counts| counts.replicas.to_string())),
             or_unknown(counts.as_ref().map(|counts| counts.leaders.to_string())),
-            or_unknown(lag(status, info.node_id).map(|entries| entries.to_string())),
+            or_unknown(lag_words(status, info.node_id)),
             or_unknown(view.status.as_ref().map(disk)),
             health(view),
         ]
@@ -96,6 +96,12 @@ fn lag(status: &ClusterStatus, node: u64) -> Option<u64> {
             replica.lags.iter().find(|lag| lag.node_id == node).map(|lag| lag.entries)
         })
         .max()
+}
+
+/// The same for a table; a node without replicas has nothing that could lag.
+fn lag_words(status: &ClusterStatus, node: u64) -> Option<String> {
+    let is_empty = || Left::of(status, node).replicas == 0;
+    lag(status, node).map(|entries| entries.to_string()).or_else(|| is_empty().then(|| "-".to_owned()))
 }
 
 /// Replicas by role; quarantined ones are counted apart.
@@ -189,7 +195,7 @@ pub fn json_of(status: &ClusterStatus) -> Json {
 
 #[cfg(test)]
 mod tests {
-    use kv_client::admin::{ReplicaLag, ReplicaStatus};
+    use kv_client::admin::{ReplicaLag, ReplicaPlacement, ReplicaStatus, ShardStatus};
 
     use super::*;
 
@@ -240,5 +246,13 @@ mod tests {
         let nodes = vec![report(1, vec![led(&[(2, 7), (3, 0)])]), report(2, vec![led(&[(1, 2), (3, 9)])])];
         let status = ClusterStatus { nodes, ..ClusterStatus::default() };
         assert_eq!([1, 2, 3, 4].map(|node| lag(&status, node)), [Some(2), Some(7), Some(9), None]);
+    }
+
+    #[test]
+    fn a_node_without_replicas_lags_nowhere_and_of_others_nobody_may_know() {
+        let placed = ReplicaPlacement { node_id: 1, ..ReplicaPlacement::default() };
+        let shards = vec![ShardStatus { replicas: vec![placed], ..ShardStatus::default() }];
+        let status = ClusterStatus { shards, ..ClusterStatus::default() };
+        assert_eq!([1, 2].map(|node| lag_words(&status, node)), [None, Some("-".to_owned())]);
     }
 }

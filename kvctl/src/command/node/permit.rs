@@ -10,12 +10,13 @@ use kv_client::{
 };
 use serde_json::json;
 
-use super::{called, done};
+use super::done;
 use crate::{
     actor::{self, Because},
     advice,
     context::Context,
     exit::{self, Advised, Exit},
+    named::{met, word},
     output::{self, Format},
     text, time,
 };
@@ -81,7 +82,7 @@ impl Permit {
             output::json(&document(&answer))?;
         }
         if !answer.granted {
-            explain(&node, &answer.objections);
+            explain(&met(&node, answer.node_id), &answer.objections);
             return Ok(Exit::NotPermitted);
         }
         if context.format == Format::Table {
@@ -106,7 +107,7 @@ fn in_doubt(error: Error, ttl: Duration) -> anyhow::Error {
 
 /// The token for scripts, the rest for people.
 fn granted(node: &str, answer: &RequestPermitResponse, dry_run: bool) -> Result<()> {
-    let (called, time) = (called(node), time::exact(answer.ttl_ms));
+    let (called, time) = (met(node, answer.node_id), time::exact(answer.ttl_ms));
     if dry_run {
         output::line(&format!("{called} may be restarted now"))?;
     } else {
@@ -114,6 +115,7 @@ fn granted(node: &str, answer: &RequestPermitResponse, dry_run: bool) -> Result<
         eprintln!(
             "{called} may be restarted within {time}. Give its leaderships away, restart it, give the permit back:\n  \
              kvctl node hand-over {node} --permit {token}\n  kvctl node permit {node} --release {token}",
+            node = word(node),
             token = answer.token
         );
     }
@@ -128,8 +130,8 @@ fn granted(node: &str, answer: &RequestPermitResponse, dry_run: bool) -> Result<
 }
 
 /// Each objection, and what to do about each kind.
-fn explain(node: &str, objections: &[Objection]) {
-    eprintln!("{} is not to be restarted now:", called(node));
+fn explain(called: &str, objections: &[Objection]) {
+    eprintln!("{called} is not to be restarted now:");
     for objection in objections {
         let subject = match objection.shard_id {
             Some(0) => "meta: ".to_owned(),

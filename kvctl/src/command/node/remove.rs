@@ -5,11 +5,12 @@ use clap::Args;
 use kv_client::admin::RemoveNodeRequest;
 use serde_json::json;
 
-use super::{called, done};
+use super::done;
 use crate::{
     actor::{self, Because},
     context::Context,
     exit::Exit,
+    named::met,
 };
 
 /// Takes a node out of the cluster for good: one that is drained, or with --lost one that will not come back.
@@ -41,7 +42,7 @@ impl Remove {
         };
         let reply = context.client.remove_node(request).await?;
         let document = json!({ "node": reply.node_id, "state": "removed" });
-        let exit = done(context, &format!("{} is removed", called(&self.node)), &document)?;
+        let exit = done(context, &format!("{} is removed", met(&self.node, reply.node_id)), &document)?;
         if self.lost {
             eprintln!("`kvctl status` shows what is being rebuilt");
         }

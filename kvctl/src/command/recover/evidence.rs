@@ -110,6 +110,14 @@ impl Evidence {
             .max_by_key(|record| record.epoch)
     }
 
+    /// The newest record that is surely decided: what only stands at the end of a log may be taken back by those who keep the
+    /// quorum of meta.
+    pub fn newest_settled(&self) -> Option<&RecordOnDisk> {
+        let disks = self.survivors.iter().map(|survivor| &survivor.disk);
+        let settled = disks.filter_map(|disk| disk.settled.as_ref().or(disk.record.as_ref()));
+        settled.max_by_key(|record| record.epoch)
+    }
+
     /// All shards of which anything is known, meta among them.
     pub fn shards(&self, record: Option<&RecordOnDisk>) -> BTreeSet<u32> {
         let recorded = record.into_iter().flat_map(|record| &record.shards).map(|shard| shard.shard_id);

@@ -37,6 +37,8 @@ use crate::{
 
 /// For the inspection of a disk: a node reads all of its logs, about a gibibyte a second.
 const INSPECTION_TIMEOUT: Duration = Duration::from_secs(600);
+/// For a decision of meta, however short `--timeout` is: a node waits for seconds to see that a shard has no leader.
+const DECISION_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Go on after a quorum was lost for good: from what survived, on the word of a person
 ///
@@ -103,7 +105,9 @@ impl Recover {
 }
 
 async fn inspect_all(context: &Context, survivors: &Survivors) -> Result<Exit> {
-    let evidence = gather(context, survivors).await?;
+    let (evidence, silent) = gather(context, survivors).await?;
+    silent.iter().for_each(|silent| eprintln!("warning: {silent}"));
+    let evidence = Evidence::of(evidence).map_err(|why| anyhow!(why))?;
     match context.format {
         Format::Table => inspect::tables(&evidence)?,
         Format::Json => return output::json(&inspect::json(&evidence)).map(|()| Exit::Ok),
@@ -116,9 +120,23 @@ async fn inspect_all(context: &Context, survivors: &Survivors) -> Result<Exit> {
     Ok(Exit::Ok)
 }
 
+/// What there is, and what is to be done. Every node that was named must answer: it may be the one with the longest log.
+async fn look(context: &Context, scope: Scope, survivors: &Survivors) -> Result<(Evidence, Plan)> {
+    let (found, silent) = gather(context, survivors).await?;
+    if !silent.is_empty() {
+        return Err(anyhow!(
+            "{}. It is among --nodes, and nothing is decided without it. Only when it is lost for good: take it out of \
+             --nodes, and give it up with --without NAME",
+            silent.join("; ")
+        ));
+    }
+    let evidence = Evidence::of(found).map_err(|why| anyhow!(why))?;
+    let plan = plan::plan(&evidence, scope, &survivors.without).map_err(|why| anyhow!(why))?;
+    Ok((evidence, plan))
+}
+
 async fn recover(context: &Context, scope: Scope, order: Order) -> Result<Exit> {
-    let evidence = gather(context, &order.survivors).await?;
-    let plan = plan::plan(&evidence, scope, &order.survivors.without).map_err(|why| anyhow!(why))?;
+    let (evidence, plan) = look(context, scope, &order.survivors).await?;
     words::plan(&plan).iter().try_for_each(|line| output::line(line))?;
     if plan.recoveries().next().is_none() {
         return Ok(nothing_to_do(&plan, scope));
@@ -131,10 +149,21 @@ async fn recover(context: &Context, scope: Scope, order: Order) -> Result<Exit> 
     if order.dry_run {
         return Ok(Exit::Ok);
     }
+    let asks = order.yes.is_none();
     if !confirm(&plan.cluster_id, order.yes).await? {
         eprintln!("error: that is not the id of this cluster; nothing was changed");
         return Ok(Exit::Precondition);
     }
+    // Reading and typing take minutes, in which another person may have done something else.
+    let (evidence, now) =
+        if asks { look(context, scope, &order.survivors).await? } else { (evidence, plan.clone()) };
+    if !now.does_as(&plan) {
+        eprintln!(
+            "error: the disks are not any more as they were shown; nothing was changed: run the command again"
+        );
+        return Ok(Exit::Precondition);
+    }
+    let plan = now;
     let reason = if order.because.reason.is_empty() { reason(&plan) } else { order.because.reason };
     let envelope = Envelope { actor: actor::name(), reason };
     let groups = carry_out(context, &evidence, &plan, &envelope).await?;
@@ -160,19 +189,19 @@ fn reason(plan: &Plan) -> String {
     }
 }
 
-/// Asks every node for what is on its disk.
-async fn gather(context: &Context, survivors: &Survivors) -> Result<Evidence> {
+/// Asks every node for what is on its disk. Who did not answer, in words.
+async fn gather(context: &Context, survivors: &Survivors) -> Result<(Vec<Survivor>, Vec<String>)> {
     let addresses =
         Address::parse_list(&survivors.nodes).map_err(|error| usage(format!("--nodes: {error}")))?;
-    let mut found = Vec::new();
+    let (mut found, mut silent) = (Vec::new(), Vec::new());
     for address in addresses {
         let client = context.client.at(address.clone());
         match inspect(&client).await {
             Ok(disk) => found.push(Survivor { address, disk }),
-            Err(error) => eprintln!("warning: {address} was not inspected: {error}"),
+            Err(error) => silent.push(format!("{address} was not inspected: {error}")),
         }
     }
-    Evidence::of(found).map_err(|why| anyhow!(why))
+    Ok((found, silent))
 }
 
 /// One that is not there is given up soon, one that reads its logs is waited for.
@@ -213,7 +242,7 @@ async fn carry_out(
         groups.extend(rewrite(context, plan, node, request).await?);
     }
     if let Seat::Online(address) = &plan.seat {
-        let client = context.client.at(address.clone());
+        let client = context.client.at(address.clone()).with_timeout(DECISION_TIMEOUT);
         for question in steps::questions(plan, envelope) {
             let shard = question.replace.as_ref().map_or(0, |replace| replace.shard_id);
             let group = client.replace_group(question).await?.group_id;
@@ -256,9 +285,12 @@ fn report(plan: &Plan, groups: &Groups) -> Result<Exit> {
         output::line(&format!("{name} runs: stop it, start it with --recovery, and run this command again"))?;
     }
     if to_restart.is_empty() {
-        output::line(
-            "Start these nodes without --recovery. New nodes join as ever, and replicas grow back by themselves.",
-        )?;
+        let under_recovery = plan.sites.iter().filter(|(_, site)| site.recovering);
+        let names: Vec<String> = under_recovery.map(|(node, _)| plan.name(*node)).collect();
+        output::line(&format!(
+            "Start these nodes without --recovery: {}. New nodes join as ever, and replicas grow back by themselves.",
+            names.join(", ")
+        ))?;
     }
     Ok(Exit::Ok)
 }

@@ -18,6 +18,7 @@ use kv_client::{
 };
 
 use super::evidence::{Evidence, Held, is_quorum, names, voters};
+use crate::named::is_called;
 
 /// Meta's number among the shards.
 pub const META: u32 = 0;
@@ -173,6 +174,11 @@ impl Plan {
         self.names.get(&node_id).cloned().unwrap_or_else(|| format!("node {node_id}"))
     }
 
+    /// Whether this plan does what another one does. What else the disks tell may move on while nodes run.
+    pub fn does_as(&self, other: &Self) -> bool {
+        self.seat == other.seat && self.lost == other.lost && self.recoveries().eq(other.recoveries())
+    }
+
     /// Nodes that run and whose disks are to be rewritten: they must be started with `--recovery` first.
     pub fn to_restart(&self) -> BTreeSet<u64> {
         let chosen = self.recoveries().map(|(_, recovery)| recovery.chosen.node_id);
@@ -186,7 +192,7 @@ impl Plan {
 /// Why there is nothing that may be done.
 pub fn plan(evidence: &Evidence, scope: Scope, without: &[String]) -> Result<Plan, String> {
     let newest = evidence.newest_record();
-    let meta = group(evidence, META, newest);
+    let meta = group(evidence, META, newest, None);
     let record = counting_record(evidence, &meta, scope)?;
     let names = names(Some(record));
     let strangers = strangers(evidence, record);
@@ -194,9 +200,12 @@ pub fn plan(evidence: &Evidence, scope: Scope, without: &[String]) -> Result<Pla
     let sites = sites(evidence);
     let lost = lost(record, &sites, without)?;
     let shards = evidence.shards(Some(record)).into_iter().filter(|shard| scope.covers(*shard));
-    let groups: Vec<Group> = shards
-        .map(|shard| if shard == META { meta.clone() } else { group(evidence, shard, Some(record)) })
-        .collect();
+    let known = forgets(evidence, &meta).then(|| nodes_of(record));
+    let group_of = |shard| match shard {
+        META => meta.clone(),
+        shard => group(evidence, shard, Some(record), known.as_ref()),
+    };
+    let groups: Vec<Group> = shards.map(group_of).collect();
     if groups.is_empty() {
         return Err("there is no such shard".to_owned());
     }
@@ -246,7 +255,7 @@ fn counting_record<'a>(
         ));
     }
     match &meta.fate {
-        Fate::Keeps { .. } => Ok(newest),
+        Fate::Keeps { .. } => Ok(evidence.newest_settled().unwrap_or(newest)),
         Fate::Recover(_) if matches!(scope, Scope::Shard(_)) => Err(
             "meta has lost its quorum too, and decides on all others: `kvctl recover all`, or `kvctl recover meta` first"
                 .to_owned(),
@@ -273,7 +282,7 @@ fn lost(record: &RecordOnDisk, sites: &BTreeMap<u64, Site>, without: &[String]) 
     let members = || record.nodes.iter().filter(|node| !node.removed);
     let mut given_up = BTreeSet::new();
     for wanted in without {
-        let called = members().find(|node| node.name == *wanted || node.node_id.to_string() == *wanted);
+        let called = members().find(|node| is_called(wanted, &node.name, node.node_id));
         let node = called.ok_or_else(|| format!("--without {wanted}: the cluster has no such node"))?;
         if sites.contains_key(&node.node_id) {
             return Err(format!("--without {wanted}: it answers, and is not lost"));
@@ -295,13 +304,28 @@ fn lost(record: &RecordOnDisk, sites: &BTreeMap<u64, Site>, without: &[String]) 
     ))
 }
 
-/// A shard and its fate, by the record that counts.
-fn group(evidence: &Evidence, shard: u32, record: Option<&RecordOnDisk>) -> Group {
+/// Whether meta goes on, or has gone on, from what one survivor knew: nodes that joined later it will never know.
+fn forgets(evidence: &Evidence, meta: &Group) -> bool {
+    let alone = |held: &Held<'_>| held.is_in_service() && is_alone(held);
+    meta.recovery().is_some() || evidence.of_shard(META).iter().any(alone)
+}
+
+fn nodes_of(record: &RecordOnDisk) -> BTreeSet<u64> {
+    record.nodes.iter().map(|node| node.node_id).collect()
+}
+
+/// A shard and its fate, by the record that counts. `known`: nodes beside which there will be none.
+fn group(
+    evidence: &Evidence,
+    shard: u32,
+    record: Option<&RecordOnDisk>,
+    known: Option<&BTreeSet<u64>>,
+) -> Group {
     let held = evidence.of_shard(shard);
     let newest = newest_membership(&held);
     let votes = newest.map(voters).unwrap_or_default();
     let survivors = held.iter().map(|held| seen(held, &votes)).collect();
-    Group { shard, fate: fate(&held, newest, recorded(record, shard)), survivors }
+    Group { shard, fate: fate(&held, newest, recorded(record, shard), known), survivors }
 }
 
 fn seen(held: &Held<'_>, voters: &BTreeSet<u64>) -> Seen {
@@ -330,14 +354,21 @@ fn newest_membership<'a>(held: &[Held<'a>]) -> Option<&'a MembershipOnDisk> {
     memberships.max_by_key(|membership| membership.at.as_ref().map(|at| (at.term, at.index)))
 }
 
-fn fate(held: &[Held<'_>], newest: Option<&MembershipOnDisk>, recorded: Option<&RecordedShard>) -> Fate {
+fn fate(
+    held: &[Held<'_>],
+    newest: Option<&MembershipOnDisk>,
+    recorded: Option<&RecordedShard>,
+    known: Option<&BTreeSet<u64>>,
+) -> Fate {
     let Some(latest) = latest_group(held) else { return Fate::Gone };
     let of_latest: Vec<Held<'_>> =
         held.iter().filter(|held| held.is_sound() && held.replica.group_id == latest).copied().collect();
     let expected_group_id = recorded.map_or(latest, |shard| shard.group_id);
     let membership = newest.filter(|membership| !membership.voters.is_empty());
     let Some(membership) = membership else {
-        return if expected_group_id > latest { Fate::Gone } else { Fate::Unformed };
+        // Placed on a disk a moment before the others were lost, it has nothing of what the group had.
+        let was_there = recorded.is_some_and(|shard| shard.formed) || expected_group_id > latest;
+        return if was_there { Fate::Gone } else { Fate::Unformed };
     };
     let in_service = of_latest.iter().filter(|held| held.is_in_service());
     let present: BTreeSet<u64> = in_service.map(|held| held.replica.replica_id).collect();
@@ -350,8 +381,10 @@ fn fate(held: &[Held<'_>], newest: Option<&MembershipOnDisk>, recorded: Option<&
         return recovery(chosen, Some(expected_group_id));
     }
     // A group that meta does not know, or knows to be followed by another one that is lost too, needs a decision even if it
-    // has a quorum.
-    if latest == expected_group_id && is_quorum(membership, &present) {
+    // has a quorum; and so does one with members that meta will never know: it refuses to see such a membership.
+    let members = || membership.members.iter().map(|member| member.node_id);
+    let is_known = known.is_none_or(|known| members().all(|node| known.contains(&node)));
+    if latest == expected_group_id && is_known && is_quorum(membership, &present) {
         return Fate::Keeps { present: there, needed };
     }
     match furthest(&of_latest, membership) {

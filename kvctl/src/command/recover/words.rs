@@ -63,7 +63,9 @@ fn fate(plan: &Plan, group: &Group) -> Vec<String> {
              Start the nodes."
         )],
         Fate::Unformed => {
-            vec![format!("{title}: its group was never formed, and never took a write: nothing to recover.")]
+            vec![format!(
+                "{title}: its group was never formed, as far as meta knows, and took no write: nothing to recover."
+            )]
         }
         Fate::Gone => vec![format!(
             "{title}: NOTHING SURVIVES on these disks that could be used. All its data are lost, and nobody will serve its keys."
@@ -81,6 +83,15 @@ fn recovered(plan: &Plan, group: &Group, recovery: &Recovery) -> Vec<String> {
         Some(group_id) => {
             format!("{title}: it was decided before that it goes on in group {group_id} with {on}, which is to be rewritten.")
         }
+        None if chosen.group_id < *expected_group_id => format!(
+            "{title}: meta knows it to go on in group {expected_group_id}, of which nothing survives. It goes on with {on} of group \
+             {}, which was given up before: whatever was written since then is lost.",
+            chosen.group_id
+        ),
+        None if present >= needed && chosen.group_id == *expected_group_id => format!(
+            "{title}: {present} of its voters survive and {needed} are needed, but it has replicas on nodes that meta does not know \
+             any more when it goes on. It goes on with {on} alone, in a new group."
+        ),
         None if present >= needed => format!(
             "{title}: {present} voters of group {} survive, {needed} are needed, and meta has lost track of that group: it \
              knows group {expected_group_id}. It goes on with {on}, in a new group.",
@@ -126,11 +137,22 @@ fn others(plan: &Plan, group: &Group, chosen: &Seen) -> Vec<String> {
             let on = format!("replica {} on {}", seen.replica_id, plan.name(seen.node_id));
             match (&seen.last, seen.sound) {
                 (_, false) => format!("    Given up: {on}, which cannot be used."),
+                (Some(last), true) if reaches_further(seen, chosen) => format!(
+                    "    Given up: {on}, whose log ends at {}: FURTHER than that of the one that was decided on before. What it \
+                     has beyond that is lost.",
+                    position(last)
+                ),
                 (Some(last), true) => format!("    Given up: {on}, whose log ends at {}.", position(last)),
                 (None, true) => format!("    Given up: {on}, which never had anything."),
             }
         })
         .collect()
+}
+
+/// A survivor that came to light after the decision.
+fn reaches_further(seen: &Seen, chosen: &Seen) -> bool {
+    let reach = |seen: &Seen| (seen.group_id, seen.last.map(|last| (last.term, last.index)));
+    reach(seen) > reach(chosen)
 }
 
 fn position(at: &LogPosition) -> String {

@@ -2,15 +2,16 @@
 //!
 //! A watch takes the place of a stream. It is pulled by its client: one that does not read misses the states in between and
 //! gets the newest one when it reads again, so that nothing piles up here. It ends with its caller's deadline, at the age of
-//! its connection and with the node; the status says that the same may be asked again.
+//! its connection, with the node, and when the node is out of its cluster and would tell nothing for ever; the status says that
+//! the same may be asked again.
 
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
-use kv_proto::admin::v1::ClusterEvent;
+use kv_proto::admin::v1::{ClusterEvent, Phase};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until},
 };
 
 use super::Node;
@@ -23,6 +24,9 @@ use crate::{
     meta::view,
     refusal,
 };
+
+/// How often a watch to which nothing comes looks whether its node is still in the cluster.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What ends all watches of a port.
 #[derive(Clone, Debug)]
@@ -84,18 +88,43 @@ pub fn events<N: Node>(
     let watch = Watch { node, epoch, end, _place: place };
     stream::unfold(Some(watch), |watch| async move {
         let mut watch = watch?;
-        let Watch { node, epoch, end, .. } = &mut watch;
-        tokio::select! {
-            biased;
-            refused = end => {
-                let status = error::describe(&refused, &node.map()).status();
-                Some((Err(status), None))
-            }
-            record = node.meta_newer_than(*epoch) => {
-                *epoch = record.epoch;
-                Some((Ok(view::cluster_event(&record)), Some(watch)))
-            }
+        match watch.next().await {
+            Ok(event) => Some((Ok(event), Some(watch))),
+            Err(refused) => Some((Err(error::describe(&refused, &watch.node.map()).status()), None)),
         }
     })
     .boxed()
+}
+
+impl<N: Node> Watch<N> {
+    async fn next(&mut self) -> Result<ClusterEvent, Refused> {
+        let Self { node, epoch, end, .. } = self;
+        loop {
+            if hears_nothing(node.status().phase()) {
+                return Err(ended("the node is out of its cluster"));
+            }
+            tokio::select! {
+                biased;
+                refused = &mut *end => return Err(refused),
+                record = node.meta_newer_than(*epoch) => {
+                    *epoch = record.epoch;
+                    return Ok(view::cluster_event(&record));
+                }
+                () = sleep(LOOK_EVERY) => {}
+            }
+        }
+    }
+}
+
+/// Whether what a node knows of the cluster does not change any more.
+fn hears_nothing(phase: Phase) -> bool {
+    match phase {
+        Phase::Failed | Phase::Recovering => true,
+        Phase::Unspecified
+        | Phase::Empty
+        | Phase::Starting
+        | Phase::Joining
+        | Phase::Running
+        | Phase::Stopping => false,
+    }
 }

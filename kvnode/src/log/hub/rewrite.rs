@@ -36,7 +36,8 @@ pub struct Rewrite {
     pub descriptor: disk::ReplicaDescriptor,
     /// Its vote from now on; `None`: as it is.
     pub vote: Option<disk::Vote>,
-    /// Entries up to this one are given up: its state, which is on disk, covers them. `None`: the log stays as it is.
+    /// The state, which is on disk, reaches up to this one and further than the log: all entries are given up, those beyond it
+    /// too, which were never committed. `None`: the log stays as it is.
     pub purged: Option<disk::LogId>,
     /// What is appended, each with its log id. It follows the last entry, or the purged one.
     pub entries: Vec<disk::LogEntry>,
@@ -48,7 +49,7 @@ impl Rewrite {
         let put = |place, value| Write::Put(keys::encode(id, place), value);
         let mut writes = Vec::new();
         if let Some(purged) = &self.purged {
-            writes.push(Write::DeleteRange(keys::entries(id, 0..purged.index.saturating_add(1))));
+            writes.push(Write::DeleteRange(keys::entries(id, 0..u64::MAX)));
             writes.push(put(Place::Purged, codec::to_bytes(purged)));
         }
         if let Some(vote) = &self.vote {

@@ -54,7 +54,6 @@ impl<H: Hands> Controller<H> {
             stalled: self.memory.stalled(),
             unasked: self.memory.unasked(),
             avoided: self.memory.avoided(self.pace.target_pause),
-            chosen: self.memory.chosen(),
             held: self.tries.held(now),
         }
     }

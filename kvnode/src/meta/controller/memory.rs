@@ -11,7 +11,7 @@ use std::{
 };
 
 use kv_proto::{
-    disk::v1::{LogId, MetaRecord, MoveReason, NodeState, ShardRecord, meta_command::PreferLeaders},
+    disk::v1::{LogId, MetaRecord, MoveReason, NodeState, ShardRecord},
     peer::v1::{GroupDescription, NodeDescription},
 };
 use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use crate::meta::{
     planner::is_near,
-    view::{membership, placements, some_node},
+    view::{membership, placements},
 };
 
 /// Time between two looks counts up to here: longer than a round takes when nodes do not answer.
@@ -47,12 +47,6 @@ pub(super) struct Memory {
     asked: BTreeMap<ShardId, Asked>,
     /// Targets that were given up.
     avoided: BTreeMap<(ShardId, NodeId), Duration>,
-    /// Who should lead, as it was last read.
-    wishes: BTreeMap<ShardId, NodeId>,
-    /// Who should lead, as this controller wished last.
-    wished: BTreeMap<ShardId, NodeId>,
-    /// Shards whose preferred leader another one than this controller has chosen.
-    chosen: BTreeSet<ShardId>,
 }
 
 /// How far the new replica of a move has come.
@@ -117,7 +111,6 @@ impl Memory {
         self.listen(sight);
         self.follow_moves(sight);
         self.follow_changes(sight.record);
-        self.follow_wishes(sight.record);
         let unfit = sight.nodes.values().flat_map(|told| &told.unfit_replica_ids);
         self.unfit.extend(unfit.copied().map(ReplicaId));
         self.forget_replicas(sight.record);
@@ -186,26 +179,6 @@ impl Memory {
         self.asked = asked;
     }
 
-    /// A wish that changed without this controller is one of a person, or of the operator.
-    fn follow_wishes(&mut self, record: &MetaRecord) {
-        for shard in &record.shards {
-            let id = ShardId(shard.shard_id);
-            let now = some_node(shard.preferred_leader_node_id);
-            let is_own = now.is_none() || now == self.wished.get(&id).copied();
-            let known = self.wishes.get(&id).copied();
-            if is_own {
-                self.chosen.remove(&id);
-            } else if known.is_some() && known != now {
-                self.chosen.insert(id);
-                self.wished.remove(&id);
-            }
-            match now {
-                Some(now) => self.wishes.insert(id, now),
-                None => self.wishes.remove(&id),
-            };
-        }
-    }
-
     /// Ids of replicas are never used again: those that nobody names need not be remembered.
     fn forget_replicas(&mut self, record: &MetaRecord) {
         let mut named = BTreeSet::new();
@@ -225,12 +198,6 @@ impl Memory {
         if let Some(asked) = self.asked.get_mut(&shard) {
             asked.at = at;
         }
-    }
-
-    /// This controller wishes for leaders now.
-    pub(super) fn wishes(&mut self, prefer: &PreferLeaders) {
-        let wishes = prefer.leaders.iter();
-        self.wished.extend(wishes.map(|wish| (ShardId(wish.shard_id), NodeId(wish.node_id))));
     }
 
     pub(super) fn silent(&self) -> BTreeMap<NodeId, Duration> {
@@ -253,10 +220,6 @@ impl Memory {
         let watched = self.watched;
         self.avoided.retain(|_, since| watched.saturating_sub(*since) < pause);
         self.avoided.keys().copied().collect()
-    }
-
-    pub(super) fn chosen(&self) -> BTreeSet<ShardId> {
-        self.chosen.clone()
     }
 }
 
@@ -339,24 +302,5 @@ mod tests {
         assert_eq!(memory.avoided(5 * SECOND), [(ShardId(1), NodeId(2))].into());
         look(&mut memory, begin + 6 * SECOND, &record, &[1, 2], 5);
         assert!(memory.avoided(5 * SECOND).is_empty());
-    }
-
-    #[test]
-    fn a_wish_that_another_one_changed_is_chosen() {
-        let (mut memory, mut record, begin) = (Memory::default(), record(), Instant::now());
-        let mut wish = |memory: &mut Memory, node| {
-            record.shards[0].preferred_leader_node_id = node;
-            look(memory, begin, &record, &[1, 2], 5);
-        };
-        wish(&mut memory, 1);
-        assert!(memory.chosen().is_empty(), "it was so when the lead began");
-        wish(&mut memory, 2);
-        assert_eq!(memory.chosen(), [ShardId(1)].into());
-        wish(&mut memory, 0);
-        assert!(memory.chosen().is_empty(), "it holds nothing any more");
-        let leaders = vec![kv_proto::disk::v1::meta_command::PreferredLeader { shard_id: 1, node_id: 1 }];
-        memory.wishes(&PreferLeaders { leaders, expected_epoch: 0 });
-        wish(&mut memory, 1);
-        assert!(memory.chosen().is_empty(), "its own wish");
     }
 }

@@ -15,7 +15,7 @@ use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use kv_proto::{
-    disk::v1::{MetaCommand, MetaRecord, meta_command::Command},
+    disk::v1::{MetaCommand, MetaRecord},
     peer::v1::{
         ControlRequest, ControlResponse, MetaOutcome, Refusal, control_request::Request,
         control_response::Response, refusal::Kind,
@@ -215,9 +215,6 @@ impl<H: Hands> Controller<H> {
         let mut results = Vec::new();
         for planned in &steps {
             let Action::Propose(command) = &planned.action else { continue };
-            if let Some(Command::PreferLeaders(prefer)) = &command.command {
-                self.memory.wishes(prefer);
-            }
             let command = self.signed(command, &planned.reason);
             let result = self.within(|deadline| self.hands.propose(command, deadline)).await;
             let refused = result.is_err();

@@ -65,7 +65,7 @@ impl Hands for Model {
     }
 
     async fn propose(&self, command: MetaCommand, _: Instant) -> Result<MetaOutcome, Refusal> {
-        assert!(command.actor.starts_with("controller at n"), "{command:?}");
+        assert!(command.actor.starts_with("controller at #"), "{command:?}");
         assert!(!command.reason.is_empty() && command.unix_ms == UNIX_MS, "{command:?}");
         if *self.refuses.lock().unwrap() {
             return Err(Self::lost());

@@ -10,6 +10,9 @@ use crate::refusal::{self, reason};
 /// Length of an address, zone, version, actor or token at most: a DNS name and a port.
 pub(super) const MAX_TEXT_BYTES: usize = 261;
 
+/// Greatest id of a replica that is believed when somebody tells it: those after it must exist, too.
+pub(super) const MAX_REPLICA_ID: u64 = u64::MAX / 2;
+
 /// Where a shard is among the record's.
 pub(super) fn shard_index(record: &MetaRecord, shard: u32) -> Result<usize, Refusal> {
     let index = record.shards.iter().position(|known| known.shard_id == shard);
@@ -25,6 +28,33 @@ pub(super) fn node_index(record: &MetaRecord, node: u64) -> Result<usize, Refusa
         Some(index) => Ok(index),
         None => Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node}"))),
     }
+}
+
+/// What the id of a node is that the record does not have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Missing {
+    /// Its node was removed long ago.
+    Removed,
+    /// The majority of meta that was lost may have given it out.
+    LostWithMeta,
+    /// Nobody has it.
+    NeverGiven,
+}
+
+/// What `node` is, which the record does not have.
+pub(super) fn missing(record: &MetaRecord, node: u64) -> Missing {
+    if !was_given(record, node) {
+        Missing::NeverGiven
+    } else if record.lost_node_ids.iter().any(|lost| (lost.first..lost.end).contains(&node)) {
+        Missing::LostWithMeta
+    } else {
+        Missing::Removed
+    }
+}
+
+/// Whether some node may have this id.
+pub(super) fn was_given(record: &MetaRecord, node: u64) -> bool {
+    (1..record.next_node_id).contains(&node)
 }
 
 /// What was decided was decided on this record.

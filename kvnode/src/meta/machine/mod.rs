@@ -30,6 +30,9 @@ pub use recovery::{EPOCH_GAP, ID_GAP};
 
 use check::{failed, invalid};
 
+/// The greatest [`MetaRecord::feature_level`] that this version knows. 1: all that version 0.1 writes.
+pub const FEATURE_LEVEL: u32 = 1;
+
 /// Nodes of a cluster at most, removed ones not counted.
 pub const MAX_NODES: usize = 99;
 

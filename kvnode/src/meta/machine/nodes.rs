@@ -19,10 +19,10 @@ use kv_proto::{
 };
 
 use super::{
-    Found, MAX_NODES, MAX_REMOVED_NODES, MAX_SHARDS, Told,
+    FEATURE_LEVEL, Found, MAX_NODES, MAX_REMOVED_NODES, MAX_SHARDS, Told,
     check::{
-        MAX_TEXT_BYTES, active_nodes_but, check_replication_factor, check_text, failed, hosted, invalid,
-        is_hosted, is_removed, listed, members, node_index, not_found,
+        MAX_TEXT_BYTES, Missing, active_nodes_but, check_replication_factor, check_text, failed, hosted,
+        invalid, is_hosted, is_removed, listed, members, missing, node_index, not_found,
     },
     journal, permits,
 };
@@ -66,7 +66,7 @@ pub(super) fn bootstrap(
         epoch: record.epoch + 1,
         replication_factor: *replication_factor,
         shard_count: *shards,
-        feature_level: 1,
+        feature_level: FEATURE_LEVEL,
         next_node_id: 2,
         next_replica_id: 2,
         next_group_id: 1,
@@ -78,6 +78,7 @@ pub(super) fn bootstrap(
         next_journal_sequence: record.next_journal_sequence,
         next_move_id: 1,
         recoveries: 0,
+        lost_node_ids: Vec::new(),
     };
     Ok(Found { node_id: 1, replica_id: 1, other_node_id: 0 })
 }
@@ -117,9 +118,12 @@ pub(super) fn register(
         }
         return Ok(Found::node(node_id));
     }
-    let forgotten = record.nodes.iter().all(|known| known.node_id != node.node_id);
-    if forgotten && (1..record.next_node_id).contains(&node.node_id) {
-        return Err(removed(node.node_id));
+    if record.nodes.iter().all(|known| known.node_id != node.node_id) {
+        match missing(record, node.node_id) {
+            Missing::Removed => return Err(removed(node.node_id)),
+            Missing::LostWithMeta => return Err(forgotten(node.node_id)),
+            Missing::NeverGiven => {}
+        }
     }
     let holder = record.nodes.iter().position(|known| known.name == node.name && !is_removed(known));
     if holder.is_some() && *name_holder_alive {
@@ -153,6 +157,13 @@ fn removed(node: u64) -> Refusal {
         reason::NODE_REMOVED,
         format!("#{node} was removed from the cluster; its folder must be set aside"),
     )
+}
+
+/// What it holds may be all that is left of it: a person must decide.
+fn forgotten(node: u64) -> Refusal {
+    let message =
+        format!("meta was recovered from a time before node #{node} joined: it is a stranger to the cluster");
+    failed(reason::NODE_FORGOTTEN, message)
 }
 
 /// The record of a known disk as its node tells it now. What only meta knows stays.
@@ -213,7 +224,9 @@ pub(super) fn set_state(
         NodeState::Draining => check_drain(record, node_id)?,
         NodeState::Drained => check_empty(record, node_id)?,
         NodeState::Lost => check_loss(record, node_id)?,
-        NodeState::Unspecified | NodeState::Joining | NodeState::Active | NodeState::Removed => {}
+        // Leaders are spread over all nodes anew.
+        NodeState::Active => record.shards.iter_mut().for_each(|shard| shard.leader_chosen = false),
+        NodeState::Unspecified | NodeState::Joining | NodeState::Removed => {}
     }
     enter(&mut record.nodes[index], to, journal::reason(told), told);
     record.epoch += 1;
@@ -268,11 +281,12 @@ fn check_loss(record: &MetaRecord, node: u64) -> Result<(), Refusal> {
 pub(super) fn remove(record: &mut MetaRecord, remove: RemoveNode, told: Told<'_>) -> Result<Found, Refusal> {
     let RemoveNode { node_id, lost, accept_data_loss, alive } = remove;
     let Some(index) = record.nodes.iter().position(|known| known.node_id == node_id) else {
-        // Minted once and not known any more: removed long ago.
-        if (1..record.next_node_id).contains(&node_id) {
-            return Ok(Found::node(node_id));
-        }
-        return Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node_id}")));
+        return match missing(record, node_id) {
+            Missing::Removed => Ok(Found::node(node_id)),
+            Missing::LostWithMeta | Missing::NeverGiven => {
+                Err(not_found(reason::NODE_UNKNOWN, format!("there is no node #{node_id}")))
+            }
+        };
     };
     if is_removed(&record.nodes[index]) {
         return Ok(Found::node(node_id));

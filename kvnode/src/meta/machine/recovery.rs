@@ -9,13 +9,15 @@
 //! epochs, and ids of nodes, replicas, groups and moves. So epoch and ids jump.
 
 use kv_proto::{
-    disk::v1::{MetaRecord, ReplacedGroup, ReplicaPlacement, ShardRecord, meta_command::ReplaceGroup},
+    disk::v1::{
+        MetaRecord, NodeIds, ReplacedGroup, ReplicaPlacement, ShardRecord, meta_command::ReplaceGroup,
+    },
     peer::v1::Refusal,
 };
 
 use super::{
     Found, Told,
-    check::{check_group, invalid, node_index, shard_index},
+    check::{MAX_REPLICA_ID, check_group, invalid, node_index, shard_index},
 };
 
 /// How far the epoch jumps when meta is recovered: more changes than any cluster makes in its life, and few enough that it
@@ -38,8 +40,7 @@ pub(super) fn replace_group(
     }
     check_group(&record.shards[index], expected_group_id)?;
     node_index(record, node_id)?;
-    // The id after it must exist, and so must those after the gap.
-    if replica_id == 0 || replica_id > u64::MAX / 2 {
+    if !(1..=MAX_REPLICA_ID).contains(&replica_id) {
         return Err(invalid("replica_id", "REPLICA_ID_MALFORMED", "the survivor has no replica id"));
     }
     if last.is_none() {
@@ -71,6 +72,7 @@ pub(super) fn replace_group(
             last,
             unix_ms: told.unix_ms,
         }),
+        leader_chosen: false,
     };
     record.epoch += 1;
     Ok(found)
@@ -91,6 +93,7 @@ fn jump(record: &mut MetaRecord) {
     record.epoch = record.epoch.saturating_add(EPOCH_GAP);
     // 0 counts as 1.
     record.next_move_id = record.next_move_id.max(1);
+    let first = record.next_node_id;
     for id in [
         &mut record.next_node_id,
         &mut record.next_replica_id,
@@ -99,17 +102,24 @@ fn jump(record: &mut MetaRecord) {
     ] {
         *id = id.saturating_add(ID_GAP);
     }
+    record.lost_node_ids.push(NodeIds { first, end: record.next_node_id });
 }
 
 #[cfg(test)]
 mod tests {
     use kv_proto::{
-        disk::v1::{LogId, MetaCommand, NodeRecord, NodeState, StoredMembership, meta_command::Command},
+        disk::v1::{
+            LogId, Member, Membership, MetaCommand, NodeRecord, NodeState, StoredMembership, VoterSet,
+            meta_command::{Command, ObserveMembership, RegisterNode, RemoveNode},
+        },
         peer::v1::MetaOutcome,
     };
 
     use super::*;
-    use crate::{meta::machine, refusal::reason};
+    use crate::{
+        meta::{machine, world},
+        refusal::reason,
+    };
 
     /// Three nodes; meta in group 0 and shard 1 in group 1, replicas 1 to 3 and 4 to 6.
     fn record() -> MetaRecord {
@@ -148,7 +158,11 @@ mod tests {
     }
 
     fn apply(record: &mut MetaRecord, replace: ReplaceGroup) -> Result<MetaOutcome, Refusal> {
-        let command = MetaCommand { command: Some(Command::ReplaceGroup(replace)), ..MetaCommand::default() };
+        ask(record, Command::ReplaceGroup(replace))
+    }
+
+    fn ask(record: &mut MetaRecord, asked: Command) -> Result<MetaOutcome, Refusal> {
+        let command = MetaCommand { command: Some(asked), ..MetaCommand::default() };
         let applied = machine::apply(record, &command, 0)?;
         Ok(applied.outcome)
     }
@@ -189,6 +203,52 @@ mod tests {
         assert_eq!((record.shards[0].group_id, record.next_group_id), (2 + ID_GAP, 3 + ID_GAP));
         assert_eq!(record.next_move_id, 1 + ID_GAP);
         assert_eq!(record.shards[1].group_id, 1, "the data shards stay as they are");
+    }
+
+    #[test]
+    fn a_node_that_joined_in_what_was_lost_is_not_taken_for_one_that_was_removed() {
+        let mut record = record();
+        let joins = |node_id: u64, number: u8| {
+            let node = NodeRecord { node_id, ..world::node(number) };
+            Command::RegisterNode(RegisterNode { node: Some(node), name_holder_alive: false })
+        };
+        record.next_node_id = 6;
+        apply(&mut record, replace(0, 0, 2, 2)).expect("replaced");
+        let refused =
+            |record: &mut MetaRecord, asked| ask(record, asked).expect_err("not one of them").reason;
+        assert_eq!(
+            refused(&mut record, joins(5, 15)),
+            reason::NODE_REMOVED,
+            "given out before, and not known"
+        );
+        assert_eq!(refused(&mut record, joins(6, 16)), reason::NODE_FORGOTTEN);
+        assert_eq!(refused(&mut record, joins(5 + ID_GAP, 17)), reason::NODE_FORGOTTEN);
+        let remove = Command::RemoveNode(RemoveNode { node_id: 6, lost: true, ..RemoveNode::default() });
+        assert_eq!(refused(&mut record, remove), reason::NODE_UNKNOWN);
+        assert_eq!(ask(&mut record, joins(0, 18)).expect("a new one").node_id, 6 + ID_GAP);
+    }
+
+    #[test]
+    fn a_group_with_a_member_on_a_node_that_was_lost_with_meta_is_seen_so_that_the_others_are_needed() {
+        let seen = |term, members: [(u64, u64); 3]| {
+            let members = members.map(|(replica_id, node_id)| Member { replica_id, node_id });
+            let voters =
+                vec![VoterSet { replica_ids: members.iter().map(|member| member.replica_id).collect() }];
+            let log_id = Some(LogId { term, replica_id: members[0].replica_id, index: 40 });
+            let membership = Some(Membership { voters, members: members.to_vec() });
+            StoredMembership { log_id, membership }
+        };
+        let mut record = record();
+        record.shards[1].observed = Some(seen(1, [(4, 1), (5, 2), (6, 3)]));
+        apply(&mut record, replace(0, 0, 2, 2)).expect("replaced");
+        // These replicas came after what meta's survivor knows, and so did node 4.
+        let now = seen(3, [(30, 1), (31, 2), (32, 4)]);
+        let observe = ObserveMembership { shard_id: 1, group_id: 1, membership: Some(now.clone()) };
+        ask(&mut record, Command::ObserveMembership(observe)).expect("Raft is right");
+        let shard = &record.shards[1];
+        assert_eq!(shard.observed, Some(now));
+        let placed: Vec<_> = shard.replicas.iter().map(|known| (known.replica_id, known.node_id)).collect();
+        assert_eq!(placed, [(30, 1), (31, 2)], "no map shows a node that nobody knows");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use kv_topology::SLOT_COUNT;
 use super::{
     Found, Told,
     check::{
-        check_epoch, check_formed, check_group, check_takes_replicas, failed, invalid, is_removed, members,
-        shard_index,
+        MAX_REPLICA_ID, check_epoch, check_formed, check_group, check_takes_replicas, failed, invalid,
+        is_removed, members, shard_index, was_given,
     },
     nodes,
 };
@@ -54,6 +54,7 @@ pub(super) fn create(record: &mut MetaRecord, create: &CreateShards) -> Result<F
             r#move: None,
             change: None,
             replaced: None,
+            leader_chosen: false,
         });
         record.next_group_id += 1;
     }
@@ -194,7 +195,7 @@ pub(super) fn observe_membership(
 
 /// A placement goes when the uniform membership no longer names it and it did so before, or its node is gone: a replica
 /// that has an id but was not added to its group yet must stay, and so must the one that a move brings, until the move is
-/// over. A member without a placement gets one: Raft is right.
+/// over. A member without a placement gets one: Raft is right. But not on a node that nobody knows: no map would show it.
 fn placements_after(
     record: &MetaRecord,
     shard: &ShardRecord,
@@ -209,7 +210,8 @@ fn placements_after(
             || !(names(named_before, placement.replica_id) || gone(placement.node_id))
     };
     let mut replicas: Vec<ReplicaPlacement> = shard.replicas.iter().copied().filter(stays).collect();
-    for member in named {
+    let known = |node: u64| record.nodes.iter().any(|known| known.node_id == node);
+    for member in named.iter().filter(|member| known(member.node_id)) {
         // One replica of a shard on a node: a map with two would be refused everywhere.
         if replicas
             .iter()
@@ -229,10 +231,13 @@ fn names(members: &[Member], replica: u64) -> bool {
 fn keep_wish(shard: &mut ShardRecord) {
     if shard.replicas.iter().all(|placement| placement.node_id != shard.preferred_leader_node_id) {
         shard.preferred_leader_node_id = 0;
+        shard.leader_chosen = false;
     }
 }
 
-/// Uniform, with a log id, its voters among its members and those on known nodes.
+/// Uniform, with a log id, its voters among its members and those on nodes that there were: one may be forgotten by now, or have
+/// joined in what a recovered meta has lost. What of such a group is on other nodes must be known all the same, or it would be
+/// taken for what nobody needs.
 fn check_membership<'a>(
     record: &MetaRecord,
     membership: Option<&'a StoredMembership>,
@@ -252,18 +257,17 @@ fn check_membership<'a>(
     if voters.replica_ids.iter().any(|voter| !names(members, *voter)) {
         return Err(malformed("a voter is not among the members"));
     }
-    if members.iter().any(|member| record.nodes.iter().all(|node| node.node_id != member.node_id)) {
+    if members.iter().any(|member| !was_given(record, member.node_id)) {
         return Err(malformed("a member lives on a node that was never registered"));
     }
-    // The id after it must exist.
-    if members.iter().any(|member| member.replica_id == 0 || member.replica_id == u64::MAX) {
+    if members.iter().any(|member| !(1..=MAX_REPLICA_ID).contains(&member.replica_id)) {
         return Err(malformed("a member has no replica id"));
     }
     Ok(stored)
 }
 
 pub(super) fn prefer_leaders(record: &mut MetaRecord, prefer: &PreferLeaders) -> Result<Found, Refusal> {
-    let PreferLeaders { leaders, expected_epoch } = prefer;
+    let PreferLeaders { leaders, expected_epoch, chosen } = prefer;
     let mut changes = Vec::new();
     for wish in leaders {
         let index = shard_index(record, wish.shard_id)?;
@@ -272,7 +276,8 @@ pub(super) fn prefer_leaders(record: &mut MetaRecord, prefer: &PreferLeaders) ->
             let message = format!("#{} holds no replica of s{}", wish.node_id, wish.shard_id);
             return Err(invalid("leaders.node_id", "NODE_HOLDS_NO_REPLICA", message));
         }
-        if shard.preferred_leader_node_id != wish.node_id {
+        // What a person chose is not less chosen because the controller wishes for it, too.
+        if shard.preferred_leader_node_id != wish.node_id || (*chosen && !shard.leader_chosen) {
             changes.push((index, wish.node_id));
         }
     }
@@ -282,6 +287,7 @@ pub(super) fn prefer_leaders(record: &mut MetaRecord, prefer: &PreferLeaders) ->
     check_epoch(record, *expected_epoch)?;
     for (index, node) in changes {
         record.shards[index].preferred_leader_node_id = node;
+        record.shards[index].leader_chosen = *chosen;
     }
     record.epoch += 1;
     Ok(Found::default())

@@ -3,12 +3,13 @@
 //! ```text
 //! BeginChange ─► ChangeVoters ─► (joint) ─► uniform ─► ObserveMembership     which ends it
 //!                     └── did not happen, and is wished for no more ─► EndChange, when no request can be on its way
+//!                     └── nobody leads the group                    ─► EndChange, the same
 //! ```
 //!
 //! While a permit is open nothing is begun. What was begun before a permit was asked for keeps that one from being
 //! granted.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use kv_proto::{
     disk::v1::{
@@ -17,7 +18,7 @@ use kv_proto::{
     },
     peer::v1::{ChangeVoters, control_request::Request},
 };
-use kv_topology::{NodeId, ReplicaId, growth::Step};
+use kv_topology::{GroupId, NodeId, ReplicaId, ShardId, growth::Step};
 
 use super::{
     Planner, Subject,
@@ -48,6 +49,7 @@ impl Planner<'_> {
         let begun: BTreeSet<ReplicaId> = change.voter_replica_ids.iter().copied().map(ReplicaId).collect();
         // A joint configuration is as old as it is: whoever finishes it goes out from it.
         let stands = told.membership.is_joint() || told.stored.log_id == change.expected_membership;
+        let in_time = self.unasked(told.shard_id()) < self.patience.change;
         match step {
             Some(Step::FinishJoint { voters }) => {
                 self.ask_to_change(told, &voters, format!("{} was left joint", told.membership));
@@ -56,8 +58,8 @@ impl Planner<'_> {
                 let reason = self.why_change(told, &voters);
                 self.ask_to_change(told, &voters, reason);
             }
-            // It leads the group that it leaves.
-            Some(step @ Step::TransferLeader(_)) if stands => self.take(told, step),
+            // It leads the group that it leaves. When it cannot hand over, others need not wait for it.
+            Some(step @ Step::TransferLeader(_)) if stands && in_time => self.take(told, step),
             Some(_) | None => self.forget_change(told, change),
         }
     }
@@ -71,21 +73,50 @@ impl Planner<'_> {
         self.control(told.shard_id(), told.leader, Request::ChangeVoters(request), reason);
     }
 
+    /// For how long nobody has asked the group for the change that was begun, as far as this controller can tell.
+    fn unasked(&self, shard: ShardId) -> Duration {
+        self.seen.unasked.get(&shard).copied().unwrap_or_default()
+    }
+
     /// Ends a change that is needed no more and did not happen. A joint configuration is not one that did not happen.
     fn forget_change(&mut self, told: &Told<'_>, change: &VoterChange) {
-        let id = told.shard_id();
-        let unasked = self.seen.unasked.get(&id).copied().unwrap_or_default();
+        let (id, unasked) = (told.shard_id(), self.unasked(told.shard_id()));
         if told.membership.is_joint() || unasked < self.patience.change {
             self.wait(Subject::Shard(id), format!("{} may still change its voters", told.membership));
             return;
         }
-        let command = EndChange { shard_id: id.0, expected_membership: change.expected_membership };
         let reason = format!(
             "its group is still {}, was not asked for {}, and cannot change now",
             told.membership,
             spell(unasked)
         );
-        self.propose(Subject::Shard(id), Command::EndChange(command), reason);
+        self.end_change(id, change, reason);
+    }
+
+    /// Ends a change of a group that nobody leads.
+    ///
+    /// It may have begun in Raft all the same, in the log of somebody who is away. It ends here nevertheless, since a group
+    /// that has lost its quorum would refuse a permit to every node of the cluster for as long as that takes. What a permit
+    /// promises (design 5.8) does not rest on it: nodes that host the shard get none while nobody leads it (unless one copy is
+    /// wished for, whose outage is said), nor while its leader tells a joint configuration ([`kv_topology::permit`]); all voters
+    /// of a change are on nodes that host it, and the restart of any other node costs its group nothing. Nor is a new replica
+    /// lost that votes by now, unseen: its placement goes only when a leader does not name it. When one is back and tells a
+    /// joint configuration, that one takes the lock again, and is finished first of all.
+    pub(super) fn forget_unseen_change(&mut self, shard: &ShardRecord, change: &VoterChange) {
+        let (id, group) = (ShardId(shard.shard_id), GroupId(shard.group_id));
+        let unasked = self.unasked(id);
+        if unasked < self.patience.change {
+            let reason = format!("no leader of {group} answers, which may still change its voters");
+            self.wait(Subject::Shard(id), reason);
+            return;
+        }
+        let reason = format!("no leader of {group} answers, and it was not asked for {}", spell(unasked));
+        self.end_change(id, change, reason);
+    }
+
+    fn end_change(&mut self, shard: ShardId, change: &VoterChange, reason: String) {
+        let command = EndChange { shard_id: shard.0, expected_membership: change.expected_membership };
+        self.propose(Subject::Shard(shard), Command::EndChange(command), reason);
     }
 
     /// Who comes and who leaves, and why.

@@ -1,8 +1,8 @@
 //! The next step of one shard: what its group lacks, step by step.
 //!
-//! The order of looking: what is begun and needed no more is given up; placed replicas are created; the group is
-//! called to life; its membership is observed; the change of voters under way is seen through; then
-//! [`kv_topology::growth`] says what comes next.
+//! The order of looking: what is begun and needed no more is given up; the change of voters under way is seen through;
+//! placed replicas are created; the group is called to life; its membership is observed; then [`kv_topology::growth`] says
+//! what comes next.
 
 use std::collections::BTreeSet;
 
@@ -23,8 +23,17 @@ use kv_topology::{
     permit::CAUGHT_UP_ENTRIES,
 };
 
-use super::{CAUGHT_UP_BYTES, Planner, Subject, factor_of};
+use super::{Planner, Subject, factor_of};
 use crate::meta::view::{log_position, membership, placements, some_node};
+
+/// A replica that lacks more bytes than this neither begins to vote nor to lead. It is what a follower takes within a
+/// fraction of a second; less would never be seen of a learner under load with large values.
+const NEAR_BYTES: u64 = 8 << 20;
+
+/// Nor does one whose node its leader has not heard of for so long: longer than any pause between heartbeats, and than it
+/// takes this node to miss one that is gone. Where two nodes do not reach each other, and both reach this one, nothing else
+/// tells.
+const NEAR_MS: u64 = 5_000;
 
 /// A group as its leader tells it, for the steps that its leader takes.
 pub(super) struct Told<'a> {
@@ -55,6 +64,14 @@ impl Planner<'_> {
             self.propose(Subject::Shard(id), Command::EndMove(end), reason);
             return;
         }
+        // Before replicas are created, which a node may refuse for ever: permits wait for the end of a change.
+        let changing = description.filter(|told| is_changing(shard, told));
+        if let Some(description) = changing {
+            self.go_on(shard, description);
+            if !self.is_free(id) {
+                return;
+            }
+        }
         if let Some(placement) = self.replica_to_create(shard, description) {
             let (shard_id, group_id, replica_id) = (shard.shard_id, shard.group_id, placement.replica.0);
             let request = Request::CreateReplica(CreateReplica { shard_id, group_id, replica_id });
@@ -65,18 +82,24 @@ impl Planner<'_> {
             self.form(shard, description);
             return;
         }
-        let Some(description) = description else {
-            self.wait(Subject::Shard(id), format!("no leader of {group} answers"));
+        match (description, &shard.change) {
+            (Some(description), _) if changing.is_none() => self.go_on(shard, description),
+            (Some(_), _) => {}
+            (None, Some(change)) => self.forget_unseen_change(shard, change),
+            (None, None) => self.wait(Subject::Shard(id), format!("no leader of {group} answers")),
+        }
+    }
+
+    /// Keeps what is seen of a formed group, or does what its leader can do for it.
+    fn go_on(&mut self, shard: &ShardRecord, description: &GroupDescription) {
+        let Some(seen) = newer_membership(shard, description) else {
+            self.advance(shard, description);
             return;
         };
-        if let Some(seen) = newer_membership(shard, description) {
-            let reason = format!("its leader tells {}", membership(seen));
-            let (shard_id, group_id, membership) = (shard.shard_id, shard.group_id, Some(seen.clone()));
-            let command = ObserveMembership { shard_id, group_id, membership };
-            self.propose(Subject::Shard(id), Command::ObserveMembership(command), reason);
-            return;
-        }
-        self.advance(shard, description);
+        let reason = format!("its leader tells {}", membership(seen));
+        let (shard_id, group_id, membership) = (shard.shard_id, shard.group_id, Some(seen.clone()));
+        let command = ObserveMembership { shard_id, group_id, membership };
+        self.propose(Subject::Shard(ShardId(shard_id)), Command::ObserveMembership(command), reason);
     }
 
     /// A placed replica that its node has neither confirmed nor shown by following its leader, and that is to stay.
@@ -234,9 +257,10 @@ impl Planner<'_> {
         removed.map(|node| NodeId(node.node_id)).collect()
     }
 
-    /// Who should lead, unless that node has no room for what a leader takes in.
+    /// Who should lead, unless that node goes, or has no room for what a leader takes in.
     fn leader_to_wish_for(&self, shard: &ShardRecord) -> Option<NodeId> {
-        some_node(shard.preferred_leader_node_id).filter(|node| !self.seen.full.contains(node))
+        let suits = |node: &NodeId| self.state(*node) == NodeState::Active && !self.seen.full.contains(node);
+        some_node(shard.preferred_leader_node_id).filter(suits)
     }
 
     /// Says what keeps a group from being as wished.
@@ -265,12 +289,19 @@ pub(super) fn progress_of(description: &GroupDescription, replica: ReplicaId) ->
     description.progress.iter().find(|progress| progress.replica_id == replica.0)
 }
 
-/// Whether a replica is close enough behind the end of its leader's log.
+/// Whether the voters of a group that was formed are changing, as the record or its leader says.
+fn is_changing(shard: &ShardRecord, description: &GroupDescription) -> bool {
+    let is_joint = || description.membership.as_ref().is_some_and(|told| membership(told).is_joint());
+    shard.observed.is_some() && (shard.change.is_some() || is_joint())
+}
+
+/// Whether a replica is close enough behind the end of its leader's log, and its leader in touch with it.
 pub(in crate::meta) fn is_near(progress: &Progress, last_log_index: u64) -> bool {
     // A replica that its leader never reached matches nothing, however short the log is.
     progress.matching_index > 0
         && progress.matching_index.saturating_add(CAUGHT_UP_ENTRIES) >= last_log_index
-        && progress.lag_bytes.is_none_or(|bytes| bytes <= CAUGHT_UP_BYTES)
+        && progress.lag_bytes.is_none_or(|bytes| bytes <= NEAR_BYTES)
+        && progress.heard_ms_ago.is_none_or(|ago| ago <= NEAR_MS)
 }
 
 /// The described membership, when it is worth keeping: committed, uniform, and newer than the one kept.

@@ -77,7 +77,7 @@ fn host(node: &NodeRecord, seen: &Seen) -> Host {
     }
 }
 
-const fn host_state(state: NodeState) -> HostState {
+pub(super) const fn host_state(state: NodeState) -> HostState {
     match state {
         // A state that this version does not know: nothing is placed there, and nothing taken away.
         NodeState::Joining | NodeState::Unspecified => HostState::Joining,

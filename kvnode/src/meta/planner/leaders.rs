@@ -2,7 +2,8 @@
 //!
 //! Wishes that cannot stand are replaced at once, also while replicas move: those for nodes that drain or are lost, and
 //! for replicas that leave. So leaderships leave a draining node first of all. Only when all has come to rest are they
-//! spread evenly anew. What a person has chosen stays for as long as it can.
+//! spread evenly anew. What a person has chosen stays for as long as it can stand, whoever leads meta, and the others are
+//! spread around it, until a node becomes active (see [`crate::meta::machine`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,6 +27,8 @@ struct Lead {
     shard: ShardId,
     /// The wish, if it can stand.
     stands: Option<NodeId>,
+    /// A person's.
+    chosen: bool,
     /// Nodes that a new wish may go to.
     able: BTreeSet<NodeId>,
 }
@@ -39,7 +42,7 @@ impl Planner<'_> {
             return;
         }
         let leads: Vec<Lead> = data().map(|shard| self.lead(shard)).collect();
-        let spread = if at_rest { self.spread(&leads) } else { replace_fallen(&leads) };
+        let spread = if at_rest { spread(&leads) } else { replace_fallen(&leads) };
         let wishes: BTreeMap<ShardId, NodeId> = data()
             .filter_map(|shard| Some((ShardId(shard.shard_id), some_node(shard.preferred_leader_node_id)?)))
             .collect();
@@ -64,7 +67,8 @@ impl Planner<'_> {
         };
         let leaders =
             changed.into_iter().map(|(shard, node)| PreferredLeader { shard_id: shard.0, node_id: node.0 });
-        let command = PreferLeaders { leaders: leaders.collect(), expected_epoch: self.epoch() };
+        let (leaders, expected_epoch) = (leaders.collect(), self.epoch());
+        let command = PreferLeaders { leaders, expected_epoch, chosen: false };
         self.propose(Subject::Shards, Command::PreferLeaders(command), reason);
     }
 
@@ -94,20 +98,19 @@ impl Planner<'_> {
             .collect();
         let stands = some_node(shard.preferred_leader_node_id).filter(|node| may_lead.contains(node));
         let ready = |node: &NodeId| self.is_there(*node) && !self.seen.full.contains(node);
-        Lead { shard: ShardId(shard.shard_id), stands, able: may_lead.into_iter().filter(ready).collect() }
+        let able = may_lead.into_iter().filter(ready).collect();
+        Lead { shard: ShardId(shard.shard_id), stands, chosen: shard.leader_chosen, able }
     }
+}
 
-    /// All leaders, spread evenly. A wish for a node that is silent or has no room waits for it.
-    fn spread(&self, leads: &[Lead]) -> BTreeMap<ShardId, NodeId> {
-        let choices = |lead: &Lead| {
-            let fixed = lead
-                .stands
-                .filter(|node| self.seen.chosen.contains(&lead.shard) || !lead.able.contains(node));
-            fixed.map_or_else(|| lead.able.clone(), |node| [node].into())
-        };
-        let placement: Placement = leads.iter().map(|lead| (lead.shard, choices(lead))).collect();
-        spread_leaders(&placement, &standing(leads))
-    }
+/// All leaders, spread evenly. A wish for a node that is silent or has no room waits for it.
+fn spread(leads: &[Lead]) -> BTreeMap<ShardId, NodeId> {
+    let choices = |lead: &Lead| {
+        let fixed = lead.stands.filter(|node| lead.chosen || !lead.able.contains(node));
+        fixed.map_or_else(|| lead.able.clone(), |node| [node].into())
+    };
+    let placement: Placement = leads.iter().map(|lead| (lead.shard, choices(lead))).collect();
+    spread_leaders(&placement, &standing(leads))
 }
 
 fn standing(leads: &[Lead]) -> BTreeMap<ShardId, NodeId> {

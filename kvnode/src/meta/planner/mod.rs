@@ -34,22 +34,14 @@ use kv_proto::{
     disk::v1::{MetaCommand, MetaRecord, NodeRecord, NodeState, ShardRecord, meta_command::Command},
     peer::v1::{ControlRequest, GroupDescription, NodeDescription, control_request::Request},
 };
-use kv_topology::{GroupId, NodeId, ReplicaId, ShardId};
+use kv_topology::{GroupId, NodeId, ReplicaId, ShardId, quorum::meta_factor};
 
-use self::layout::Layout;
+use self::layout::{Layout, host_state};
 
 pub(super) use self::groups::is_near;
 
-/// A replica that lags no more bytes than this, nor more than
-/// [`CAUGHT_UP_ENTRIES`](kv_topology::permit::CAUGHT_UP_ENTRIES), may vote and lead: it is what a follower takes
-/// within a fraction of a second. Less would never be seen of a learner under load with large values.
-pub const CAUGHT_UP_BYTES: u64 = 8 << 20;
-
 /// Steps that are taken of one plan at most: each may start a snapshot or an election.
 pub const MAX_STEPS: usize = 16;
-
-/// The meta group has at least this many voters, as far as there are nodes, whatever the replication factor.
-const META_VOTERS: usize = 3;
 
 /// What the controller found out.
 #[derive(Clone, Debug, Default)]
@@ -82,8 +74,6 @@ pub struct Seen {
     pub unasked: BTreeMap<ShardId, Duration>,
     /// Moves of this shard to this node were given up a while ago.
     pub avoided: BTreeSet<(ShardId, NodeId)>,
-    /// Shards whose preferred leader was chosen by a person.
-    pub chosen: BTreeSet<ShardId>,
     /// What is to be left alone for now: its last step failed a moment ago.
     pub held: BTreeSet<Subject>,
 }
@@ -230,10 +220,11 @@ impl Planner<'_> {
     }
 }
 
-/// How many replicas a shard should have.
-fn factor_of(record: &MetaRecord, shard: &ShardRecord) -> usize {
+/// How many replicas a shard should have; meta's follow the nodes that stay.
+pub fn factor_of(record: &MetaRecord, shard: &ShardRecord) -> usize {
     let data = record.replication_factor as usize;
-    if shard.shard_id == 0 { data.max(META_VOTERS) } else { data }
+    let staying = || record.nodes.iter().filter(|node| host_state(node.state()).stays()).count();
+    if shard.shard_id == 0 { meta_factor(data, staying()) } else { data }
 }
 
 /// `12 s`, `1 h 30 min`: a length of time in words.

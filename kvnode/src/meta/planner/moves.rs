@@ -214,6 +214,10 @@ impl Planner<'_> {
         if state != NodeState::Active {
             return Some(format!("{to} is {state:?}"));
         }
+        // A leader would neither take it in nor let it go.
+        if shard.replicas.iter().all(|placement| placement.replica_id != replica.0) {
+            return Some(format!("{replica} is placed nowhere"));
+        }
         if self.seen.unfit.contains(&replica) {
             return Some(format!("{to} says that {replica} is damaged or has lost its data"));
         }

@@ -1,8 +1,8 @@
 //! What the meta leader does about nodes: their states, and permits that are over.
 //!
 //! Joining and lost nodes become active when they are heard of, draining ones drained when nothing is left on them, and
-//! whoever is silent for longer than the grace time is lost. Draining begins and ends because a person or the operator
-//! says so, and so does the removal of a node.
+//! an active one that is silent for longer than the grace time is lost. Draining begins and ends because a person or the
+//! operator says so, and so does the removal of a node: a drained machine that is switched off for a day comes back drained.
 
 use std::time::Duration;
 
@@ -41,10 +41,15 @@ impl Planner<'_> {
             NodeState::Draining if self.is_empty(id) => {
                 Some((NodeState::Drained, format!("no shard has a replica on {id} any more")))
             }
-            NodeState::Joining | NodeState::Active | NodeState::Draining | NodeState::Drained => {
+            NodeState::Joining | NodeState::Active => {
                 self.why_lost(id).map(|reason| (NodeState::Lost, reason))
             }
-            NodeState::Lost | NodeState::Removed | NodeState::Unspecified => None,
+            // All that is on a draining node moves away also when it is silent; as a lost one it would be active when it is back.
+            NodeState::Draining
+            | NodeState::Drained
+            | NodeState::Lost
+            | NodeState::Removed
+            | NodeState::Unspecified => None,
         }
     }
 

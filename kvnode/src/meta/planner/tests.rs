@@ -4,10 +4,15 @@ use crate::meta::{
     view::{membership, placements, some_node},
     world::World,
 };
-use kv_proto::{disk::v1::VoterSet, peer::v1::control_response::Response};
+use kv_proto::{
+    disk::v1::VoterSet,
+    peer::v1::{Progress, control_response::Response},
+};
 use kv_topology::{Membership, quorum::odd_voters};
 
+mod changes;
 mod goldens;
+mod meta;
 mod moves;
 
 const ALONE: Expectation = Expectation { nodes: 1, wait_for_all: true };
@@ -151,32 +156,6 @@ fn view_of(group: &crate::meta::world::Group) -> Membership {
 }
 
 #[test]
-fn a_joint_configuration_left_behind_is_finished() {
-    let mut script = Script::new(World::founded(1, 3), ALONE);
-    script.world.register(2);
-    script.world.register(3);
-    script.world.stay_joint = true;
-    script.run();
-    assert!(script.text.contains("was left joint"), "{}", script.text);
-    assert!(script.memberships().iter().all(|membership| !membership.is_joint()));
-}
-
-#[test]
-fn a_joint_configuration_that_nobody_began_takes_the_lock_first() {
-    let mut script = static_start(3, 3, 1);
-    let group = script.world.groups.get_mut(&1).expect("it was formed");
-    let told = group.membership.membership.as_mut().expect("it has one");
-    told.voters.push(told.voters[0].clone());
-    group.membership.log_id.as_mut().expect("formed").index += 1;
-    script.text.clear();
-    script.round();
-    assert!(script.text.contains("s1: meta begins to change the voters to r4 r5 r6"), "{}", script.text);
-    script.run();
-    assert!(script.world.record.shards[1].change.is_none());
-    assert!(script.memberships().iter().all(|membership| !membership.is_joint()));
-}
-
-#[test]
 fn a_node_that_stops_gets_its_leaderships_back_only_when_it_has_come_back() {
     let mut script = static_start(3, 3, 3);
     // Of the data groups: nobody has a preferred leader of meta.
@@ -222,6 +201,25 @@ fn an_uncommitted_or_joint_membership_is_not_observed() {
     assert!(newer_membership(&shard, &description).is_none(), "joint");
 }
 
+#[test]
+fn a_replica_is_near_when_it_lags_little_and_its_leader_hears_of_it() {
+    let near = Progress {
+        replica_id: 1,
+        matching_index: 9_000,
+        heard_ms_ago: Some(5_000),
+        lag_bytes: Some(8 << 20),
+    };
+    assert!(is_near(&near, 10_000));
+    assert!(is_near(&Progress { heard_ms_ago: None, lag_bytes: None, ..near }, 10_000), "not told");
+    assert!(!is_near(&near, 10_001), "too many entries");
+    assert!(!is_near(&Progress { lag_bytes: Some((8 << 20) + 1), ..near }, 10_000), "too many bytes");
+    assert!(
+        !is_near(&Progress { heard_ms_ago: Some(5_001), ..near }, 10_000),
+        "its leader does not hear of it"
+    );
+    assert!(!is_near(&Progress { matching_index: 0, ..near }, 1), "never reached");
+}
+
 fn transfers(plan: &Plan) -> usize {
     let is_transfer = |step: &&Planned| step.to_string().contains("hands over");
     plan.steps.iter().filter(is_transfer).count()
@@ -262,19 +260,55 @@ fn leaderships_leave_a_draining_node_before_its_replicas_do() {
 }
 
 #[test]
-fn a_leader_that_a_person_chose_stays_and_the_others_are_spread_around_it() {
-    let mut script = static_start(3, 3, 3);
+fn a_leader_that_a_person_chose_stays_for_as_long_as_it_can_and_the_others_are_spread_around_it() {
+    let mut script = static_start(4, 3, 4);
     let chosen = &mut script.world.record.shards[1];
     let other =
         placements(chosen).iter().find(|known| known.node.0 != chosen.preferred_leader_node_id).copied();
     let other = other.expect("three nodes hold it").node;
-    chosen.preferred_leader_node_id = other.0;
-    script.seen.chosen = [ShardId(1)].into();
+    (chosen.preferred_leader_node_id, chosen.leader_chosen) = (other.0, true);
+    let wishes = |script: &Script| -> Vec<u64> {
+        script.world.record.shards[1..].iter().map(|shard| shard.preferred_leader_node_id).collect()
+    };
     script.run();
-    let wishes: Vec<u64> =
-        script.world.record.shards[1..].iter().map(|shard| shard.preferred_leader_node_id).collect();
-    assert_eq!(wishes[0], other.0);
-    assert_eq!(wishes.iter().collect::<BTreeSet<_>>().len(), 3, "{wishes:?}");
+    assert_eq!(wishes(&script)[0], other.0);
+    assert_eq!(wishes(&script).iter().collect::<BTreeSet<_>>().len(), 4, "{:?}", wishes(&script));
+    // Whoever leads meta next knows nothing but the record.
+    script.world.down.insert(other.0);
+    script.seen = Seen::default();
+    script.run();
+    script.world.down.clear();
+    script.seen = Seen::default();
+    script.run();
+    assert_eq!(wishes(&script)[0], other.0, "it was restarted");
+    assert!(script.world.record.shards[1].leader_chosen);
+    script.world.drain(other.0).expect("three are enough");
+    script.run();
+    assert_ne!(wishes(&script)[0], other.0, "it drains");
+    assert!(!script.world.record.shards[1].leader_chosen);
+}
+
+#[test]
+fn a_drained_node_that_was_silent_for_longer_than_the_grace_comes_back_drained() {
+    let mut script = static_start(5, 3, 3);
+    script.silence = Duration::from_secs(3_600);
+    script.world.drain(5).expect("four are enough");
+    script.run();
+    assert_eq!(script.world.state(5), NodeState::Drained);
+    script.world.down.insert(5);
+    script.run();
+    script.world.drain(4).expect("three are enough");
+    script.world.down.insert(4);
+    script.run();
+    assert_eq!(
+        script.world.state(4),
+        NodeState::Drained,
+        "it drained although it was silent: {}",
+        script.text
+    );
+    script.world.down.clear();
+    script.run();
+    assert_eq!((script.world.state(4), script.world.state(5)), (NodeState::Drained, NodeState::Drained));
 }
 
 #[test]
@@ -316,37 +350,6 @@ fn an_overdue_permit_ends_when_its_node_has_caught_up() {
     assert!(ends(&mut script));
     script.run();
     assert!(script.world.record.permits.is_empty(), "{}", script.text);
-}
-
-#[test]
-fn a_change_that_is_needed_no_more_ends_when_no_request_can_be_on_its_way() {
-    let mut script = static_start(4, 3, 2);
-    script.world.drain(2).expect("three are enough");
-    script.run_to("begins to change");
-    let changing: Vec<ShardId> = script
-        .world
-        .record
-        .shards
-        .iter()
-        .filter(|shard| shard.change.is_some())
-        .map(|shard| ShardId(shard.shard_id))
-        .collect();
-    assert!(!changing.is_empty(), "{}", script.text);
-    // The new replicas are away before their groups were asked.
-    script.world.down.insert(4);
-    script.seen.unasked = changing.iter().map(|shard| (*shard, Duration::from_secs(9))).collect();
-    let of_changing = |plan: &Plan| -> Vec<String> {
-        let is_changing =
-            |step: &&Planned| changing.iter().any(|shard| step.subject == Subject::Shard(*shard));
-        plan.steps.iter().filter(is_changing).map(ToString::to_string).collect()
-    };
-    assert_eq!(of_changing(&script.plan()), Vec::<String>::new(), "a request may be on its way");
-    script.seen.unasked = changing.iter().map(|shard| (*shard, Duration::from_secs(10))).collect();
-    let ended = of_changing(&script.plan());
-    assert!(ended.iter().all(|step| step.contains("forgets the change")), "{ended:?}");
-    assert_eq!(ended.len(), changing.len());
-    script.run();
-    assert!(script.world.record.shards.iter().all(|shard| shard.change.is_none()));
 }
 
 /// The controller dies after any step and forgets what was confirmed; nodes go down and come back in between.

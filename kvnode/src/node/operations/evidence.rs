@@ -11,6 +11,7 @@ use kv_proto::{
 use kv_topology::{
     Membership, NodeId, ReplicaId, ShardId,
     permit::{Asked, Evidence, Group},
+    quorum::odd_voters,
 };
 use tokio::time::{Duration, Instant};
 
@@ -18,14 +19,12 @@ use super::{
     Reach,
     leaders::{holders, leader_of},
 };
-use crate::meta::view;
+use crate::meta::{planner, view};
 
 /// For one answer: longer than a pause of a busy node, and a few of them fit into a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Questions under way at once.
 const QUESTIONS_AT_ONCE: usize = 16;
-/// A meta group has this many voters wherever there are as many nodes.
-const META_VOTERS: usize = 3;
 
 /// What is known of one shard.
 #[derive(Debug)]
@@ -55,7 +54,7 @@ impl Known {
 pub struct Gathered {
     /// The shards that it hosts.
     pub shards: Vec<Known>,
-    /// Other nodes that say that they are stopping.
+    /// Other nodes that say that they are stopping, or say nothing.
     pub stopping: BTreeSet<NodeId>,
 }
 
@@ -77,16 +76,11 @@ async fn known(reach: &impl Reach, record: &MetaRecord, shard: &ShardRecord, dea
     Known { shard: ShardId(shard.shard_id), factor: factor_of(record, shard), group }
 }
 
-/// How many voters are wished for. Where one copy of everything is wished for and there are not enough nodes for a meta group
-/// of three, it is away with its only voter as the other shards are.
+/// How many voters are wished for. Where one copy of everything is wished for and not enough nodes stay for a meta group of
+/// three, it is away with its only voter as the other shards are.
 fn factor_of(record: &MetaRecord, shard: &ShardRecord) -> usize {
-    let wished = record.replication_factor as usize;
-    let nodes = record.nodes.iter().filter(|node| node.state() != NodeState::Removed).count();
-    if shard.shard_id != ShardId::META.get() || (wished == 1 && nodes < META_VOTERS) {
-        wished
-    } else {
-        wished.max(META_VOTERS)
-    }
+    let replicas = planner::factor_of(record, shard);
+    odd_voters(replicas, replicas)
 }
 
 /// The membership as the leader describes it, and what it knows of each member, itself included.
@@ -108,8 +102,8 @@ fn members_of(group: &GroupDescription) -> (Membership, Vec<Evidence>) {
     (view::membership(stored), evidence.collect())
 }
 
-/// Which of the other nodes say that they give their leaderships away: one that is about to stop is still heard of, and will
-/// not be in a moment.
+/// Which of the other nodes say that they give their leaderships away, or do not answer: one that is about to stop is still
+/// heard of, and will not be in a moment.
 async fn stopping(
     reach: &impl Reach,
     record: &MetaRecord,
@@ -122,7 +116,8 @@ async fn stopping(
         async move {
             match reach.control(node, Request::DescribeNode(DescribeNode {}), deadline).await {
                 Ok(Response::Node(described)) => described.stopping.then_some(node),
-                Ok(_) | Err(_) => None,
+                // It may have stopped since its leaders heard of it.
+                Ok(_) | Err(_) => Some(node),
             }
         }
         .boxed()
@@ -162,6 +157,7 @@ mod tests {
             record.shards.iter().map(|shard| factor_of(&record, shard)).collect::<Vec<_>>()
         };
         assert_eq!(factors(1, 1), [1, 1]);
+        assert_eq!(factors(2, 1), [1, 1], "of two one votes");
         assert_eq!(factors(3, 1), [3, 1]);
         assert_eq!(factors(3, 3), [3, 3]);
         assert_eq!(factors(7, 5), [5, 5]);

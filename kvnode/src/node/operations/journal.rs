@@ -25,7 +25,7 @@ pub async fn page(
     let record = reach.record(deadline).await?;
     let node_id = match node.as_str() {
         "" => None,
-        name => Some(names::node(&record, "node", name)?.node_id),
+        name => Some(names::node_ever(&record, "node", name)?.node_id),
     };
     let limit = if limit == 0 { PAGE_DEFAULT } else { limit };
     let page = JournalPage { before, limit, shard_id, node_id };
@@ -35,6 +35,8 @@ pub async fn page(
 
 #[cfg(test)]
 mod tests {
+    use kv_proto::disk::v1::NodeState;
+
     use super::*;
     use crate::node::operations::{
         model::{LONG, Model},
@@ -59,6 +61,11 @@ mod tests {
         page(&model, all, until).await.expect("a page");
         let asked = |before, limit, shard_id, node_id| JournalPage { before, limit, shard_id, node_id };
         assert_eq!(model.pages(), [asked(5, 100, None, Some(2)), asked(0, 3, Some(0), None)]);
+        // A removed node has given its name up; what became of it is asked for by that name.
+        model.change(|record| record.nodes[1].state = NodeState::Removed.into());
+        let request = GetJournalRequest { node: "n2".to_owned(), ..GetJournalRequest::default() };
+        page(&model, request, until).await.expect("a page");
+        assert_eq!(model.pages().last(), Some(&asked(0, 100, None, Some(2))));
         let unknown = GetJournalRequest { node: "n9".to_owned(), ..GetJournalRequest::default() };
         assert_eq!(page(&model, unknown, until).await.expect_err("no such node").reason, "NODE_UNKNOWN");
     }

@@ -16,7 +16,7 @@ use kv_proto::{
         control_response::Response,
     },
 };
-use kv_topology::{NodeId, SLOT_COUNT};
+use kv_topology::{NodeId, SLOT_COUNT, ShardId};
 use tokio::time::Instant;
 
 use super::Reach;
@@ -49,6 +49,8 @@ struct State {
     lost_answers: usize,
     pages: Vec<JournalPage>,
     tokens: usize,
+    /// `None`: without end.
+    reads_left: Option<usize>,
 }
 
 /// A record of so many active nodes, n1 and so on. Meta and shard 1 have replicas 1 to 3 and 101 to 103 on the first three of them.
@@ -150,6 +152,11 @@ impl Model {
         self.state().lost_answers = count;
     }
 
+    /// The record can be read so many times; then meta has no leader for reads.
+    pub fn refuse_reads_after(&self, count: usize) {
+        self.state().reads_left = Some(count);
+    }
+
     /// What was proposed and not refused.
     pub fn commands(&self) -> Vec<MetaCommand> {
         self.state().commands.clone()
@@ -168,7 +175,12 @@ impl Model {
 
 impl Reach for Model {
     async fn record(&self, _: Instant) -> Result<MetaRecord, Refusal> {
-        Ok(self.record_now())
+        let mut state = self.state();
+        if let Some(left) = state.reads_left {
+            let left = left.checked_sub(1).ok_or_else(|| refusal::not_leader(ShardId::META, None))?;
+            state.reads_left = Some(left);
+        }
+        Ok(state.record.clone())
     }
 
     async fn propose(&self, command: MetaCommand, _: Instant) -> Result<MetaOutcome, Refusal> {

@@ -3,7 +3,7 @@
 //! The evidence is gathered and judged here ([`kv_topology::permit`]); the meta group grants nothing when the record has changed
 //! since it was read, and then all is asked again. That a permit is refused is an answer, with all that speaks against it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use kv_proto::{
     admin::v1::{
@@ -29,18 +29,23 @@ use super::{
 };
 use crate::{
     meta::machine::open_permit,
-    refusal::{CHANGE_UNDER_WAY, EPOCH_MOVED_ON, NODE_IS_GONE, PERMIT_OPEN, PERMIT_UNKNOWN, QUORUM_AT_RISK},
+    refusal::{
+        self, CHANGE_UNDER_WAY, EPOCH_MOVED_ON, NODE_IS_GONE, PERMIT_OPEN, PERMIT_UNKNOWN, QUORUM_AT_RISK,
+    },
 };
 
 /// Of a request that names none, ms: a restart with its recovery takes less.
 const TTL_DEFAULT_MS: u64 = 60_000;
+/// For taking back what may have been granted. The caller's time may be over.
+const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(2);
 /// The reason of an objection: no leader of the shard answered.
 const NO_LEADER: &str = "NO_LEADER";
 
 /// Judges a request, and asks the meta group for the permit when nothing speaks against it.
 ///
 /// # Errors
-/// There is no such node, or the meta group cannot be asked.
+/// There is no such node, or the meta group cannot be asked. Then no permit is left behind that nobody knows the token of, or
+/// only where meta could not be asked for that either: it ends with its time.
 pub async fn request(
     reach: &impl Reach,
     request: RequestPermitRequest,
@@ -48,50 +53,111 @@ pub async fn request(
 ) -> Result<RequestPermitResponse, Refusal> {
     let RequestPermitRequest { node, ttl_ms, actor, reason, dry_run } = request;
     let ttl_ms = if ttl_ms == 0 { TTL_DEFAULT_MS } else { ttl_ms };
-    let order = Order::by(actor, reason);
-    // One for all attempts: a grant whose answer was lost is found again by it.
     let token = if dry_run { String::new() } else { reach.token() };
-    let mut attempt = 1;
-    loop {
-        let record = reach.record(deadline).await?;
-        let found = names::node(&record, "node", &node)?;
-        let node_id = found.node_id;
-        let outages = match judge(reach, &record, found, &token, deadline).await {
-            Ok(outages) => outages,
-            Err(objections) => {
-                return Ok(RequestPermitResponse { objections, node_id, ..RequestPermitResponse::default() });
+    let wish = Wish { node, ttl_ms, order: Order::by(actor, reason), token };
+    let mut in_doubt = false;
+    let answer = wish.answer(reach, &mut in_doubt, deadline).await;
+    if !in_doubt || answer.as_ref().is_ok_and(|answer| answer.granted) {
+        return answer;
+    }
+    wish.take_back(reach).await;
+    answer.map_err(|refused| refusal::outcome_unknown(refused.message))
+}
+
+/// A permit as somebody wishes for it.
+struct Wish {
+    node: String,
+    ttl_ms: u64,
+    order: Order,
+    /// One for all attempts: a grant whose answer was lost is found again by it. Empty: nothing is to be granted.
+    token: String,
+}
+
+impl Wish {
+    /// `in_doubt` becomes true when a grant may have happened of which nothing was heard.
+    async fn answer(
+        &self,
+        reach: &impl Reach,
+        in_doubt: &mut bool,
+        deadline: Instant,
+    ) -> Result<RequestPermitResponse, Refusal> {
+        let mut attempt = 1;
+        loop {
+            let record = reach.record(deadline).await?;
+            let found = names::node(&record, "node", &self.node)?;
+            let node_id = found.node_id;
+            let outages = match judge(reach, &record, found, &self.token, deadline).await {
+                Ok(outages) => outages.into_iter().map(ShardId::get).collect(),
+                Err(objections) => return Ok(refused_for(node_id, objections)),
+            };
+            let granted = self.granted(node_id, outages);
+            if self.token.is_empty() {
+                return Ok(granted);
             }
-        };
-        let outage_shard_ids: Vec<u32> = outages.iter().map(|shard| shard.get()).collect();
-        let granted = RequestPermitResponse {
+            let command = self.order.to(self.grant(&granted, record.epoch));
+            let refused = match reach.propose(command, deadline).await {
+                Ok(_) => return Ok(granted),
+                Err(refused) => refused,
+            };
+            *in_doubt |= may_have_happened(&refused);
+            match after(&refused) {
+                Next::Again if attempt < ATTEMPTS => attempt += 1,
+                Next::Again => return Err(too_restless(refused)),
+                Next::Answer => {
+                    let objection =
+                        Objection { shard_id: None, reason: refused.reason, message: refused.message };
+                    return Ok(refused_for(node_id, vec![objection]));
+                }
+                Next::Fail => return Err(refused),
+            }
+        }
+    }
+
+    fn granted(&self, node_id: u64, outage_shard_ids: Vec<u32>) -> RequestPermitResponse {
+        RequestPermitResponse {
             granted: true,
-            token: token.clone(),
-            ttl_ms,
-            outage_shard_ids: outage_shard_ids.clone(),
+            token: self.token.clone(),
+            ttl_ms: self.ttl_ms,
+            outage_shard_ids,
             objections: Vec::new(),
             node_id,
-        };
-        if dry_run {
-            return Ok(granted);
         }
-        let expected_epoch = record.epoch;
-        let grant = GrantPermit { token: token.clone(), node_id, ttl_ms, outage_shard_ids, expected_epoch };
-        let command = order.to(Command::GrantPermit(grant));
-        let refused = match reach.propose(command, deadline).await {
-            Ok(_) => return Ok(granted),
-            Err(refused) => refused,
-        };
-        match after(&refused) {
-            Next::Again if attempt < ATTEMPTS => attempt += 1,
-            Next::Again => return Err(too_restless(refused)),
-            Next::Answer => {
-                let objection =
-                    Objection { shard_id: None, reason: refused.reason, message: refused.message };
-                let objections = vec![objection];
-                return Ok(RequestPermitResponse { objections, node_id, ..RequestPermitResponse::default() });
-            }
-            Next::Fail => return Err(refused),
+    }
+
+    fn grant(&self, granted: &RequestPermitResponse, expected_epoch: u64) -> Command {
+        let (node_id, outage_shard_ids) = (granted.node_id, granted.outage_shard_ids.clone());
+        let (token, ttl_ms) = (self.token.clone(), self.ttl_ms);
+        Command::GrantPermit(GrantPermit { token, node_id, ttl_ms, outage_shard_ids, expected_epoch })
+    }
+
+    /// Ends the permit that may have been granted: whoever asked hears of no token, and all changes of voters would wait for
+    /// it.
+    async fn take_back(&self, reach: &impl Reach) {
+        let command = self.order.to(Command::EndPermit(EndPermit { token: self.token.clone() }));
+        if let Err(refused) = reach.propose(command, Instant::now() + TAKE_BACK_TIMEOUT).await
+            && refused.reason != PERMIT_UNKNOWN
+        {
+            let (reason, message) = (refused.reason, refused.message);
+            tracing::warn!(reason, message, "a permit that may have been granted was not taken back");
         }
+    }
+}
+
+fn refused_for(node_id: u64, objections: Vec<Objection>) -> RequestPermitResponse {
+    RequestPermitResponse { objections, node_id, ..RequestPermitResponse::default() }
+}
+
+/// Whether a command that was refused like this may be carried out all the same.
+fn may_have_happened(refused: &Refusal) -> bool {
+    match refused.kind() {
+        Kind::Unspecified | Kind::OutcomeUnknown | Kind::DeadlineExceeded | Kind::Internal => true,
+        Kind::NotApplied
+        | Kind::WrongShard
+        | Kind::ResourceExhausted
+        | Kind::InvalidArgument
+        | Kind::DataLoss
+        | Kind::FailedPrecondition
+        | Kind::NotFound => false,
     }
 }
 

@@ -94,7 +94,7 @@ async fn each_shard_that_would_suffer_is_named_with_the_reason() {
     // Nobody but the leader was heard of lately.
     let refused = ask(&whole(5_000), request_of("n2")).await;
     assert_eq!(reasons(&refused), [(Some(0), "QUORUM_AT_RISK"), (Some(1), "QUORUM_AT_RISK")]);
-    assert!(refused.objections[1].message.starts_with("without n2 shard 1 keeps 1 of the 2 voters"));
+    assert!(refused.objections[1].message.starts_with("without #2 shard 1 keeps 1 of the 2 voters"));
     // No leader answers at all.
     let refused = ask(&Model::of(3), request_of("n2")).await;
     assert_eq!(reasons(&refused), [(Some(0), "NO_LEADER"), (Some(1), "NO_LEADER")]);
@@ -116,6 +116,16 @@ async fn a_node_that_is_overdue_or_stopping_counts_as_down() {
         _ => answer(node, request, 100),
     });
     assert_eq!(reasons(&ask(&model, request_of("n2")).await), at_risk);
+
+    // It may have stopped a moment ago, when its leader had just heard of it.
+    model.answers = Box::new(|node, request| match request {
+        Request::DescribeNode(_) if node == NodeId(3) => {
+            Err(refusal::not_applied(refusal::UNREACHABLE, "it does not answer"))
+        }
+        _ => answer(node, request, 100),
+    });
+    assert_eq!(reasons(&ask(&model, request_of("n2")).await), at_risk);
+    assert!(ask(&model, request_of("n3")).await.granted, "the one that does not answer may go");
 }
 
 #[tokio::test(start_paused = true)]
@@ -186,4 +196,21 @@ async fn a_grant_whose_answer_was_lost_is_found_again() {
     assert_eq!(model.record_now().permits.len(), 1);
     // The leader of both groups, which is asked first, and the two other nodes: once.
     assert_eq!(asked.load(Ordering::Relaxed), 4, "what was granted is not judged again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_permit_that_nobody_hears_of_is_taken_back() {
+    let model = whole(100);
+    model.lose_answers(1);
+    // What became of it cannot be found out.
+    model.refuse_reads_after(1);
+    let failed = request(&model, request_of("n2"), Instant::now() + LONG).await.expect_err("no answer");
+    assert_eq!(failed.kind(), Kind::OutcomeUnknown, "it was granted for a moment: {failed:?}");
+    assert_eq!(model.record_now().permits, []);
+    assert_eq!(model.proposed(), 2);
+
+    let model = whole(100);
+    model.refuse_reads_after(0);
+    let failed = request(&model, request_of("n2"), Instant::now() + LONG).await.expect_err("no answer");
+    assert_eq!((failed.kind(), model.proposed()), (Kind::NotApplied, 0), "nothing was in doubt");
 }

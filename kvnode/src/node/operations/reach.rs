@@ -5,8 +5,8 @@ use std::{future::Future, time::Duration};
 use kv_proto::{
     disk::v1::{MetaCommand, MetaRecord, NodeRecord},
     peer::v1::{
-        ControlRequest, JournalEntries, JournalPage, MetaOutcome, ReadMeta, ReadRequest, ReadResponse,
-        Refusal, control_request::Request, control_response::Response, read_request, read_response,
+        ControlRequest, JournalEntries, JournalPage, MetaOutcome, ReadRequest, Refusal,
+        control_request::Request, control_response::Response, read_request, read_response,
     },
 };
 use kv_topology::{NodeId, ShardId};
@@ -17,6 +17,7 @@ use crate::{
         admin,
         core::Core,
         hands::{meta_outcome, operation_of},
+        record::read_record,
     },
     refusal,
     router::{Maps, store::Store},
@@ -65,10 +66,7 @@ pub trait Reach: Send + Sync {
 
 impl Reach for Core {
     async fn record(&self, deadline: Instant) -> Result<MetaRecord, Refusal> {
-        match self.read_meta(read_request::Read::Meta(ReadMeta {}), deadline).await? {
-            read_response::Read::Meta(record) => Ok(record),
-            _ => Err(something_else()),
-        }
+        read_record(&*self.store, deadline).await
     }
 
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaOutcome, Refusal> {
@@ -81,8 +79,10 @@ impl Reach for Core {
     }
 
     async fn journal(&self, page: JournalPage, deadline: Instant) -> Result<JournalEntries, Refusal> {
-        match self.read_meta(read_request::Read::Journal(page), deadline).await? {
-            read_response::Read::Journal(entries) => Ok(entries),
+        let request = ReadRequest { read: Some(read_request::Read::Journal(page)), ..ReadRequest::default() };
+        match self.store.read(request, deadline).await?.read {
+            Some(read_response::Read::Journal(entries)) => Ok(entries),
+            Some(read_response::Read::Refusal(refused)) => Err(refused),
             _ => Err(something_else()),
         }
     }
@@ -108,22 +108,6 @@ impl Reach for Core {
 
     fn heartbeat(&self) -> Duration {
         self.config.raft.heartbeat
-    }
-}
-
-impl Core {
-    async fn read_meta(
-        &self,
-        read: read_request::Read,
-        deadline: Instant,
-    ) -> Result<read_response::Read, Refusal> {
-        let request = ReadRequest { read: Some(read), ..ReadRequest::default() };
-        let ReadResponse { read, .. } = self.store.read(request, deadline).await?;
-        match read {
-            Some(read_response::Read::Refusal(refused)) => Err(refused),
-            Some(read) => Ok(read),
-            None => Err(something_else()),
-        }
     }
 }
 

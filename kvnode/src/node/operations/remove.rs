@@ -3,7 +3,7 @@
 use kv_proto::{
     admin::v1::{RemoveNodeRequest, RemoveNodeResponse},
     disk::v1::{
-        MetaRecord, NodeState,
+        NodeState,
         meta_command::{self, Command},
     },
     peer::v1::Refusal,
@@ -23,27 +23,17 @@ pub async fn remove(
 ) -> Result<RemoveNodeResponse, Refusal> {
     let RemoveNodeRequest { node, lost, accept_data_loss, actor, reason } = request;
     let record = reach.record(deadline).await?;
-    let found = match names::node(&record, "node", &node) {
-        Ok(found) => found,
-        // Its name is free already.
-        Err(refused) => {
-            let node_id = removed_as(&record, &node).ok_or(refused)?;
-            return Ok(RemoveNodeResponse { node_id });
-        }
-    };
+    let found = names::node_ever(&record, "node", &node)?;
     let node_id = found.node_id;
+    if found.state() == NodeState::Removed {
+        return Ok(RemoveNodeResponse { node_id });
+    }
     // Who is empty may be alive: it is told that it was removed.
-    let alive = lost && found.state() != NodeState::Removed && reach.is_alive(found, deadline).await;
+    let alive = lost && reach.is_alive(found, deadline).await;
     let remove = meta_command::RemoveNode { node_id, lost, accept_data_loss, alive };
     let command = Order::by(actor, reason).to(Command::RemoveNode(remove));
     reach.propose(command, deadline).await?;
     Ok(RemoveNodeResponse { node_id })
-}
-
-/// The node that was removed last of those with this name.
-fn removed_as(record: &MetaRecord, name: &str) -> Option<u64> {
-    let removed = record.nodes.iter().filter(|node| node.state() == NodeState::Removed);
-    removed.filter(|node| node.name == name).map(|node| node.node_id).max()
 }
 
 #[cfg(test)]

@@ -1,15 +1,15 @@
 //! Lets another replica of a shard lead.
 //!
 //! The leader is asked, which checks the target; then it is waited for the target to lead. A request may get lost, and somebody
-//! else may win an election meanwhile: so it is asked again until the deadline. In the end the wish is written down, or the
-//! balance of leaders would undo it.
+//! else may win an election meanwhile: so it is asked again until the deadline. In the end the choice is written down, or the
+//! balance of leaders would undo it; also when the target led already.
 
 use std::time::Duration;
 
 use kv_proto::{
     admin::v1::{TransferLeaderRequest, TransferLeaderResponse},
     disk::v1::{
-        ShardRecord,
+        NodeState, ShardRecord,
         meta_command::{Command, Note, PreferLeaders, PreferredLeader},
     },
     peer::v1::{
@@ -51,13 +51,16 @@ pub async fn transfer(
 ) -> Result<TransferLeaderResponse, Refusal> {
     let TransferLeaderRequest { shard_id, to_node, actor, reason } = request;
     let record = reach.record(deadline).await?;
-    let target = NodeId(names::node(&record, "to_node", &to_node)?.node_id);
+    let node = names::node(&record, "to_node", &to_node)?;
+    let target = NodeId(node.node_id);
     let shard = names::shard(&record, shard_id)?;
+    if node.state() != NodeState::Active {
+        // It would be taken away again at once.
+        return Err(unfit(format!("node {target} is not active, and leads nothing for long")));
+    }
     let before = give(reach, shard, target, deadline).await?;
     let order = Order::by(actor, reason);
-    if before != target
-        && let Err(refused) = write_down(reach, &order, shard_id, before, target).await
-    {
+    if let Err(refused) = write_down(reach, &order, shard_id, before, target).await {
         let (reason, message) = (refused.reason, refused.message);
         tracing::warn!(
             shard = shard_id,
@@ -134,7 +137,7 @@ async fn await_lead(reach: &impl Reach, shard: &ShardRecord, target: NodeId, dea
     }
 }
 
-/// The wish, for the balance of leaders, and a line of the journal.
+/// The choice, for the balance of leaders, and a line of the journal about what was done.
 async fn write_down(
     reach: &impl Reach,
     order: &Order,
@@ -146,13 +149,20 @@ async fn write_down(
     let node_id = to.get();
     for attempt in 1.. {
         let record = reach.record(deadline).await?;
+        let shard = names::shard(&record, shard_id)?;
+        if shard.leader_chosen && shard.preferred_leader_node_id == node_id {
+            break;
+        }
         let leaders = vec![PreferredLeader { shard_id, node_id }];
-        let prefer = PreferLeaders { leaders, expected_epoch: record.epoch };
+        let prefer = PreferLeaders { leaders, expected_epoch: record.epoch, chosen: true };
         match reach.propose(order.to(Command::PreferLeaders(prefer)), deadline).await {
             Ok(_) => break,
             Err(refused) if refused.reason == EPOCH_MOVED_ON && attempt < ATTEMPTS => {}
             Err(refused) => return Err(refused),
         }
+    }
+    if from == to {
+        return Ok(());
     }
     let event = format!("leadership of shard {shard_id} given from {from} to {to}");
     let note = Note { shard_id: Some(shard_id), node_id, event };
@@ -205,23 +215,28 @@ mod tests {
             let model = led(obeys);
             let done = transfer(&model, request(1, "n2"), Instant::now() + LONG).await.expect("transferred");
             assert_eq!(done.leader_node_id, 2);
-            assert_eq!(model.record_now().shards[1].preferred_leader_node_id, 2);
+            let shard = &model.record_now().shards[1];
+            assert_eq!((shard.preferred_leader_node_id, shard.leader_chosen), (2, true));
             let noted = model.commands();
             let Some(Command::Note(note)) = noted.last().and_then(|last| last.command.clone()) else {
                 panic!("not noted: {noted:?}");
             };
             assert_eq!(
                 (note.shard_id, note.event.as_str()),
-                (Some(1), "leadership of shard 1 given from n1 to n2")
+                (Some(1), "leadership of shard 1 given from #1 to #2")
             );
         }
     }
 
     #[tokio::test(start_paused = true)]
-    async fn who_leads_already_is_left_alone() {
+    async fn who_leads_already_is_left_alone_and_stays() {
         let model = led(1);
-        let done = transfer(&model, request(1, "n1"), Instant::now() + LONG).await.expect("it leads");
-        assert_eq!((done.leader_node_id, model.proposed()), (1, 0));
+        for _ in 0..2 {
+            let done = transfer(&model, request(1, "n1"), Instant::now() + LONG).await.expect("it leads");
+            assert_eq!((done.leader_node_id, model.proposed()), (1, 1), "it is chosen once");
+            let shard = &model.record_now().shards[1];
+            assert_eq!((shard.preferred_leader_node_id, shard.leader_chosen), (1, true));
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -234,6 +249,9 @@ mod tests {
             assert_eq!(told, (Kind::FailedPrecondition, TARGET_NOT_READY), "{target}");
         }
         assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+        model.change(|record| record.nodes[1].state = NodeState::Draining.into());
+        let refused = transfer(&model, request(1, "n2"), began + LONG).await.expect_err("it drains");
+        assert_eq!(refused.reason, TARGET_NOT_READY);
         let refused = transfer(&model, request(9, "n2"), began + LONG).await.expect_err("no such shard");
         assert_eq!((refused.reason.as_str(), refused.field.as_str()), ("SHARD_UNKNOWN", "shard_id"));
     }

@@ -8,7 +8,7 @@ use kv_proto::{
 use tokio::time::Instant;
 
 use super::{Reach, names, order::Order};
-use crate::meta::view;
+use crate::{meta::view, refusal};
 
 /// Labels a node with its zone, or takes the label away.
 ///
@@ -30,7 +30,7 @@ pub async fn label(
 /// Changes what is given, and tells the whole policy as it is then.
 ///
 /// # Errors
-/// There are too few nodes for it.
+/// There are too few nodes for it; or it is done, and what the policy is then cannot be read.
 pub async fn policy(
     reach: &impl Reach,
     request: SetPolicyRequest,
@@ -38,11 +38,17 @@ pub async fn policy(
 ) -> Result<SetPolicyResponse, Refusal> {
     let SetPolicyRequest { replication_factor, lost_node_grace_ms, moves_at_once, actor, reason } = request;
     let set = SetPolicy { replication_factor, lost_node_grace_ms, moves_at_once };
-    if set != SetPolicy::default() {
+    let changes = set != SetPolicy::default();
+    if changes {
         let command = Order::by(actor, reason).to(Command::SetPolicy(set));
         reach.propose(command, deadline).await?;
     }
-    let record = reach.record(deadline).await?;
+    // That it could not be read must not sound like that nothing was done.
+    let unread = |refused: Refusal| {
+        let message = format!("the policy is changed; what it is now could not be read: {}", refused.message);
+        if changes { refusal::outcome_unknown(message) } else { refused }
+    };
+    let record = reach.record(deadline).await.map_err(unread)?;
     Ok(SetPolicyResponse { policy: Some(view::policy(&record)) })
 }
 
@@ -82,5 +88,11 @@ mod tests {
         let request = SetPolicyRequest { replication_factor: Some(5), ..SetPolicyRequest::default() };
         let refused = policy(&model, request, until).await.expect_err("three nodes");
         assert_eq!(refused.reason, "TOO_FEW_NODES");
+        model.refuse_reads_after(0);
+        let request = SetPolicyRequest { moves_at_once: Some(2), ..SetPolicyRequest::default() };
+        let unread = policy(&model, request, until).await.expect_err("it cannot be read");
+        assert_eq!(unread.reason, refusal::OUTCOME_UNKNOWN, "it is done: {}", unread.message);
+        let unread = policy(&model, SetPolicyRequest::default(), until).await.expect_err("nor this");
+        assert_eq!(unread.reason, refusal::NO_LEADER, "nothing was to be done");
     }
 }

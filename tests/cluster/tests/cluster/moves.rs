@@ -66,7 +66,7 @@ fn tells_the_drain(journal: &[JournalEntry], node_id: u64) {
     let told = journal::of_node(journal, node_id);
     let state = |now: &str| {
         let is_so = |(told, _): &(Told, &JournalEntry)| matches!(told, Told::State { now: is } if is == now);
-        told.iter().position(is_so).unwrap_or_else(|| panic!("n{node_id} is never {now}: {told:?}"))
+        told.iter().position(is_so).unwrap_or_else(|| panic!("#{node_id} is never {now}: {told:?}"))
     };
     let (begin, end) = (state("draining"), state("drained"));
     let (_, asked) = &told[begin];

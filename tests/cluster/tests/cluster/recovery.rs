@@ -234,3 +234,82 @@ async fn majority_that_came_back_unnoticed_is_fenced_once_it_hears_of_the_recove
     }
     drill.wait_out(false).await;
 }
+
+/// Two nodes that have a data shard in common, and not meta.
+fn pair_to_lose(hosted: &[BTreeSet<u32>]) -> Option<[usize; 2]> {
+    let pairs = (0..hosted.len()).flat_map(|one| (0..one).map(move |other| [other, one]));
+    pairs.into_iter().find(|[one, other]| {
+        let common = &hosted[*one] & &hosted[*other];
+        !common.is_empty() && !common.contains(&0)
+    })
+}
+
+/// Shards have lost their quorum and meta has not: it decides where it runs, and the survivors are written after that.
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_that_lost_their_quorum_go_on_while_meta_works() {
+    let Some(kvctl) = binary::find(Binary::Kvctl) else { return };
+    let Some(mut cluster) = Cluster::start(Plan::nodes(5).with_shards(6)).await else { return };
+    for number in 0..KEYS {
+        cluster.put(number % 5, &key(number), format!("kept {number}")).await;
+    }
+    cluster.wait_caught_up().await;
+    let mut hosted = Vec::new();
+    for node in 0..5 {
+        let shards = cluster.status(node).await.replicas.into_iter().map(|replica| replica.shard_id);
+        hosted.push(shards.collect::<BTreeSet<u32>>());
+    }
+    let lost = pair_to_lose(&hosted).unwrap_or_else(|| panic!("no such pair: {hosted:?}"));
+    let of_lost = &hosted[lost[0]] & &hosted[lost[1]];
+    for node in lost {
+        cluster.nodes[node].kill();
+        cluster.nodes[node].wipe();
+    }
+
+    let survivors = cluster.all_but(&lost);
+    let addresses: Vec<String> =
+        survivors.iter().map(|node| cluster.nodes[*node].ports.client_address().to_string()).collect();
+    let (nodes, cluster_id) = (addresses.join(","), cluster.status(survivors[0]).await.cluster_id);
+    let [one, other] = lost.map(|node| format!("n{}", node + 1));
+    let recover =
+        ["recover", "all", "--nodes", &nodes, "--without", &one, "--without", &other, "--yes", &cluster_id];
+    let decided = run(&kvctl, &recover).await;
+    let told = String::from_utf8_lossy(&decided.stdout).into_owned();
+    assert!(decided.status.success() && told.contains("start it with --recovery"), "{decided:?}");
+    for shard in &of_lost {
+        assert!(told.contains(&format!("shard {shard}: decided, group ")), "{told}");
+    }
+    // Each survivor's node hears of it, and closes it out.
+    for node in &survivors {
+        let closed_out = |status: &NodeStatus| {
+            let mut own = status.replicas.iter().filter(|replica| of_lost.contains(&replica.shard_id));
+            own.all(|replica| replica.role() == Role::Quarantined)
+        };
+        cluster.wait_status(*node, "survivors that are closed out", closed_out).await;
+    }
+    for node in &survivors {
+        cluster.nodes[*node].kill();
+        cluster.nodes[*node].start_with(&["--recovery"]);
+    }
+    for node in &survivors {
+        cluster.wait_status(*node, "recovery", |status| status.phase() == Phase::Recovering).await;
+    }
+    let written = run(&kvctl, &recover).await;
+    assert!(written.status.success(), "{written:?}");
+    for node in &survivors {
+        cluster.nodes[*node].kill();
+        cluster.nodes[*node].start();
+    }
+    for node in &survivors {
+        for number in 0..KEYS {
+            let got = cluster.get(*node, &key(number), Read::Linearizable).await;
+            let found = got.kv.and_then(|kv| kv.value);
+            assert_eq!(
+                found,
+                Some(Value::Inline(format!("kept {number}").into())),
+                "{} at node {node}",
+                key(number)
+            );
+        }
+        cluster.put(*node, &key(0), "kept 0").await;
+    }
+}

@@ -26,7 +26,7 @@ async fn a_wiped_node_comes_back_as_a_new_one_and_its_shards_are_whole_again() {
     let wiped = random.random_range(0..3);
     let via = (wiped + 1) % 3;
     let old = cluster.node_id(wiped).await;
-    eprintln!("node {wiped}, n{old}, is wiped");
+    eprintln!("node {wiped}, #{old}, is wiped");
     cluster.nodes[wiped].kill();
     cluster.nodes[wiped].wipe();
     cluster.nodes[wiped].start();
@@ -66,7 +66,7 @@ async fn a_lost_node_is_replaced_welcomed_back_and_removed_for_good() {
     let id = cluster.node_id(lost).await;
     is_not_removed_while_it_lives(&cluster, via, id).await;
 
-    eprintln!("node {lost}, n{id}, is lost");
+    eprintln!("node {lost}, #{id}, is lost");
     cluster.nodes[lost].kill();
     let known = cluster.wait_state(via, id, NodeState::Lost).await;
     assert!(!known.state_reason.is_empty() && known.state_since_unix_ms > 0, "{known:?}");
@@ -92,7 +92,7 @@ async fn a_lost_node_is_replaced_welcomed_back_and_removed_for_good() {
     assert!(said.contains("was removed from the cluster"), "{said}");
     cluster.nodes[lost].start();
     let new = node_id_unlike(&cluster, lost, &[id]).await;
-    assert!(cluster.nodes[lost].data_dir.join("set-aside-1/IDENTITY").exists(), "n{new} is n{id}");
+    assert!(cluster.nodes[lost].data_dir.join("set-aside-1/IDENTITY").exists(), "#{new} is #{id}");
     cluster.wait_state(via, new, NodeState::Active).await;
     let whole = cluster.wait_settled(via).await;
     assert!(!placed_at(&whole, new).is_empty(), "{:?}", whole.shards);

@@ -82,7 +82,7 @@ async fn wait_turned_down(cluster: &Cluster, via: usize, to: usize) -> String {
     });
     match turned_down.await.unwrap_or_else(|error| panic!("{error}")) {
         Ok(said) => said,
-        Err(leads) => panic!("{what} was expected, and n{leads} leads it"),
+        Err(leads) => panic!("{what} was expected, and #{leads} leads it"),
     }
 }
 

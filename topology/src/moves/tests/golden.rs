@@ -79,6 +79,23 @@ fn the_factor_goes_up_and_down() {
 }
 
 #[test]
+fn with_one_copy_of_everything_nodes_drain_down_to_the_last_one() {
+    let mut world = World::new(&[""; 3], 3, 1);
+    world.scene("three shards on three nodes, one replica of each; three of meta");
+    for number in [3, 1] {
+        assert!(world.drain(n(number)));
+        world.scene(&format!("#{number} drains"));
+        assert_eq!(world.host_of(n(number)).state, NodeState::Drained);
+    }
+    assert!(!world.drain(n(2)), "no node would stay");
+    for number in [1, 3] {
+        world.host(n(number)).state = NodeState::Active;
+    }
+    world.scene("#1 and #3 drain no more");
+    assert_golden("one-copy", &world);
+}
+
+#[test]
 fn a_drain_is_cancelled_half_way() {
     let mut world = World::new(&[""; 4], 8, 3);
     world.scene("eight shards on four nodes");

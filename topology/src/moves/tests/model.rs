@@ -10,11 +10,8 @@ use crate::{
     map::{NodeState, ReplicaPlacement},
     moves::{Held, Host, Limits, Move, Shard, Why, gains, surplus},
     placement::{Candidate, Placement, place, spread_leaders},
-    quorum::odd_voters,
+    quorum::{meta_factor, odd_voters},
 };
-
-/// The meta group has at least so many voters, as far as there are nodes.
-const META_VOTERS: usize = 3;
 
 /// A cluster that has not come to rest after so many rounds never will.
 const ROUNDS_MAX: usize = 2_000;
@@ -138,14 +135,9 @@ impl World {
         self.hosts.iter().filter(move |host| host.state == state).map(|host| host.node)
     }
 
-    /// Of meta: as many as there are nodes for; those that are about to leave are none.
     pub fn factor_of(&self, shard: ShardId) -> usize {
-        let leaves = |host: &&Host| match host.state {
-            NodeState::Draining | NodeState::Drained | NodeState::Removed => true,
-            NodeState::Joining | NodeState::Active | NodeState::Lost => false,
-        };
-        let staying = self.hosts.iter().filter(|host| !leaves(host)).count();
-        if shard.is_meta() { self.factor.max(META_VOTERS.min(staying)) } else { self.factor }
+        let staying = self.hosts.iter().filter(|host| host.state.stays()).count();
+        if shard.is_meta() { meta_factor(self.factor, staying) } else { self.factor }
     }
 
     pub fn is_there(&self, node: NodeId) -> bool {

@@ -13,6 +13,8 @@ use super::{
     *,
 };
 
+mod decided;
+
 /// Of replica 1: only its place counts.
 fn at(term: u64, index: u64) -> Option<LogPosition> {
     Some(LogPosition { term, replica_id: 1, index })
@@ -127,7 +129,7 @@ fn summary(plan: &Plan) -> Vec<String> {
 #[test]
 fn the_only_survivor_goes_on_with_everything_and_decides_it_itself() {
     let evidence = lonely();
-    let plan = plan(&evidence, Scope::All, &without(&["n2", "3"])).unwrap();
+    let plan = plan(&evidence, Scope::All, &without(&["n2", "#3"])).unwrap();
     assert_eq!(summary(&plan), ["0: recover r1@n1 of g0", "1: recover r11@n1 of g1"]);
     assert_eq!(plan.lost, [2, 3]);
     assert!(matches!(plan.seat, Seat::Offline(seat) if seat.replica_id == 1), "{:?}", plan.seat);
@@ -260,35 +262,6 @@ fn a_shard_is_decided_by_meta_where_it_runs_and_then_written() {
 }
 
 #[test]
-fn what_was_decided_before_is_only_written() {
-    let replaced = ReplacedShardGroup { group_id: 1, replica_id: 11, node_id: 1, last: at(5, 1234) };
-    let mut evidence = lonely();
-    let shard = &mut evidence.survivors[0].disk.record.as_mut().unwrap().shards[1];
-    *shard = RecordedShard { group_id: 12, replaced: Some(replaced), ..shard.clone() };
-    // Meta goes on alone already.
-    evidence.survivors[0].disk.replicas[0].membership = membership(&[&[1]]);
-    let plan = plan(&evidence, Scope::All, &without(&["n2", "n3"])).unwrap();
-    assert_eq!(summary(&plan), ["0: keeps 1/1", "1: recover r11@n1 of g1, decided g12"]);
-    assert_eq!(plan.seat, Seat::Idle);
-    let [(1, request)] = &steps::disk_requests(&plan, &steps::decided(&plan), &envelope())[..] else {
-        panic!()
-    };
-    assert_eq!((request.replicas[0].group_id, request.replicas[0].new_group_id), (1, 12));
-}
-
-/// The decision was lost with its survivor, and an older replica came to light.
-#[test]
-fn a_decision_for_a_survivor_that_is_lost_too_is_made_anew() {
-    let replaced = ReplacedShardGroup { group_id: 1, replica_id: 13, node_id: 3, last: at(5, 2000) };
-    let mut evidence = lonely();
-    let shard = &mut evidence.survivors[0].disk.record.as_mut().unwrap().shards[1];
-    *shard = RecordedShard { group_id: 12, replaced: Some(replaced), ..shard.clone() };
-    let plan = plan(&evidence, Scope::All, &without(&["n2", "n3"])).unwrap();
-    assert_eq!(summary(&plan)[1], "1: recover r11@n1 of g1");
-    assert_eq!(steps::decisions(&plan)[0].expected_group_id, 12, "what meta knows now");
-}
-
-#[test]
 fn meta_that_is_alone_already_decides_offline_and_nowhere_else() {
     let mut evidence = lonely();
     evidence.survivors[0].disk.replicas[0].membership = membership(&[&[1]]);
@@ -362,6 +335,45 @@ fn a_group_that_was_never_formed_has_nothing_to_lose() {
     evidence.survivors[0].disk.replicas[1] = placed;
     let plan = plan(&evidence, Scope::All, &without(&["n2", "n3"])).unwrap();
     assert_eq!(summary(&plan)[1], "1: unformed");
+}
+
+#[test]
+fn an_empty_replica_of_a_group_that_was_at_work_is_no_survivor() {
+    let mut evidence = lonely();
+    let placed =
+        ReplicaOnDisk { last: None, membership: None, applied_membership: None, ..replica(1, 1, 1, (0, 0)) };
+    let disk = &mut evidence.survivors[0].disk;
+    disk.replicas[1] = placed;
+    disk.record.as_mut().unwrap().shards[1].formed = true;
+    let plan = plan(&evidence, Scope::All, &without(&["n2", "n3"])).unwrap();
+    assert_eq!(summary(&plan)[1], "1: gone");
+    assert_eq!(plan.gone().collect::<Vec<_>>(), [1]);
+}
+
+/// Meta would refuse to see its membership, and could never mend it.
+#[test]
+fn a_quorum_with_replicas_on_nodes_that_meta_has_forgotten_goes_on_anew() {
+    let on_later_node = |node: u64| ReplicaOnDisk {
+        membership: membership(&[&[11, 12, 19]]),
+        ..replica(1, node, 1, (5, 90))
+    };
+    let of_meta = |node: u64, index: u64| ReplicaOnDisk {
+        membership: membership(&[&[1, 2, 3, 4, 5]]),
+        ..replica(0, node, 0, (4, index))
+    };
+    let mut evidence = two(vec![of_meta(2, 80), on_later_node(2)]);
+    evidence.survivors[0].disk.replicas = vec![of_meta(1, 90), on_later_node(1)];
+    let of_all = plan(&evidence, Scope::All, &without(&["n3"])).unwrap();
+    assert_eq!(summary(&of_all), ["0: recover r1@n1 of g0", "1: recover r11@n1 of g1"]);
+    let told = words::plan(&of_all).join("\n");
+    assert!(told.contains("replicas on nodes that meta does not know any more"), "{told}");
+
+    // A meta that works knows them, or will.
+    let meta = |node: u64| replica(0, node, 0, (4, 90));
+    evidence.survivors[0].disk.replicas[0] = meta(1);
+    evidence.survivors[1].disk.replicas[0] = meta(2);
+    let of_all = plan(&evidence, Scope::All, &without(&["n3"])).unwrap();
+    assert_eq!(summary(&of_all), ["0: keeps 2/2", "1: keeps 2/2"]);
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Whatever happens, in whatever order, and however often the controller dies: when all who can come back are back, the
 //! cluster becomes whole again. What must never happen is checked by the model with every step.
 
-use kv_proto::disk::v1::{NodeState, ShardRecord};
+use kv_proto::disk::v1::{
+    NodeState, ShardRecord,
+    meta_command::{Command, PreferLeaders, PreferredLeader},
+};
 use kv_topology::quorum::odd_voters;
 
 use super::*;
@@ -31,6 +34,7 @@ enum Event {
     Zone(usize, u8),
     StaysJoint,
     LeaderChanges(usize),
+    LeaderIsChosen(usize, usize),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -54,7 +58,8 @@ fn event() -> impl Strategy<Value = Event> {
         prop::sample::select(vec![1_u32, 3, 5]).prop_map(Event::Factor),
         (any.clone(), 0_u8..3).prop_map(|(node, zone)| Event::Zone(node, zone)),
         Just(Event::StaysJoint),
-        any.prop_map(Event::LeaderChanges),
+        any.clone().prop_map(Event::LeaderChanges),
+        (any.clone(), any).prop_map(|(shard, replica)| Event::LeaderIsChosen(shard, replica)),
     ]
 }
 
@@ -136,7 +141,21 @@ impl World {
                 let group = self.record.shards[shard % self.record.shards.len()].group_id;
                 self.give_away(group);
             }
+            Event::LeaderIsChosen(shard, replica) => self.choose_leader(*shard, *replica),
         }
+    }
+
+    /// A person wants one of the nodes with a replica to lead, be it a voter or not.
+    fn choose_leader(&mut self, shard: usize, replica: usize) {
+        let shard = &self.record.shards[shard % self.record.shards.len()];
+        let placed = shard.replicas.iter().cycle().nth(replica);
+        let Some(node_id) = placed.map(|placement| placement.node_id).filter(|_| shard.shard_id != 0) else {
+            return;
+        };
+        let leaders = vec![PreferredLeader { shard_id: shard.shard_id, node_id }];
+        let expected_epoch = self.record.epoch;
+        let prefer = PreferLeaders { leaders, expected_epoch, chosen: true };
+        self.ask(Command::PreferLeaders(prefer), "asked by kvctl").expect("it holds a replica");
     }
 
     /// All who can come back are back, and there are nodes enough.

@@ -115,7 +115,7 @@ impl Dice {
             Kinds::Add => Command::AddReplica(AddReplica { shard_id, node_id, expected_epoch }),
             Kinds::Prefer => {
                 let leaders = vec![PreferredLeader { shard_id, node_id }];
-                Command::PreferLeaders(PreferLeaders { leaders, expected_epoch })
+                Command::PreferLeaders(PreferLeaders { leaders, expected_epoch, chosen: yes })
             }
             Kinds::Observe => self.observe(record, &shard),
             Kinds::BeginMove | Kinds::EndMove | Kinds::BeginChange | Kinds::EndChange | Kinds::Drop => {

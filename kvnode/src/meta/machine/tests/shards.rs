@@ -78,11 +78,49 @@ fn membership_only_advances_and_placements_follow_it() {
     assert_eq!(cluster.refused(seen(1, 1, 6, &[2, 9], &[(2, 1)])), "MEMBERSHIP_MALFORMED");
     assert_eq!(cluster.refused(seen(1, 1, 6, &[2], &[(2, 9)])), "MEMBERSHIP_MALFORMED");
     let leaders = vec![PreferredLeader { shard_id: 1, node_id: 3 }];
-    let prefer = PreferLeaders { leaders, expected_epoch: cluster.record.epoch };
+    let prefer = PreferLeaders { leaders, expected_epoch: cluster.record.epoch, chosen: true };
     cluster.done(Command::PreferLeaders(prefer));
     cluster.done(seen(1, 1, 6, &[2], &[(2, 1), (3, 2)]));
     assert_eq!(cluster.placed(1), [(2, 1), (3, 2)], "the one that was named before and is no more has gone");
     assert_eq!(cluster.shard(1).preferred_leader_node_id, 0);
+    assert!(!cluster.shard(1).leader_chosen, "nobody leads where no replica is");
+}
+
+#[test]
+fn what_a_person_chose_is_kept_apart_from_what_the_controller_wishes() {
+    let mut cluster = Cluster::with_a_spare_node();
+    let prefer = |cluster: &Cluster, node_id, chosen| {
+        let leaders = vec![PreferredLeader { shard_id: 1, node_id }];
+        let expected_epoch = cluster.record.epoch;
+        Command::PreferLeaders(PreferLeaders { leaders, expected_epoch, chosen })
+    };
+    let wish = |cluster: &Cluster| {
+        let shard = cluster.shard(1);
+        (shard.preferred_leader_node_id, shard.leader_chosen)
+    };
+    assert_eq!(wish(&cluster), (1, false));
+    cluster.done(prefer(&cluster, 1, true));
+    assert_eq!(wish(&cluster), (1, true), "it leads already, and is to stay");
+    cluster.nothing(prefer(&cluster, 1, false));
+    assert_eq!(wish(&cluster), (1, true), "both wish for it");
+    cluster.done(prefer(&cluster, 2, false));
+    assert_eq!(wish(&cluster), (2, false), "it could not stay");
+    cluster.done(prefer(&cluster, 3, true));
+    cluster.done(state(4, NodeState::Active, NodeState::Draining));
+    assert_eq!(wish(&cluster), (3, true), "another node drains");
+    cluster.done(state(4, NodeState::Draining, NodeState::Active));
+    assert_eq!(wish(&cluster), (3, false), "leaders are spread anew");
+}
+
+#[test]
+fn a_member_on_a_node_that_is_forgotten_is_seen_and_gets_no_place() {
+    let mut cluster = Cluster::of(3, 3);
+    cluster.record.nodes.retain(|node| node.node_id != 3);
+    cluster.done(seen(0, 0, 2, &[1], &[(1, 1), (77, 3)]));
+    assert_eq!(cluster.placed(0), [(1, 1)]);
+    assert_eq!(cluster.record.next_replica_id, 78);
+    let beyond = seen(0, 0, 3, &[1], &[(1, 1), (u64::MAX - 1, 2)]);
+    assert_eq!(cluster.refused(beyond), "MEMBERSHIP_MALFORMED", "the ids after it must exist");
 }
 
 #[test]

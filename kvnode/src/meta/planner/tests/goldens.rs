@@ -166,6 +166,18 @@ fn the_replication_factor_grows_and_shrinks() {
 }
 
 #[test]
+fn a_node_drains_with_one_copy_of_everything() {
+    let mut script = at_rest(3, 1, 3);
+    script.say("#3 drains");
+    script.world.drain(3).expect("two stay");
+    script.run();
+    script.say("#1 drains");
+    script.world.drain(1).expect("one stays");
+    script.run();
+    assert_golden("one-copy", &script.text);
+}
+
+#[test]
 fn replicas_spread_over_zones() {
     let mut script = at_rest(5, 3, 2);
     script.say("#1 and #2 are in zone a, #3 and #4 in zone b, #5 in zone c");

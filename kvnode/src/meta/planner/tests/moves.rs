@@ -55,6 +55,45 @@ fn a_move_to_a_full_or_draining_node_is_given_up() {
 }
 
 #[test]
+fn a_move_whose_new_replica_is_placed_nowhere_is_given_up() {
+    let (mut script, shard, target) = moving();
+    assert!(!gives_up(&mut script, shard));
+    let known = script.world.record.shards.iter_mut().find(|known| known.shard_id == shard.0);
+    known.expect("it moves").replicas.retain(|placement| placement.node_id != target.0);
+    assert!(gives_up(&mut script, shard));
+    script.world.slow.clear();
+    script.run();
+    assert_eq!(
+        script.world.state(2),
+        NodeState::Drained,
+        "another replica takes its place:\n{}",
+        script.text
+    );
+}
+
+#[test]
+fn a_move_to_a_node_that_its_leader_does_not_hear_does_not_go_on() {
+    let (mut script, shard, target) = moving();
+    script.world.slow.clear();
+    script.run_to(&format!("{shard}: meta observes"));
+    script.look();
+    let group = script.world.record.shards.iter().find(|known| known.shard_id == shard.0);
+    let group = group.expect("it moves").group_id;
+    let to = script.world.replica_on(target.0, group).expect("it was created");
+    let changes = |script: &Script| {
+        let plan = plan(&script.world.record, &script.seen, ALONE, PATIENCE);
+        let steps = plan.steps.iter().filter(|step| step.subject == Subject::Shard(shard));
+        steps.map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(changes(&script).len(), 1, "it has caught up: {}", script.text);
+    let told = script.seen.groups.get_mut(&GroupId(group)).expect("it has a leader");
+    told.progress.iter_mut().filter(|known| known.replica_id == to).for_each(|known| {
+        known.heard_ms_ago = Some(60_000);
+    });
+    assert_eq!(changes(&script), Vec::<String>::new());
+}
+
+#[test]
 fn a_target_that_was_given_up_is_chosen_again_only_when_there_is_no_other() {
     let (mut script, shard, target) = moving();
     script.world.register(5);

@@ -1,13 +1,17 @@
-//! Latencies of many calls. Pure.
+//! Latencies of many calls, in the histogram in which `kvctl bench` keeps them. Pure.
 
 use std::{fmt, time::Duration};
 
+use hdrhistogram::Histogram;
 use serde::Serialize;
+
+/// Digits that count of a latency, as for `kvctl bench`.
+const DIGITS: u8 = 3;
 
 /// What is told of them, ms.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Latencies {
-    calls: usize,
+    calls: u64,
     p50_ms: f64,
     p99_ms: f64,
     worst_ms: f64,
@@ -16,10 +20,18 @@ pub struct Latencies {
 impl Latencies {
     /// Of these calls; `None` of none.
     pub fn of(calls: impl IntoIterator<Item = Duration>) -> Option<Self> {
-        let mut calls: Vec<f64> = calls.into_iter().map(|call| call.as_secs_f64() * 1e3).collect();
-        calls.sort_by(f64::total_cmp);
-        let worst_ms = *calls.last()?;
-        Some(Self { calls: calls.len(), p50_ms: rank(&calls, 50), p99_ms: rank(&calls, 99), worst_ms })
+        // It grows as the calls ask for, and is never full.
+        let mut histogram: Histogram<u64> = Histogram::new(DIGITS).ok()?;
+        for call in calls {
+            histogram.record(u64::try_from(call.as_micros()).ok()?).ok()?;
+        }
+        let ms = |micros: u64| Duration::from_micros(micros).as_secs_f64() * 1e3;
+        (!histogram.is_empty()).then(|| Self {
+            calls: histogram.len(),
+            p50_ms: ms(histogram.value_at_quantile(0.5)),
+            p99_ms: ms(histogram.value_at_quantile(0.99)),
+            worst_ms: ms(histogram.max()),
+        })
     }
 
     /// The median, ms.
@@ -31,11 +43,6 @@ impl Latencies {
     pub fn p99_ms(&self) -> f64 {
         self.p99_ms
     }
-}
-
-/// The nearest rank, of sorted figures that are not none.
-fn rank(sorted: &[f64], percent: usize) -> f64 {
-    sorted[(sorted.len() * percent).div_ceil(100).max(1) - 1]
 }
 
 impl fmt::Display for Latencies {
@@ -50,9 +57,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_are_those_of_the_nearest_call() {
+    fn percentiles_and_the_worst_are_told_with_three_digits() {
         let latencies = Latencies::of((1..=200).map(Duration::from_millis)).unwrap();
-        assert_eq!((latencies.p50_ms, latencies.p99_ms, latencies.worst_ms), (100.0, 198.0, 200.0));
+        let Latencies { calls, p50_ms, p99_ms, worst_ms } = latencies;
+        assert_eq!(calls, 200);
+        for (told, expected) in [(p50_ms, 100.0), (p99_ms, 198.0), (worst_ms, 200.0)] {
+            assert!((told / expected - 1.0_f64).abs() < 1e-3, "{told} {expected}");
+        }
         assert_eq!(Latencies::of([]), None);
     }
 }
