@@ -1,6 +1,6 @@
 //! The kvnode process: flags in, a node, signals, out.
 
-use std::{num::NonZeroUsize, panic, process::ExitCode, sync::Arc, thread};
+use std::{num::NonZeroUsize, panic, process::ExitCode, sync::Arc, thread, time::Duration};
 
 use anyhow::Context as _;
 use rand::{SeedableRng, rngs::StdRng};
@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::{
     config::Config,
     node::{Node, points::Points},
-    runtime::open_files,
+    runtime::{lasting::THREADS, open_files},
     telemetry,
 };
 
@@ -19,6 +19,9 @@ const CORES_FOR_WORKERS: usize = 4;
 
 /// The node begins anew when it is started again: `EX_TEMPFAIL` of sysexits.h.
 const START_AGAIN: u8 = 75;
+
+/// For the threads of a node that has stopped: a database that is closed waits for what it writes.
+const THREADS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Runs to the end. `points` is told what the node passes; see [`crate::node::points`].
 pub fn main(points: Points) -> ExitCode {
@@ -50,7 +53,13 @@ fn run(points: Points) -> anyhow::Result<Option<String>> {
         tokio::runtime::Builder::new_multi_thread()
     };
     let runtime = runtime.worker_threads((cores / 2).max(1)).enable_all().build()?;
-    runtime.block_on(serve(config, points))
+    let ended = runtime.block_on(serve(config, points));
+    // What its tasks hold of the databases goes with it, and the threads end when the rest has gone.
+    drop(runtime);
+    if !THREADS.wait(THREADS_TIMEOUT) {
+        tracing::warn!("threads of the node did not end in time");
+    }
+    ended
 }
 
 /// Until it is asked to stop, or wants to be started again: why.

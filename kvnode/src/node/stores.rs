@@ -5,7 +5,6 @@ use std::{
     io,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
-    thread,
 };
 
 use kv_proto::disk::v1::{MetaRecord, ReplicaDescriptor};
@@ -26,7 +25,7 @@ use crate::{
     data_dir::{DataDir, DataDirError, Scope, small_file::SmallFileError},
     log::{Driver, LogError, LogHub, budget::LogBudget, recovery},
     metrics::LogMetrics,
-    runtime::{Handover, Spawner},
+    runtime::{Handover, Spawner, lasting::THREADS},
     state::{
         Damage, StateError,
         flush::FlushPolicy,
@@ -308,7 +307,7 @@ async fn quarantine_without_state(log: &LogHub, reason: &str) -> Result<(), Stor
 fn workers(spawner: &Spawner) -> Workers {
     let spawner = spawner.clone();
     Workers::Threads {
-        threads: Arc::new(|name, work| thread::Builder::new().name(name.to_owned()).spawn(work).map(drop)),
+        threads: Arc::new(|name, work| THREADS.spawn(name, work)),
         tasks: Arc::new(move |name, task| spawner.spawn(name, task)),
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod grid;
 pub mod handover;
+pub mod lasting;
 pub mod open_files;
 pub mod process;
 pub mod spawner;
