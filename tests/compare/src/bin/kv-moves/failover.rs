@@ -46,9 +46,11 @@ pub async fn measure(options: &Options) -> Result<Failover> {
         let key = format!("gap/{kill}");
         let shard = cluster.shard_of(&key).await;
         let everybody: Vec<usize> = (0..cluster.nodes.len()).collect();
-        let leader = cluster.wait_leader(shard, &everybody).await;
+        // Until then leaderships still go back to the node that was killed before.
+        cluster.wait_even_leaders(0).await;
         let writers = Writers::start(&cluster.addresses(), vec![key], 256)?;
         sleep(STEADY).await;
+        let leader = cluster.wait_leader(shard, &everybody).await;
         cluster.nodes[leader].kill();
         sleep(AFTER).await;
         let calls = writers.finish().await?.pop().context("one writer")?;
