@@ -77,7 +77,8 @@ mod tests {
     fn threads_are_waited_for_until_what_they_own_is_dropped() {
         static OWN: Threads = Threads::none();
         let (release, gate) = mpsc::channel::<()>();
-        OWN.spawn("lasting", move || drop(gate.recv())).unwrap();
+        // It goes on until the other end is dropped.
+        OWN.spawn("lasting", move || gate.iter().for_each(drop)).unwrap();
         assert!(!OWN.wait(Duration::from_millis(1)), "it runs");
         drop(release);
         assert!(OWN.wait(Duration::from_secs(30)), "it has ended");
