@@ -88,7 +88,7 @@ pub fn next_step(group: &GroupView<'_>) -> Option<Step> {
         return None;
     }
     if group.membership.is_joint() {
-        return group.membership.goal().map(|voters| Step::FinishJoint { voters: voters.clone() });
+        return group.finish();
     }
     group
         .learner_to_add()
@@ -161,6 +161,16 @@ impl GroupView<'_> {
         let mut ready: Vec<ReplicaId> = placed.filter(able).collect();
         ready.sort_by_key(|replica| (!self.is_goal(*replica), *replica));
         ready
+    }
+
+    /// Leaves a joint configuration. Who led the change may be gone, and a voter that leaves with it was elected: that one would
+    /// step down in the middle of it.
+    fn finish(&self) -> Option<Step> {
+        let voters = self.membership.goal()?;
+        if voters.contains(&self.leader) {
+            return Some(Step::FinishJoint { voters: voters.clone() });
+        }
+        self.heir(voters.iter()).map(Step::TransferLeader)
     }
 
     /// The old replica of the move, once the new one is ready or votes already.

@@ -175,11 +175,12 @@ impl State {
 
     pub fn release(&mut self, asked: &proto::ReleasePermitRequest) -> proto::ReleasePermitResponse {
         self.asked("ReleasePermit", &asked.actor, "");
-        if let Some(node) = self.membership.tokens.remove(&asked.token) {
+        let open = self.membership.tokens.remove(&asked.token);
+        if let Some(node) = open {
             self.membership.permits.retain(|permit| permit.node_id != node);
             self.epoch += 1;
         }
-        proto::ReleasePermitResponse {}
+        proto::ReleasePermitResponse { released: open.is_some() }
     }
 
     pub fn hand_over(

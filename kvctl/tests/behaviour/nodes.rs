@@ -278,9 +278,9 @@ async fn a_permit_is_a_token_for_scripts_and_words_for_people() {
     let out = against(&cluster, &["node", "hand-over", "n2", "--permit", &token]).expect(0);
     assert_eq!(out, "n2 leads nothing any more: restart it now\n");
     assert_eq!(cluster.state().leaders, [1, 1]);
-    for _ in 0..2 {
+    for shown in ["the permit is given back", "no permit with this token is open: "] {
         let out = against(&cluster, &["node", "permit", "n2", "--release", &token]).expect(0);
-        assert_eq!(out, "the permit is given back\n");
+        assert!(out.starts_with(shown), "{out}");
     }
     assert!(cluster.state().membership.permits.is_empty());
     against(&cluster, &["node", "permit", "--release", &token]).expect(0);

@@ -50,6 +50,9 @@ use crate::{
     },
 };
 
+/// As many snapshots may share the rate of a node: two of moves, and of followers that lag.
+const SNAPSHOTS_AT_ONCE: u64 = 4;
+
 /// What a member is made of.
 pub struct Ingredients {
     /// Cluster and node id.
@@ -286,8 +289,18 @@ fn spawn_listener(spawner: &Spawner, listener: TcpListener, transport: &Transpor
 
 /// Whoever leads meta, this node or not, looks after the cluster.
 fn control(hands: NodeHands, config: &Config, spawner: &Spawner) {
-    let controller = Controller::new(Arc::new(hands), Pace::default(), expected_nodes(config));
+    let controller = Controller::new(Arc::new(hands), pace(config), expected_nodes(config));
     spawner.spawn("controller", controller.run());
+}
+
+/// Where snapshots may be sent slowly only, moves are waited for as long as that takes. The rate of this node stands for that of
+/// all, and some snapshots share it.
+fn pace(config: &Config) -> Pace {
+    let pace = Pace::default();
+    match config.snapshot_rate.get() {
+        0 => pace,
+        rate => Pace { slowest_snapshot: pace.slowest_snapshot.min(rate / SNAPSHOTS_AT_ONCE), ..pace },
+    }
 }
 
 /// Stops what was given up elsewhere.

@@ -335,20 +335,18 @@ impl Site {
         let asked = self.store.read(request, Instant::now() + SIGN_OF_LIFE);
         match timeout(SIGN_OF_LIFE, asked).await {
             Ok(Ok(_)) => true,
-            Ok(Err(refused)) => is_sign_of_life(refused.kind()),
+            Ok(Err(refused)) => is_sign_of_life(&refused),
             Err(_) => false,
         }
     }
 }
 
 /// Whether such a refusal comes from a group that works, or may: a group that is only busy must not be given up.
-fn is_sign_of_life(kind: Kind) -> bool {
-    match kind {
-        Kind::ResourceExhausted
-        | Kind::WrongShard
-        | Kind::InvalidArgument
-        | Kind::FailedPrecondition
-        | Kind::NotFound => true,
+fn is_sign_of_life(refused: &Refusal) -> bool {
+    match refused.kind() {
+        // What waits here for a node that does not answer says nothing of it.
+        Kind::ResourceExhausted => refused.reason != refusal::PEER_QUEUE_FULL,
+        Kind::WrongShard | Kind::InvalidArgument | Kind::FailedPrecondition | Kind::NotFound => true,
         Kind::Unspecified
         | Kind::NotApplied
         | Kind::OutcomeUnknown
@@ -376,9 +374,11 @@ mod tests {
 
     #[test]
     fn a_group_that_is_only_busy_is_alive() {
-        assert!(is_sign_of_life(Kind::ResourceExhausted));
+        let is_sign = |kind, reason: &str| is_sign_of_life(&refusal::of(kind, reason, "refused"));
+        assert!(is_sign(Kind::ResourceExhausted, "SHARD_QUEUE_FULL"));
+        assert!(!is_sign(Kind::ResourceExhausted, refusal::PEER_QUEUE_FULL), "that is this node");
         for none in [Kind::NotApplied, Kind::OutcomeUnknown, Kind::DeadlineExceeded, Kind::DataLoss] {
-            assert!(!is_sign_of_life(none), "{none:?}");
+            assert!(!is_sign(none, ""), "{none:?}");
         }
     }
 }

@@ -179,7 +179,7 @@ impl Operations for FakeNode {
         request: ReleasePermitRequest,
         _: Instant,
     ) -> Result<ReleasePermitResponse, Refusal> {
-        self.note(format!("release {}", request.token), ReleasePermitResponse {})
+        self.note(format!("release {}", request.token), ReleasePermitResponse { released: true })
     }
 
     async fn hand_over(&self, request: HandOverRequest, _: Instant) -> Result<HandOverResponse, Refusal> {

@@ -43,6 +43,12 @@ impl LoadPlan {
         Self { gets: 8, gets_at_node: 4, puts: 8, deletes: 2, swaps: 4, many: 1, ..Self::default() }
     }
 
+    /// The same for a minute or two, beside another load.
+    pub fn of_all_kinds_for_minutes() -> Self {
+        let Self { keys, gets_at_node, pause, .. } = Self::for_minutes();
+        Self { keys, gets_at_node, pause, prefix: "kinds/".to_owned(), ..Self::of_all_kinds() }
+    }
+
     /// All of it through the client library, for a minute or two. What ends with an error then is one that programs must
     /// handle.
     pub fn of_programs() -> Self {

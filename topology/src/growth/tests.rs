@@ -314,6 +314,10 @@ fn a_joint_configuration_is_finished_before_anything_else() {
     group.begin_move(3, 4);
     group.membership.voters.push(replicas([1, 2]));
     assert_eq!(group.next(), Some(finish([1, 2])));
+    group.leader = ReplicaId(3);
+    assert_eq!(group.next(), Some(Step::TransferLeader(placement(1))), "who leaves hands over first");
+    group.leader = ReplicaId(2);
+    assert_eq!(group.next(), Some(finish([1, 2])));
 }
 
 proptest! {

@@ -119,6 +119,7 @@ enum End {
     Cancelled,
     Lost,
     Removed,
+    Stuck,
 }
 
 /// Looks at the cluster again and again. Nobody there is no end: the drain goes on without us.
@@ -135,6 +136,7 @@ async fn follow(client: &Client, display: &mut Display, node: u64) -> Result<End
                 Look::Cancelled => return Ok(End::Cancelled),
                 Look::Lost => return Ok(End::Lost),
                 Look::Removed => return Ok(End::Removed),
+                Look::Stuck => return Ok(End::Stuck),
             },
             Err(error) if error.may_retry() => display.note(&error.to_string()),
             Err(error) => return Err(error.into()),
@@ -231,6 +233,10 @@ impl Display {
                  --lost` when it will not come back"
             ),
             End::Removed => format!("{called} was removed from the cluster before it was seen to be empty"),
+            End::Stuck => format!(
+                "{called} is silent, and nobody else can take over what it holds. The drain goes on when it is back; `kvctl node \
+                 remove {name} --lost` when it will not come back"
+            ),
         };
         eprintln!("error: {problem}");
         eprintln!("hint: `kvctl why --node {}` tells by whom and why", self.node);
@@ -259,6 +265,7 @@ impl End {
             Self::Cancelled => "active",
             Self::Lost => "lost",
             Self::Removed => "removed",
+            Self::Stuck => "draining",
         }
     }
 }

@@ -65,6 +65,8 @@ pub enum Look {
     Lost,
     /// The node is not part of the cluster any more.
     Removed,
+    /// It has been silent for as long as makes other nodes lost, and nothing of what it holds moves: nobody else can take it over.
+    Stuck,
 }
 
 /// How far a drain has come.
@@ -88,12 +90,14 @@ pub struct Emptying {
     first: Option<(Duration, Left)>,
     total: usize,
     epoch: u64,
+    /// Since when it has been silent, with so many replicas of which none moves.
+    still: Option<(Duration, usize)>,
 }
 
 impl Emptying {
     /// Of this node.
     pub fn of(node: u64) -> Self {
-        Self { node, first: None, total: 0, epoch: 0 }
+        Self { node, first: None, total: 0, epoch: 0, still: None }
     }
 
     /// Takes in a status, `at` so long after the drain was asked for.
@@ -106,13 +110,29 @@ impl Emptying {
         let state = info.map_or(NodeState::Removed, |info| info.state());
         let is_news = self.first.is_some() || at > NEWS_MAX;
         match state {
-            NodeState::Draining => Look::Draining(self.draining(status, at)),
+            NodeState::Draining => {
+                let progress = self.draining(status, at);
+                if self.is_stuck(status, progress.left, at) { Look::Stuck } else { Look::Draining(progress) }
+            }
             NodeState::Drained => Look::Drained,
             NodeState::Lost => Look::Lost,
             NodeState::Active | NodeState::Joining if is_news => Look::Cancelled,
             NodeState::Removed if is_news => Look::Removed,
             NodeState::Active | NodeState::Joining | NodeState::Removed | NodeState::Unspecified => Look::Old,
         }
+    }
+
+    fn is_stuck(&mut self, status: &ClusterStatus, left: Left, at: Duration) -> bool {
+        let silent = view(status, self.node).is_none_or(|view| view.status.is_none());
+        if !silent || left.moving > 0 {
+            self.still = None;
+            return false;
+        }
+        let grace = status.policy.as_ref().map_or(0, |policy| policy.lost_node_grace_ms);
+        let (since, _) = *self.still.insert(
+            self.still.filter(|(_, replicas)| *replicas == left.replicas).unwrap_or((at, left.replicas)),
+        );
+        grace > 0 && at.saturating_sub(since) >= Duration::from_millis(grace)
     }
 
     fn draining(&mut self, status: &ClusterStatus, at: Duration) -> Progress {
@@ -148,7 +168,7 @@ fn view(status: &ClusterStatus, node: u64) -> Option<&NodeView> {
 #[cfg(test)]
 mod tests {
     use kv_client::admin::{
-        Move, NodeInfo, NodeStatus, Permit, ReplicaPlacement, ReplicaStatus, ShardStatus,
+        Move, NodeInfo, NodeStatus, Permit, Policy, ReplicaPlacement, ReplicaStatus, ShardStatus,
     };
 
     use super::*;
@@ -207,6 +227,26 @@ mod tests {
         silent.nodes[0].status = None;
         let left = Left { replicas: 1, bytes: None, moving: 1 };
         assert_eq!(emptying.look(&silent, SECOND * 6), look(left, 4, Some(SECOND * 2)));
+    }
+
+    #[test]
+    fn a_silent_node_of_which_nothing_moves_is_stuck_after_the_grace_time() {
+        let silent = |replicas| {
+            let mut status = status(NodeState::Draining, replicas);
+            status.nodes[0].status = None;
+            status.moves.clear();
+            let policy = Policy { lost_node_grace_ms: 10_000, ..Policy::default() };
+            ClusterStatus { policy: Some(policy), ..status }
+        };
+        let mut emptying = Emptying::of(3);
+        for (at, replicas) in [(0, 3), (9, 3), (10, 2), (19, 2)] {
+            let seen = emptying.look(&silent(replicas), SECOND * at);
+            assert!(matches!(seen, Look::Draining(_)), "{at}: {seen:?}");
+        }
+        let moving = ClusterStatus { moves: vec![Move { from_node_id: 3, ..Move::default() }], ..silent(2) };
+        assert!(matches!(emptying.look(&moving, SECOND * 25), Look::Draining(_)));
+        assert!(matches!(emptying.look(&silent(2), SECOND * 26), Look::Draining(_)));
+        assert_eq!(emptying.look(&silent(2), SECOND * 36), Look::Stuck);
     }
 
     #[test]

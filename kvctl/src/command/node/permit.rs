@@ -49,6 +49,9 @@ pub struct Permit {
     because: Because,
 }
 
+/// No error: giving back may be tried again after an answer that was lost.
+const NOT_OPEN: &str = "no permit with this token is open: it was given back before, its time is over, or the token is another one";
+
 /// As long as the cluster grants one.
 fn ttl(text: &str) -> Result<Duration, String> {
     time::parse_within(text, Duration::from_secs(1), Duration::from_secs(3600))
@@ -59,8 +62,9 @@ impl Permit {
     pub async fn run(self, context: &Context) -> Result<Exit> {
         if let Some(token) = self.release {
             let request = ReleasePermitRequest { token, actor: actor::name() };
-            context.client.release_permit(request).await?;
-            return done(context, "the permit is given back", &json!({ "released": true }));
+            let released = context.client.release_permit(request).await?.released;
+            let text = if released { "the permit is given back" } else { NOT_OPEN };
+            return done(context, text, &json!({ "released": released }));
         }
         let node = self.node.unwrap_or_default();
         let request = RequestPermitRequest {

@@ -101,6 +101,8 @@ pub struct Pace {
     /// A move is given up when its new replica lags and comes no further for so long. What a snapshot takes comes on
     /// top.
     pub target_stall: Duration,
+    /// A snapshot that is sent is at least so fast, bytes a second.
+    pub slowest_snapshot: u64,
     /// For so long a target that was given up is not chosen again for the same shard, unless there is no other.
     pub target_pause: Duration,
     /// A change of voters that did not happen is ended when its group was not asked for it for so long: longer than a
@@ -121,6 +123,7 @@ impl Default for Pace {
             patience: Duration::from_secs(10),
             target_silence: Duration::from_secs(30),
             target_stall: Duration::from_secs(120),
+            slowest_snapshot: 4 << 20,
             target_pause: Duration::from_secs(300),
             change: Duration::from_secs(10),
         }
@@ -193,6 +196,7 @@ impl<H: Hands> Controller<H> {
         let patience = Patience {
             target_silence: self.pace.target_silence,
             target_stall: self.pace.target_stall,
+            slowest_snapshot: self.pace.slowest_snapshot,
             change: self.pace.change,
         };
         let plan = planner::plan(&record, &seen, expectation, patience);

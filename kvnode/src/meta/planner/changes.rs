@@ -58,8 +58,10 @@ impl Planner<'_> {
                 let reason = self.why_change(told, &voters);
                 self.ask_to_change(told, &voters, reason);
             }
-            // It leads the group that it leaves. When it cannot hand over, others need not wait for it.
-            Some(step @ Step::TransferLeader(_)) if stands && in_time => self.take(told, step),
+            // It leads the group that it leaves. When it cannot hand over, others need not wait for it, unless the change has begun.
+            Some(step @ Step::TransferLeader(_)) if stands && (in_time || told.membership.is_joint()) => {
+                self.take(told, step);
+            }
             Some(_) | None => self.forget_change(told, change),
         }
     }
@@ -74,7 +76,7 @@ impl Planner<'_> {
     }
 
     /// For how long nobody has asked the group for the change that was begun, as far as this controller can tell.
-    fn unasked(&self, shard: ShardId) -> Duration {
+    pub(super) fn unasked(&self, shard: ShardId) -> Duration {
         self.seen.unasked.get(&shard).copied().unwrap_or_default()
     }
 

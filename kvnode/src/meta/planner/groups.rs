@@ -72,6 +72,12 @@ impl Planner<'_> {
                 return;
             }
         }
+        if let (None, Some(change)) = (description, &shard.change)
+            && self.unasked(id) >= self.patience.change
+        {
+            self.forget_unseen_change(shard, change);
+            return;
+        }
         if let Some(placement) = self.replica_to_create(shard, description) {
             let (shard_id, group_id, replica_id) = (shard.shard_id, shard.group_id, placement.replica.0);
             let request = Request::CreateReplica(CreateReplica { shard_id, group_id, replica_id });

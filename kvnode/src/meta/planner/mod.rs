@@ -94,6 +94,8 @@ pub struct Patience {
     pub target_silence: Duration,
     /// For the new replica of a move that lags and comes no further.
     pub target_stall: Duration,
+    /// A snapshot that is sent is at least so fast, bytes a second: nothing is seen of it until it is there.
+    pub slowest_snapshot: u64,
     /// For a change of voters that was asked for and did not happen: longer than a request lives.
     pub change: Duration,
 }

@@ -25,9 +25,6 @@ const MOVES_PER_NODE: usize = 2;
 /// Looks for moves that may begin in a plan: after each but the first, other targets were found not to suit.
 const ATTEMPTS: usize = 16;
 
-/// A snapshot that is sent is at least so fast, bytes a second: nothing is seen of it until it is there.
-const SLOWEST_SNAPSHOT: u64 = 4 << 20;
-
 impl Planner<'_> {
     /// Plans the moves that may begin now.
     pub(super) fn begin_moves(&mut self) {
@@ -229,7 +226,9 @@ impl Planner<'_> {
             return Some(format!("{to} has been silent for {}", spell(*silent)));
         }
         let stalled = *self.seen.stalled.get(&under_way.move_id)?;
-        let sending = Duration::from_secs(self.bytes_of(ShardId(shard.shard_id)) / SLOWEST_SNAPSHOT);
+        let sending = Duration::from_secs(
+            self.bytes_of(ShardId(shard.shard_id)) / self.patience.slowest_snapshot.max(1),
+        );
         (stalled >= self.patience.target_stall + sending).then(|| {
             let description = self.seen.groups.get(&GroupId(shard.group_id));
             let known = description.filter(|told| progress_of(told, replica).is_some());

@@ -20,6 +20,7 @@ const ALONE: Expectation = Expectation { nodes: 1, wait_for_all: true };
 const PATIENCE: Patience = Patience {
     target_silence: Duration::from_secs(30),
     target_stall: Duration::from_secs(120),
+    slowest_snapshot: 4 << 20,
     change: Duration::from_secs(10),
 };
 

@@ -189,7 +189,7 @@ impl World {
         let is_goal = sets.contains(&goal);
         assert!(sets.len() == 1 || is_goal, "a joint configuration is left for one of its sets");
         let leader = self.groups[&group].leader;
-        assert!(goal.replica_ids.contains(&leader) || joint, "r{leader} leads and would not vote");
+        assert!(goal.replica_ids.contains(&leader), "r{leader} leads and would not vote");
         if !is_goal {
             let able = |voter: &&u64| self.lives(**voter) && self.has_caught_up(group, **voter);
             let able = goal.replica_ids.iter().filter(able).count();

@@ -19,7 +19,7 @@ use super::{
     Reach,
     leaders::{holders, leader_of},
 };
-use crate::meta::{planner, view};
+use crate::meta::{machine, planner, view};
 
 /// For one answer: longer than a pause of a busy node, and a few of them fit into a request.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -123,7 +123,8 @@ async fn stopping(
         .boxed()
     };
     let questions: Vec<BoxFuture<'_, Option<NodeId>>> = others.map(question).collect();
-    let answers = stream::iter(questions).buffer_unordered(QUESTIONS_AT_ONCE);
+    // All at once: those that are switched off must not keep the others from being asked in time.
+    let answers = stream::iter(questions).buffer_unordered(machine::MAX_NODES);
     answers.filter_map(std::future::ready).collect().await
 }
 

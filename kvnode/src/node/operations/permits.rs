@@ -286,7 +286,7 @@ fn changing(shard: u32) -> String {
     format!("the voters of shard {shard} are changing")
 }
 
-/// Gives a permit back. One that nobody has any more was given back, or its node is whole again.
+/// Gives a permit back. One that nobody has is no error, since this may be asked again; the answer tells it apart.
 ///
 /// # Errors
 /// The meta group cannot be asked.
@@ -299,8 +299,9 @@ pub async fn release(
     let order = Order::by(actor, String::new());
     let command = order.to(Command::EndPermit(EndPermit { token }));
     match reach.propose(command, deadline).await {
-        Ok(_) => Ok(ReleasePermitResponse {}),
-        Err(refused) if refused.reason == PERMIT_UNKNOWN => Ok(ReleasePermitResponse {}),
+        // Of no node: there was no permit at all.
+        Ok(outcome) => Ok(ReleasePermitResponse { released: outcome.node_id != 0 }),
+        Err(refused) if refused.reason == PERMIT_UNKNOWN => Ok(ReleasePermitResponse { released: false }),
         Err(refused) => Err(refused),
     }
 }

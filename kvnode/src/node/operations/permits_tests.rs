@@ -79,13 +79,15 @@ async fn a_node_of_a_whole_cluster_is_let_go_and_nobody_else_until_it_is_back() 
     for node in ["n3", "n2"] {
         assert_eq!(reasons(&ask(&model, request_of(node)).await), [(None, "PERMIT_OPEN")]);
     }
-    for _ in 0..2 {
+    for open in [true, false] {
         let back = ReleasePermitRequest { token: granted.token.clone(), actor: String::new() };
-        release(&model, back, Instant::now() + LONG).await.expect("done already is done");
+        let answer = release(&model, back, Instant::now() + LONG).await.expect("done already is done");
+        assert_eq!(answer.released, open);
     }
     assert!(ask(&model, request_of("n3")).await.granted);
     let wrong = ReleasePermitRequest { token: "wrong".to_owned(), actor: String::new() };
-    release(&model, wrong, Instant::now() + LONG).await.expect("nobody has it");
+    let answer = release(&model, wrong, Instant::now() + LONG).await.expect("nobody has it");
+    assert!(!answer.released, "which it says");
     assert_eq!(model.record_now().permits.len(), 1, "and it ended no other");
 }
 

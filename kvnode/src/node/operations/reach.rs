@@ -13,6 +13,7 @@ use kv_topology::{NodeId, ShardId};
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
+    meta::planner::Action,
     node::{
         admin,
         core::Core,
@@ -70,8 +71,11 @@ impl Reach for Core {
     }
 
     async fn propose(&self, command: MetaCommand, deadline: Instant) -> Result<MetaOutcome, Refusal> {
+        let (actor, reason) = (command.actor.clone(), command.reason.clone());
+        let action = Action::Propose(command.clone()).to_string();
         let written = self.store.write(ShardId::META, vec![operation_of(command)], deadline).await;
         let outcome = meta_outcome(written?)?;
+        tracing::info!(actor, reason, action, "order carried out");
         self.maps.refresh();
         let known = self.maps.registry.newer_than(outcome.epoch.saturating_sub(1));
         timeout_at(deadline.min(Instant::now() + KNOWN_WITHIN), known).await.ok();

@@ -146,6 +146,53 @@ async fn what_a_person_types_first_works() {
     assert!(typed.ends_with("2\n") || typed.ends_with('2'), "{typed}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_looked_after_by_typing() {
+    let (Some(kvctl), Some(mut cluster)) =
+        (binary::find(Binary::Kvctl), Cluster::start(Plan::nodes(4)).await)
+    else {
+        return;
+    };
+    let terminal = Terminal { kvctl, address: cluster.nodes[1].ports.client_address().to_string() };
+    cluster.wait_settled(1).await;
+    terminal.says("node label n3 zone=b", "").await;
+    terminal.says("node list", " b ").await;
+    terminal.says("cluster policy --moves-at-once 2 --lost-node-grace 30m", "30").await;
+
+    terminal.says("node drain n4 --wait --reason old-disk", "n4").await;
+    terminal.says("node list", "drained").await;
+    terminal.says("node undrain n4", "n4").await;
+    cluster.wait_settled(1).await;
+
+    let token = terminal.gets("node permit n2 --for 60s").await;
+    let refused = terminal.run("node permit n3 --for 60s").await;
+    assert_eq!(refused.status.code(), Some(7), "{refused:?}");
+    terminal.says(&format!("node hand-over n2 --permit {token}"), "restart it now").await;
+    cluster.nodes[1].terminate();
+    cluster.nodes[1].ended(DEADLINE).await.unwrap_or_else(|error| panic!("{error}"));
+    cluster.nodes[1].start();
+    cluster.wait_status(1, "readiness", |status| status.ready).await;
+    terminal.says(&format!("node permit n2 --release {token}"), "given back").await;
+
+    let shard = cluster.cluster_status(1).await.shards.into_iter().find(|shard| shard.shard_id == 1);
+    let shard = shard.expect("shard 1");
+    let other = shard.replicas.iter().find(|replica| replica.node_id != shard.leader_node_id);
+    let other = other.expect("three replicas").node_id;
+    terminal.gets(&format!("shard transfer 1 --to {other}")).await;
+
+    terminal.says("node drain n4 --wait", "n4").await;
+    terminal.says("node remove n4", "n4").await;
+    let over = cluster.nodes[3].wants_another_start(DEADLINE).await;
+    over.unwrap_or_else(|error| panic!("{error}"));
+    for told in
+        ["old-disk", "draining", "labelled", "may be restarted", "leadership of shard 1", "is removed"]
+    {
+        terminal.says("why --limit 0", told).await;
+    }
+    let log = cluster.nodes[1].log_tail(10_000);
+    assert!(log.contains("order carried out") && log.contains("old-disk"), "it is in the log, too: {log}");
+}
+
 /// kvctl as a person uses it, who has set `KVCTL_ADDR`.
 struct Terminal {
     kvctl: PathBuf,
@@ -171,6 +218,16 @@ impl Terminal {
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success() && text.contains(shown), "kvctl {words}: {output:?}");
         text
+    }
+
+    /// What it printed in the end, when it may be refused for a while.
+    async fn gets(&self, words: &str) -> String {
+        let output = wait_until(format!("kvctl {words}"), DEADLINE, || async {
+            let output = self.run(words).await;
+            if output.status.success() { Ok(output) } else { Err(format!("{output:?}")) }
+        });
+        let output = output.await.unwrap_or_else(|error| panic!("{error}"));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
     }
 
     /// What `kvctl shell` prints to these lines.

@@ -31,7 +31,7 @@ async fn replication_factor_grows_and_shrinks_and_clients_do_not_notice() {
 
     let too_many = async |admin: Admin| admin.set_replication_factor(7).await;
     cluster.wait_refused(via, "TOO_FEW_NODES", "seven replicas on five nodes", too_many).await;
-    for factor in [3_u32, 5, 3] {
+    for factor in [3_u32, 5, 3, 1] {
         let wish = async |admin: Admin| admin.set_replication_factor(factor).await;
         let policy = cluster.order(via, format!("replication factor {factor}"), wish).await;
         assert_eq!(policy.replication_factor, factor);

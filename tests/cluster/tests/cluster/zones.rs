@@ -13,6 +13,8 @@ async fn replicas_spread_over_zones_as_they_are_labelled() {
     let mut random = seed::generator("replicas_spread_over_zones_as_they_are_labelled");
     let Some(cluster) = Cluster::start(Plan::nodes(4).with_flag("--zone", TOLD)).await else { return };
     let load = Load::start(LoadPlan::of_programs(), cluster.addresses(), &mut random);
+    // Scans, uploads, transactions and the like, of which each is one request: replicas move under them.
+    let kinds = Load::start(LoadPlan::of_all_kinds_for_minutes(), cluster.addresses(), &mut random);
     let told = cluster.wait_settled(0).await;
     assert_eq!(zones(&told).into_values().collect::<Vec<_>>(), [TOLD; 4]);
 
@@ -30,7 +32,9 @@ async fn replicas_spread_over_zones_as_they_are_labelled() {
     }
     wait_spread(&cluster, [TOLD; 4], &[3]).await;
     load.must_progress(100).await;
+    kinds.must_progress(100).await;
     load.finish().await.without_errors();
+    kinds.finish().await;
 }
 
 async fn label(cluster: &Cluster, node: &str, zone: Option<&str>) {

@@ -40,6 +40,10 @@ fn a_move_that_comes_no_further_is_given_up() {
     assert!(!gives_up(&mut script, shard));
     script.seen.stalled = [(id, Duration::from_secs(121))].into();
     assert!(gives_up(&mut script, shard));
+    let slow = Patience { slowest_snapshot: 1, ..PATIENCE };
+    let steps = plan(&script.world.record, &script.seen, ALONE, slow).steps;
+    let given_up = steps.iter().any(|step| step.to_string().contains("gives up"));
+    assert!(!given_up, "its snapshot may be under way still: {steps:?}");
 }
 
 #[test]
