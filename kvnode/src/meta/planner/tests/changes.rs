@@ -156,3 +156,34 @@ fn a_change_that_began_unseen_takes_the_lock_again_and_is_finished() {
     assert!(script.memberships().iter().all(|membership| !membership.is_joint()), "{}", script.text);
     assert_eq!(script.world.state(2), NodeState::Drained, "{}", script.text);
 }
+
+#[test]
+fn a_change_of_a_group_that_nobody_leads_ends_also_when_a_node_refuses_a_replica() {
+    let (mut script, shard, group) = one_changing();
+    for (seconds, expected) in [(9, "creates"), (10, "forgets the change")] {
+        script.look();
+        script.seen.groups.remove(&GroupId(group));
+        script.seen.created.clear();
+        script.seen.unasked = unasked(&[shard], seconds);
+        let plan = plan(&script.world.record, &script.seen, ALONE, PATIENCE);
+        let next = words(&steps_of(&plan, &[shard]));
+        assert!(next.len() == 1 && next[0].contains(expected), "after {seconds} s: {next:?}");
+    }
+}
+
+#[test]
+fn a_joint_configuration_that_its_leader_leaves_is_finished_by_another_one() {
+    let (mut script, shard, group) = one_changing();
+    let leaving = script.world.replica_on(2, group).expect("it leaves");
+    let known = script.world.record.shards.iter().find(|known| known.shard_id == shard.0);
+    let begun = known.and_then(|known| known.change.clone()).expect("its voters change");
+    leave_joint(&mut script, group, begun.voter_replica_ids);
+    script.world.groups.get_mut(&group).expect("it was formed").leader = leaving;
+    for seconds in [0, 60] {
+        script.seen.unasked = unasked(&[shard], seconds);
+        let next = words(&steps_of(&script.plan(), &[shard]));
+        assert!(next.len() == 1 && next[0].contains("hands over"), "after {seconds} s: {next:?}");
+    }
+    script.run();
+    assert!(script.memberships().iter().all(|membership| !membership.is_joint()), "{}", script.text);
+}
