@@ -353,6 +353,13 @@ async fn a_replica_of_an_earlier_group_answers_nobody_who_knows_a_later_one() {
     let node = start(folder.path(), &["--bootstrap", "--replication-factor", "1", "--shards", "2"]).await;
     wait_ready(&node).await;
     let member = node.core.member.get().expect("a member");
+    // Meta's, and those of the two shards.
+    let all = async {
+        while member.replicas.all().len() < 3 {
+            sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(LONG, all).await.expect("all replicas start");
     let group = member.replicas.all().iter().find(|own| own.shard.get() == 1).map(|own| own.group.get());
     let group = group.expect("a replica of the shard");
     let read = Some(read_request::Read::Scan(ScanPage { limit: 1, max_bytes: 1, ..ScanPage::default() }));
@@ -371,15 +378,24 @@ async fn a_replica_of_an_earlier_group_answers_nobody_who_knows_a_later_one() {
             other => panic!("{other:?}"),
         }
     }
+    // A replica that has just started waits for its election.
+    let led = async |from: NodeId, body: Body| loop {
+        match member.answer(from, body.clone()).await {
+            Body::Refusal(refused) if refused.reason == refusal::NO_LEADER => {
+                sleep(Duration::from_millis(10)).await;
+            }
+            answered => return answered,
+        }
+    };
     for known in [0, group] {
-        let answered = member.answer(NodeId(9), Body::ReadRequest(read(known))).await;
+        let answered = timeout(LONG, led(NodeId(9), Body::ReadRequest(read(known)))).await.expect("led");
         assert!(matches!(answered, Body::ReadResponse(_)), "{answered:?}");
     }
     // Only of the very group that asks: what a later one has acknowledged is not in an earlier one's log.
     let own = member.replicas.all().into_iter().max_by_key(|own| own.group).expect("replicas");
     let index = async |group_id: u64| {
         let request = ReadIndexRequest { shard_id: own.shard.get(), group_id };
-        match member.answer(own.node, Body::ReadIndexRequest(request)).await {
+        match timeout(LONG, led(own.node, Body::ReadIndexRequest(request))).await.expect("led") {
             Body::ReadIndexResponse(_) => String::new(),
             Body::Refusal(refused) => refused.reason,
             other => panic!("{other:?}"),
