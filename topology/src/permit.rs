@@ -23,10 +23,6 @@ const HEARTBEATS_MAX: u64 = 3;
 /// A group, as its leader described it a moment ago.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group<'a> {
-    /// The shard whose data it keeps.
-    pub shard: ShardId,
-    /// How many replicas are wished for.
-    pub factor: usize,
     /// The membership in effect.
     pub membership: &'a Membership,
     /// What the leader knows of each member, itself included.

@@ -16,7 +16,7 @@ fn voters(numbers: impl IntoIterator<Item = u64>) -> Membership {
 }
 
 fn asked(factor: usize, membership: &Membership, members: Vec<Evidence>) -> Asked<'_> {
-    Asked { shard: SHARD, factor, group: Some(Group { shard: SHARD, factor, membership, members }) }
+    Asked { shard: SHARD, factor, group: Some(Group { membership, members }) }
 }
 
 /// May n1 be restarted?
@@ -122,7 +122,7 @@ fn every_shard_that_would_suffer_is_named() {
     let group = |shard, factor, membership, members| Asked {
         shard: ShardId(shard),
         factor,
-        group: Some(Group { shard: ShardId(shard), factor, membership, members }),
+        group: Some(Group { membership, members }),
     };
     let asked = [
         group(0, 3, &three, vec![good(1), good(2), good(3)]),
@@ -199,7 +199,7 @@ proptest! {
         let shard = |at: usize| ShardId(u32::try_from(at).unwrap());
         let asked: Vec<Asked<'_>> = truths.iter().enumerate().map(|(at, truth)| {
             let Truth { factor, membership, members, led } = truth;
-            let group = Group { shard: shard(at), factor: *factor, membership, members: members.clone() };
+            let group = Group { membership, members: members.clone() };
             Asked { shard: shard(at), factor: *factor, group: led.then_some(group) }
         }).collect();
         let failed: BTreeSet<NodeId> = down.iter().copied().chain([NodeId(1)]).collect();

@@ -129,7 +129,7 @@ pub(super) fn members(membership: Option<&StoredMembership>) -> &[Member] {
 }
 
 /// Whether a replica of the shard is placed on the node, or its group was last seen with one there.
-pub(super) fn is_hosted(shard: &ShardRecord, node: u64) -> bool {
+pub(in crate::meta) fn is_hosted(shard: &ShardRecord, node: u64) -> bool {
     shard.replicas.iter().any(|placement| placement.node_id == node)
         || members(shard.observed.as_ref()).iter().any(|member| member.node_id == node)
 }

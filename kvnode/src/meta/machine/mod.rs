@@ -28,6 +28,7 @@ pub use permits::{expire, open_permit};
 pub use policy::policy;
 pub use recovery::{EPOCH_GAP, ID_GAP};
 
+pub(super) use check::is_hosted;
 use check::{failed, invalid};
 
 /// The greatest [`MetaRecord::feature_level`] that this version knows. 1: all that version 0.1 writes.

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use kv_proto::disk::v1::{
-    NodeRecord, NodeState, ShardRecord, StoredMembership,
+    NodeRecord, NodeState,
     meta_command::{Command, EndPermit, SetNodeState},
 };
 use kv_topology::NodeId;
@@ -64,7 +64,7 @@ impl Planner<'_> {
     }
 
     fn is_empty(&self, node: NodeId) -> bool {
-        self.record.shards.iter().all(|shard| !is_hosted(shard, node))
+        self.record.shards.iter().all(|shard| !machine::is_hosted(shard, node.0))
     }
 
     /// The node whose permit is open.
@@ -92,11 +92,4 @@ impl Planner<'_> {
             self.propose(Subject::Permit(node), command, reason);
         }
     }
-}
-
-/// Whether a replica of the shard is placed on the node, or its group was last seen with one there.
-fn is_hosted(shard: &ShardRecord, node: NodeId) -> bool {
-    let seen = shard.observed.as_ref().and_then(|seen: &StoredMembership| seen.membership.as_ref());
-    shard.replicas.iter().any(|placement| placement.node_id == node.0)
-        || seen.is_some_and(|seen| seen.members.iter().any(|member| member.node_id == node.0))
 }

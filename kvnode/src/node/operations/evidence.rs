@@ -39,12 +39,8 @@ impl Known {
     /// As it is judged.
     pub fn asked(&self) -> Asked<'_> {
         let Self { shard, factor, group } = self;
-        let group = group.as_ref().map(|(membership, members)| Group {
-            shard: *shard,
-            factor: *factor,
-            membership,
-            members: members.clone(),
-        });
+        let group =
+            group.as_ref().map(|(membership, members)| Group { membership, members: members.clone() });
         Asked { shard: *shard, factor: *factor, group }
     }
 }
